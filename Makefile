@@ -1,0 +1,57 @@
+# The commands of this repository. Each makes the environment it needs:
+# $(VENV) belongs to make, and is made anew when PYTHON changes.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+RUN := $(VENV)/bin/python
+MADE := $(VENV)/.made-with-$(subst /,-,$(PYTHON))
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test lint format bench clean
+.NOTPARALLEL:
+
+help:
+	@echo "make demo    train an image classifier with clipping, and draw what clipping did"
+	@echo "make test    run all tests and the examples of every docstring"
+	@echo "make lint    check style, spelling and types"
+	@echo "make format  repair what the linter can repair"
+	@echo "make bench   time a training step beside Optax's own clipping"
+	@echo "make clean   remove the environment and everything that was built"
+	@echo
+	@echo "Choose another Python by its command: make test PYTHON=python3.13"
+
+demo: $(INSTALLED)-examples
+	@$(RUN) examples/image_classification.py
+
+test: $(INSTALLED)-test
+	@$(RUN) -m pytest -n 2
+
+lint: $(INSTALLED)-test $(INSTALLED)-lint
+	@$(RUN) -m ruff check --quiet .
+	@$(RUN) -m ruff format --quiet --check .
+	@$(RUN) -m codespell_lib
+	@$(RUN) -m pyright --pythonpath $(RUN)
+
+format: $(INSTALLED)-lint
+	@$(RUN) -m ruff check --quiet --fix .
+	@$(RUN) -m ruff format --quiet .
+
+bench: $(INSTALLED)-bench
+	@$(RUN) benchmarks/overhead.py
+
+clean:
+	@rm -rf $(VENV) build dist .hypothesis .pytest_cache .ruff_cache *.png
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each extra. It is older than pyproject.toml when that has changed.
+$(INSTALLED)-%: pyproject.toml $(MADE)
+	@echo "Installing optaxclip[$*] into $(VENV); the first time this takes a minute or two."
+	@$(RUN) -m pip install -qq --disable-pip-version-check --editable ".[$*]"
+	@touch $@
+
+$(MADE):
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+	  "optaxclip needs Python 3.11 or newer, $(PYTHON) is %d.%d: name a newer one, as in make PYTHON=python3.13" % v[:2])'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@

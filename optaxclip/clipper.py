@@ -1,0 +1,174 @@
+"""The one transformation: measure, ask the threshold, respond, report."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+
+from optaxclip.groupings import Grouping, each_group
+from optaxclip.measuring import measure, measuring_dtype
+from optaxclip.norms import Norm, Number, PerGroup, widen
+from optaxclip.reports import ClipReport, ClipState, empty_report, next_report, state_type
+from optaxclip.responses import Response
+from optaxclip.scopes import Scope, counted, counts
+from optaxclip.thresholds import Observation, Threshold, as_threshold
+
+
+def _measure_params(
+    name: str, norm: Norm, scope: Scope, updates: PyTree, params: PyTree | None
+) -> PerGroup:
+    """Measure the parameters in the groups of the updates."""
+    if params is None:
+        raise ValueError(
+            f"{name} needs params; call update(updates, state, params)."
+        )
+    try:
+        matched = jax.tree.map(
+            lambda u, p: p if counts(u) else None,
+            updates,
+            params,
+            is_leaf=lambda x: x is None,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{name} needs params of the same structure as the updates; {error}"
+        ) from error
+    grouping = scope.arrange(matched)
+    shapes = [leaf.shape for leaf in counted(updates)]
+    if list(grouping.shapes) != shapes:
+        raise ValueError(
+            f"{name} needs params of the same shapes as the updates, which are "
+            f"{shapes}, not {list(grouping.shapes)}."
+        )
+    return measure(norm, grouping, counted(matched)).plain
+
+
+def clipper(
+    scope: Scope,
+    norm: Norm,
+    threshold: Threshold | PyTree[ArrayLike | optax.Schedule],
+    response: Response,
+    *,
+    name: str = "clip",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clip what is too big: four answers, one transformation.
+
+    Every strategy of the library that measures, compares and responds is a call of
+    this function. The flow is one way, and only the threshold remembers::
+
+        updates --measure--> magnitudes --threshold--> limits --respond--> updates
+
+    Args:
+      scope: which numbers are measured together, one of `optaxclip.scopes`.
+      norm: how big such a group is, one of `optaxclip.norms`.
+      threshold: how big is too big: a number, an array, a schedule of the clipper's
+        own step, a tree of these as the scope takes it, or one of
+        `optaxclip.thresholds`.
+      response: what happens to a group that is too big, one of
+        `optaxclip.responses`; its module has the table of all edges.
+      name: what `optaxclip.report` calls it.
+
+    Returns:
+      A transformation whose updates keep their structure, shapes and types, and
+      whose state is a `ClipState` of fixed structure, shapes and types.
+
+    Raises:
+      TypeError: if the threshold is no number, schedule or threshold.
+      ValueError: if a limit is negative or NaN.
+
+    Example:
+      A limit on the root mean square of each tensor, which bends smoothly:
+
+      >>> clip = optaxclip.clipper(
+      ...     optaxclip.scopes.tensor(),
+      ...     optaxclip.norms.rms,
+      ...     1.0,
+      ...     optaxclip.responses.soften(optaxclip.responses.algebraic),
+      ... )
+      >>> state = clip.init({"w": jnp.zeros(2)})
+      >>> updates, state = clip.update({"w": jnp.array([3.0, 3.0])}, state)
+      >>> updates["w"]
+      Array([0.75, 0.75], dtype=float32)
+    """
+    threshold = as_threshold(threshold)
+
+    def init(params: PyTree) -> ClipState:
+        grouping = scope.arrange(params)
+        groups = grouping.like(measuring_dtype(counted(params)))
+        return state_type(name)(
+            threshold.init(groups), empty_report(grouping.report_shape)
+        )
+
+    def update(
+        updates: PyTree, state: ClipState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, ClipState]:
+        leaves = counted(updates)
+        grouping = scope.arrange(updates)
+        size = measure(norm, grouping, leaves)
+        seen = Observation(
+            magnitude=size.plain,
+            leaves=leaves,
+            number=grouping.count(leaves),
+            measure_params=functools.partial(
+                _measure_params, name, norm, scope, updates, params
+            ),
+            arrange=functools.partial(scope.limits, tree=updates),
+            extra_args=extra,
+        )
+        limit, memory = threshold.update(seen, state.threshold)
+        limit = each_group(tidy, seen.magnitude, limit)
+        weights = each_group(response.weigh, size.value, size.unit, limit)
+        after = each_group(
+            lambda m, w: response.outcome(m, *w), seen.magnitude, weights
+        )
+        report = next_report(state.report, grouping, seen.magnitude, after, limit)
+        _check_groups(name, state.report, report)
+        clipped = respond(response, grouping, updates, weights)
+        return clipped, state_type(name)(memory, report)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def tidy(magnitude: Number, limit: ArrayLike) -> Number:
+    """Take a negative limit as 0, in the type in which the group was measured."""
+    limit = jnp.asarray(limit).astype(magnitude.dtype)
+    return jnp.maximum(limit, jnp.zeros_like(limit))
+
+
+def respond(
+    response: Response, grouping: Grouping, updates: PyTree, weights: Any
+) -> PyTree:
+    """Apply what was decided for each group to the leaves that count.
+
+    Args:
+      response: the response that gave the weights.
+      grouping: how the updates are arranged in groups.
+      updates: the tree to respond to.
+      weights: a tuple for all groups, or a list of tuples with one for each leaf.
+
+    Returns:
+      A tree of the same structure, shapes and types.
+    """
+    leaves = counted(updates)
+    if isinstance(weights, list):
+        given = weights
+    else:
+        given = zip(*map(grouping.spread, weights), strict=True)
+    clipped = (
+        response.apply(widen(leaf), *each).astype(leaf.dtype)
+        for leaf, each in zip(leaves, given, strict=True)
+    )
+    return jax.tree.map(lambda x: next(clipped) if counts(x) else x, updates)
+
+
+def _check_groups(name: str, before: ClipReport, now: ClipReport) -> None:
+    if before.pre_norm.shape != now.pre_norm.shape:
+        raise ValueError(
+            f"{name} was initialized for groups of shape {before.pre_norm.shape}, but "
+            f"the updates have {now.pre_norm.shape}; init it with params whose "
+            "floating-point leaves are those of the updates."
+        )

@@ -1,0 +1,288 @@
+"""How big is a group of numbers?
+
+A norm is written once, for a pool of numbers; a scope decides which numbers share
+a pool. Every norm is accumulated in float32 or wider, and is right where a power
+overflows or underflows: a magnitude is held as ``value * unit``, the unit being a
+power of two. Usual numbers are read once; the loop of `PowerNorm` goes round again
+only for those that its first unit does not suit.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Inexact, PyTree, Real
+
+Leaf = Inexact[Array, "..."]
+Number = Real[Array, "..."]
+PerGroup = PyTree[Number]
+
+
+class Magnitude(NamedTuple):
+    """How big each group is, ``value * unit``, even where no float holds it.
+
+    Attributes:
+      value: a number for each group.
+      unit: a power of two for each group.
+    """
+
+    value: PerGroup
+    unit: PerGroup
+
+    @property
+    def plain(self) -> PerGroup:
+        """One number for each group; infinite where the product overflows."""
+        return jax.tree.map(jnp.multiply, self.value, self.unit)
+
+
+class Pool(Protocol):
+    """Numbers in groups, as a scope arranges them."""
+
+    @property
+    def dtype(self) -> DTypeLike:
+        """The type in which the groups are measured: float32 or wider."""
+        ...
+
+    def sizes(self) -> PerGroup:
+        """Tell how many numbers each group holds."""
+        ...
+
+    def full(self, value: float) -> PerGroup:
+        """Give each group the same number."""
+        ...
+
+    def sum(self, term: Callable[..., Number], *of_group: PerGroup) -> PerGroup:
+        """Add ``term(leaf, *of_group)`` over each group."""
+        ...
+
+    def max(self, term: Callable[..., Number], *of_group: PerGroup) -> PerGroup:
+        """Find the largest ``term(leaf, *of_group)`` of each group."""
+        ...
+
+
+@runtime_checkable
+class Norm(Protocol):
+    """What a norm has to answer."""
+
+    def measure(self, pool: Pool) -> Magnitude:
+        """Measure every group of the pool."""
+        ...
+
+    def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
+        """Measure in a known unit, with a derivative that is finite at zero too."""
+        ...
+
+
+def widen(leaf: Leaf, dtype: DTypeLike = jnp.float32) -> Leaf:
+    """Cast to at least float32 and at least `dtype`; complex stays complex."""
+    with jax.numpy_dtype_promotion("standard"):
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return leaf.astype(jnp.promote_types(leaf.dtype, wide))
+
+
+def modulus(x: Leaf) -> Number:
+    """Give the absolute value, which is real for complex numbers too."""
+    return jnp.abs(x)
+
+
+def _in_unit(x: Leaf, unit: Number) -> Leaf:
+    return x * (1 / unit).astype(x.dtype)
+
+
+def _unit_of(largest: Number) -> Number:
+    """Choose a unit in which the largest number has a reciprocal."""
+    stride = 2.0 ** (jnp.finfo(largest.dtype).maxexp // 2)
+    one = jnp.ones_like(largest)
+    small = jnp.where(largest < 1 / stride, 1 / stride, one)
+    return jnp.where(largest > stride, stride, small)
+
+
+def _root(total: Number, order: float) -> Number:
+    """Take a root whose derivative at 0 is 0, not infinite."""
+    safe = jnp.where(total == 0, jnp.ones_like(total), total)
+    root = jnp.sqrt(safe) if order == 2 else safe ** (1 / order)
+    return jnp.where(total == 0, jnp.zeros_like(total), root)
+
+
+@dataclass(frozen=True)
+class PowerNorm:
+    r"""The norm :math:`(\sum_i |x_i|^p)^{1/p}` with p = 1 or 2, in one pass.
+
+    Attributes:
+      order: the exponent p.
+    """
+
+    order: int
+
+    def _power(self, x: Leaf, unit: Number) -> Number:
+        x = _in_unit(x, unit)
+        if self.order == 1:
+            return modulus(x)
+        if jnp.iscomplexobj(x):
+            return jnp.square(x.real) + jnp.square(x.imag)
+        return jnp.square(x)
+
+    def _visible_power(self, x: Leaf, unit: Number) -> Number:
+        """Keep what is not zero from underflowing to zero: a sum of 0 means zeros."""
+        power = self._power(x, unit)
+        tiny = jnp.finfo(power.dtype).tiny
+        return jnp.where(x != 0, jnp.maximum(power, tiny), jnp.zeros_like(power))
+
+    def measure(self, pool: Pool) -> Magnitude:
+        """Sum in a unit that suits usual gradients; rescale where it does not."""
+        finfo = jnp.finfo(pool.dtype)
+        # float32: units of 2^-104, 2^-40 (the first tried), 2^24 and 2^88.
+        stride = 2.0 ** (finfo.maxexp // 2)
+        smallest = 2.0 ** -(finfo.maxexp * 13 // 16)
+        largest = smallest * stride**3
+        # Below this sum per number, terms lost to underflow reach its last bit.
+        faint = float(finfo.tiny) / float(finfo.eps)
+
+        def growth(total: Number, unit: Number, size: Number) -> Number:
+            too_big = (total > finfo.max) & (unit < largest)
+            too_small = (total > 0) & (total < size * faint) & (unit > smallest)
+            one = jnp.ones_like(unit)
+            return jnp.where(too_big, stride, jnp.where(too_small, 1 / stride, one))
+
+        def factors(carry: tuple[PerGroup, PerGroup]) -> PerGroup:
+            return jax.tree.map(growth, *carry, sizes)
+
+        def unsettled(carry: tuple[PerGroup, PerGroup]) -> Bool[Array, ""]:
+            changes = [jnp.any(f != 1) for f in jax.tree.leaves(factors(carry))]
+            return jnp.any(jnp.stack(changes)) if changes else jnp.array(False)
+
+        def rescale(carry: tuple[PerGroup, PerGroup]) -> tuple[PerGroup, PerGroup]:
+            unit = jax.tree.map(jnp.multiply, carry[1], factors(carry))
+            return pool.sum(self._visible_power, unit), unit
+
+        # Starting from "overflow in the smallest unit" makes the first sum the
+        # loop's first round, so that the sum is traced and compiled once.
+        sizes = pool.sizes()
+        start = pool.full(jnp.inf), pool.full(smallest)
+        total, unit = jax.lax.while_loop(unsettled, rescale, start)
+        return Magnitude(jax.tree.map(lambda t: _root(t, self.order), total), unit)
+
+    def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
+        """See `Norm.value`."""
+        total = pool.sum(self._power, unit)
+        return jax.tree.map(lambda t: _root(t, self.order), total)
+
+
+@dataclass(frozen=True)
+class MaxNorm:
+    r"""The norm :math:`\max_i |x_i|`."""
+
+    def measure(self, pool: Pool) -> Magnitude:
+        """See `Norm.measure`."""
+        largest = pool.max(modulus)
+        unit = jax.tree.map(_unit_of, largest)
+        return Magnitude(jax.tree.map(_in_unit, largest, unit), unit)
+
+    def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
+        """See `Norm.value`."""
+        return pool.max(lambda x, unit: modulus(_in_unit(x, unit)), unit)
+
+
+@dataclass(frozen=True)
+class GeneralNorm:
+    r"""The norm :math:`(\sum_i |x_i|^p)^{1/p}` for any p, in two passes.
+
+    The second divides by the largest number, which the first finds: no fixed unit
+    reaches far once p is large.
+
+    Attributes:
+      order: the exponent p.
+    """
+
+    order: float
+
+    def _power(self, x: Leaf, unit: Number, largest: Number) -> Number:
+        ratio = modulus(_in_unit(x, unit)) / largest
+        safe = jnp.where(ratio == 0, jnp.ones_like(ratio), ratio)
+        return jnp.where(ratio == 0, jnp.zeros_like(ratio), safe**self.order)
+
+    def measure(self, pool: Pool) -> Magnitude:
+        """See `Norm.measure`."""
+        unit = jax.tree.map(_unit_of, pool.max(modulus))
+        return Magnitude(self.value(pool, unit), unit)
+
+    def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
+        """See `Norm.value`; the largest number cancels out of the derivative."""
+        largest = jax.tree.map(
+            lambda m: jax.lax.stop_gradient(jnp.where(m == 0, jnp.ones_like(m), m)),
+            pool.max(lambda x, unit: modulus(_in_unit(x, unit)), unit),
+        )
+        total = pool.sum(self._power, unit, largest)
+        return jax.tree.map(lambda t, m: _root(t, self.order) * m, total, largest)
+
+
+@dataclass(frozen=True)
+class Averaged:
+    r"""A norm divided by :math:`n^{1/p}`, n being the numbers in the group.
+
+    Attributes:
+      norm: the norm, of order p.
+    """
+
+    norm: PowerNorm
+
+    def _average(self, pool: Pool, value: PerGroup) -> PerGroup:
+        return jax.tree.map(
+            lambda v, n: v / _root(jnp.maximum(n, 1), self.norm.order),
+            value,
+            pool.sizes(),
+        )
+
+    def measure(self, pool: Pool) -> Magnitude:
+        """See `Norm.measure`."""
+        value, unit = self.norm.measure(pool)
+        return Magnitude(self._average(pool, value), unit)
+
+    def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
+        """See `Norm.value`."""
+        return self._average(pool, self.norm.value(pool, unit))
+
+
+l1 = PowerNorm(1)
+l2 = PowerNorm(2)
+linf = MaxNorm()
+mean = Averaged(l1)
+rms = Averaged(l2)
+
+
+def p_norm(order: float) -> Norm:
+    r"""Give the norm :math:`(\sum_i |x_i|^p)^{1/p}` of any order.
+
+    Args:
+      order: p >= 1; infinity gives the largest absolute value.
+
+    Returns:
+      The norm.
+
+    Raises:
+      TypeError: if `order` is not a number, or is traced.
+      ValueError: if `order` is below 1 or NaN.
+
+    Example:
+      >>> optaxclip.norms.p_norm(2) == optaxclip.norms.l2
+      True
+    """
+    if not isinstance(order, int | float):
+        raise TypeError(
+            f"ord must be a Python number, not {type(order).__name__}; name it in "
+            "static_args where a wrapper such as optax.inject_hyperparams traces it."
+        )
+    if order == math.inf:
+        return linf
+    if not order >= 1:
+        raise ValueError(f"ord must be at least 1 or infinity, not {order}.")
+    return PowerNorm(int(order)) if order in (1, 2) else GeneralNorm(float(order))
+
+
+def as_norm(ord: float | Norm) -> Norm:
+    """Take a norm as it is, and a number as the order of one."""
+    return ord if isinstance(ord, Norm) else p_norm(ord)

@@ -1,0 +1,131 @@
+"""What a clipper did: the numbers that users ask for, in every clipper's state."""
+
+import functools
+from collections import Counter
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int32, PyTree
+
+from optaxclip.groupings import Grouping, each_group
+from optaxclip.norms import Number, PerGroup
+
+
+class ClipReport(NamedTuple):
+    """What a clipper did in its last step.
+
+    The first three are scalars for one group, and vectors with an entry a group for
+    groups of leaves and for single leaves (in the order of the labels or leaves).
+    Where groups are very many, elements and units, they are the largest of each.
+
+    Attributes:
+      pre_norm: the magnitude before clipping, in the clipper's own norm.
+      post_norm: the magnitude after clipping.
+      limit: the limit.
+      clipped_fraction: the share of groups that were above their limit.
+      clipped_steps: in how many steps so far any group was.
+    """
+
+    pre_norm: Float[Array, "..."]
+    post_norm: Float[Array, "..."]
+    limit: Float[Array, "..."]
+    clipped_fraction: Float[Array, ""]
+    clipped_steps: Int32[Array, ""]
+
+
+def empty_report(shape: tuple[int, ...]) -> ClipReport:
+    """Give the report before the first step, for groups reported in this shape."""
+    zeros = jnp.zeros(shape, jnp.float32)
+    return ClipReport(
+        zeros, zeros, zeros, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+    )
+
+
+def next_report(
+    previous: ClipReport,
+    grouping: Grouping,
+    before: PerGroup,
+    after: PerGroup,
+    limit: PerGroup,
+) -> ClipReport:
+    """Sum up a step from magnitudes that were measured anyway."""
+
+    def above(magnitude: Number, limit: Number) -> Bool[Array, "..."]:
+        return ~(magnitude <= limit) & (limit < jnp.inf)
+
+    fraction = grouping.share(each_group(above, before, limit))
+    steps = previous.clipped_steps
+    return ClipReport(
+        grouping.summary(before),
+        grouping.summary(after),
+        grouping.summary(limit),
+        fraction,
+        jnp.where(fraction > 0, optax.safe_increment(steps), steps),
+    )
+
+
+class ClipState(NamedTuple):
+    """What a clipper keeps from step to step.
+
+    Attributes:
+      threshold: what the threshold remembers.
+      report: what the last step did.
+    """
+
+    threshold: Any
+    report: ClipReport
+
+
+@functools.cache
+def state_type(name: str) -> type[ClipState]:
+    """Give the type of a strategy's state, which carries the strategy's name.
+
+    A state holds arrays alone, and a named tuple is the one kind of node that every
+    checkpoint library knows; so the name of the type is the place for it.
+    """
+
+    def rebuild(state: ClipState) -> tuple[Any, ...]:
+        return _rebuild, (name, *state)
+
+    return type(name, (ClipState,), {"__slots__": (), "__reduce__": rebuild})
+
+
+def _rebuild(name: str, *fields: Any) -> ClipState:
+    return state_type(name)(*fields)
+
+
+def report(opt_state: PyTree) -> dict[str, Array]:
+    """Collect what the clippers in an optimizer's state did in their last step.
+
+    The state may nest as it likes: chains, masks, partitions, wrappers.
+
+    Args:
+      opt_state: the state of any optax transformation.
+
+    Returns:
+      A flat dict for any logger, without synchronizing with the device. The keys
+      are ``"clip/pre_norm"``, ``"clip/post_norm"``, ``"clip/limit"``,
+      ``"clip/clipped_fraction"`` and ``"clip/clipped_steps"``, the fields of
+      `ClipReport`. Where there are several clippers the strategy's name takes the
+      place of ``clip``, numbered from the second of a name on; where there is none
+      the dict is empty.
+
+    Example:
+      >>> optimizer = optax.chain(optaxclip.clip_global_norm(1.0), optax.sgd(0.01))
+      >>> state = optimizer.init({"w": jnp.zeros(2)})
+      >>> _, state = optimizer.update({"w": jnp.array([3.0, 4.0])}, state)
+      >>> float(optaxclip.report(state)["clip/pre_norm"])
+      5.0
+    """
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, ClipState))
+    states = [node for node in nodes if isinstance(node, ClipState)]
+    seen: Counter[str] = Counter()
+    found = {}
+    for state in states:
+        name = type(state).__name__ if len(states) > 1 else "clip"
+        seen[name] += 1
+        key = name if seen[name] == 1 else f"{name}_{seen[name]}"
+        found |= {f"{key}/{k}": v for k, v in state.report._asdict().items()}
+    return found

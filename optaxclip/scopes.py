@@ -1,0 +1,284 @@
+"""Which numbers are measured together?
+
+A scope arranges the numbers of a tree in groups. Only leaves of real or complex
+floating point with at least one element count; all others are passed by.
+
+Under ``jit`` a mesh needs nothing said. Inside ``jax.shard_map`` and ``jax.pmap``,
+``axis_name`` names the mesh axes over which the numbers of a group are spread: one
+axis, a tuple of axes, or a prefix tree of these with one entry a leaf (None for a
+replicated leaf). Where JAX keeps track of what varies (``check_vma=True``), leaves
+that are replicated are recognized without being named.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+
+from optaxclip.groupings import Bundled, ByLeaf, Elements, Grouping
+from optaxclip.norms import Leaf, PerGroup
+
+AxisName = Any
+
+
+def counts(leaf: Any) -> bool:
+    """Tell whether a leaf holds numbers that are measured and clipped."""
+    if isinstance(leaf, float | complex):
+        return True
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact) and leaf.size > 0
+
+
+def counted(tree: PyTree) -> list[Leaf]:
+    """Give the leaves that count, as arrays."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if counts(leaf)]
+    return [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in leaves]
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Keeps what a prefix tree says of a leaf from being taken for more tree."""
+
+    content: Any
+
+
+def _is_tuple_of_names(spec: Any) -> bool:
+    return spec is None or (
+        isinstance(spec, tuple) and all(isinstance(s, str | int) for s in spec)
+    )
+
+
+def _of_leaves(argument: str, spec: Any, tree: PyTree) -> list[Any]:
+    """Say of each leaf that counts what a prefix tree says of it."""
+    boxed = jax.tree.map(_Box, spec, is_leaf=_is_tuple_of_names)
+    try:
+        boxes = jax.tree.leaves(jax.tree.broadcast(boxed, tree))
+    except ValueError as error:
+        raise ValueError(
+            f"{argument} must be one value or a prefix tree of the updates: {error}"
+        ) from error
+    leaves = jax.tree.leaves(tree)
+    return [b.content for b, x in zip(boxes, leaves, strict=True) if counts(x)]
+
+
+def _as_tuple(spec: Any) -> tuple:
+    return () if spec is None else spec if isinstance(spec, tuple) else (spec,)
+
+
+def _axes(spec: AxisName, tree: PyTree) -> tuple[tuple[str, ...], ...]:
+    return tuple(_as_tuple(axes) for axes in _of_leaves("axis_name", spec, tree))
+
+
+def _shapes(tree: PyTree) -> tuple[tuple[int, ...], ...]:
+    return tuple(jnp.shape(x) for x in jax.tree.leaves(tree) if counts(x))
+
+
+class Scope(Protocol):
+    """What a scope has to answer."""
+
+    def arrange(self, tree: PyTree) -> Grouping:
+        """Arrange the numbers of a tree in groups."""
+        ...
+
+    def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
+        """Arrange limits that are given as a tree like the groups."""
+        ...
+
+
+@dataclass(frozen=True)
+class _LeafScope:
+    """Limits by a prefix tree: one for all groups of a leaf."""
+
+    axis_name: AxisName = None
+
+    def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
+        return [jnp.asarray(limit) for limit in _of_leaves("the limit", spec, tree)]
+
+
+@dataclass(frozen=True)
+class _Element(_LeafScope):
+    def arrange(self, tree: PyTree) -> Grouping:
+        shapes = _shapes(tree)
+        return Elements(shapes, ((),) * len(shapes), _axes(self.axis_name, tree))
+
+
+@dataclass(frozen=True)
+class _Unit(_LeafScope):
+    axis: Any = None
+
+    def arrange(self, tree: PyTree) -> Grouping:
+        shapes = _shapes(tree)
+        axes = _of_leaves("axis", self.axis, tree)
+        dims = tuple(map(_unit_dims, shapes, axes))
+        return ByLeaf(shapes, dims, _axes(self.axis_name, tree))
+
+
+def _unit_dims(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:
+    if len(shape) <= 1:
+        return tuple(range(len(shape)))
+    if axis is None:
+        return tuple(range(len(shape) - 1))
+    dims = _as_tuple(axis)
+    if not all(isinstance(d, int) and -len(shape) <= d < len(shape) for d in dims):
+        raise ValueError(
+            f"axis must name dimensions of a leaf of shape {shape}, not {axis!r}; "
+            "give a prefix tree of axes where leaves differ."
+        )
+    return tuple(sorted({d % len(shape) for d in dims}))
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    leading_axes: Any = 0
+    axis_name: AxisName = None
+
+    def arrange(self, tree: PyTree) -> Grouping:
+        shapes = _shapes(tree)
+        leading = _of_leaves("leading_axes", self.leading_axes, tree)
+        dims = tuple(map(_tensor_dims, shapes, leading))
+        members = tuple((i,) for i in range(len(shapes)))
+        return Bundled(shapes, dims, _axes(self.axis_name, tree), members)
+
+    def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
+        given = _of_leaves("the limit", spec, tree)
+        lengths = self.arrange(tree).lengths
+        return jnp.concatenate(
+            [
+                jnp.broadcast_to(jnp.ravel(jnp.asarray(limit)), length)
+                for limit, length in zip(given, lengths, strict=True)
+            ]
+            or [jnp.zeros(0)]
+        )
+
+
+def _tensor_dims(shape: tuple[int, ...], leading: Any) -> tuple[int, ...]:
+    if not isinstance(leading, int) or not 0 <= leading <= len(shape):
+        raise ValueError(
+            f"leading_axes must lie between 0 and {len(shape)} for a leaf of shape "
+            f"{shape}, not {leading!r}; give a prefix tree where leaves differ."
+        )
+    return tuple(range(leading, len(shape)))
+
+
+@dataclass(frozen=True)
+class _Groups:
+    labels: PyTree[Hashable] | Callable[[PyTree], PyTree[Hashable]]
+    axis_name: AxisName = None
+
+    def _of_leaves(self, tree: PyTree) -> list[Hashable]:
+        labels = self.labels(tree) if callable(self.labels) else self.labels
+        return _of_leaves("labels", labels, tree)
+
+    def arrange(self, tree: PyTree) -> Grouping:
+        shapes, labels = _shapes(tree), self._of_leaves(tree)
+        return Bundled(
+            shapes,
+            tuple(tuple(range(len(shape))) for shape in shapes),
+            _axes(self.axis_name, tree),
+            tuple(
+                tuple(i for i, label in enumerate(labels) if label == name)
+                for name in _sorted(labels)
+            ),
+        )
+
+    def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
+        names = _sorted(self._of_leaves(tree))
+        if not isinstance(spec, dict) or not set(names) <= set(spec):
+            missing = [n for n in names if not isinstance(spec, dict) or n not in spec]
+            raise ValueError(
+                f"max_norms must be one limit or a dict with a limit for each label; "
+                f"add {missing}."
+            )
+        limits = [jnp.asarray(spec[name]) for name in names]
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.stack(limits) if limits else jnp.zeros(0)
+
+
+def _sorted(labels: list[Hashable]) -> list[Hashable]:
+    return sorted(dict.fromkeys(labels), key=str)
+
+
+@dataclass(frozen=True)
+class _Whole:
+    axis_name: AxisName = None
+
+    def arrange(self, tree: PyTree) -> Grouping:
+        shapes = _shapes(tree)
+        return Bundled(
+            shapes,
+            tuple(tuple(range(len(shape))) for shape in shapes),
+            _axes(self.axis_name, tree),
+            (tuple(range(len(shapes))),) if shapes else (),
+            single=True,
+        )
+
+    def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
+        raise ValueError(
+            "the limit of the whole tree must be one number, not a tree; use the "
+            "scope `tensor` or `groups` for several limits."
+        )
+
+
+def element(*, axis_name: AxisName = None) -> Scope:
+    """Measure every number alone; any norm of one number is its modulus.
+
+    Args:
+      axis_name: mesh axes over which leaves are sharded; only the report needs it.
+    """
+    return _Element(axis_name)
+
+
+def unit(*, axis: Any = None, axis_name: AxisName = None) -> Scope:
+    """Measure the numbers that feed one output unit together.
+
+    JAX keeps kernels input-first, ``(..., inputs, outputs)``, so that a unit is a
+    slice along the last dimension. Scalars and vectors are one group.
+
+    Args:
+      axis: the dimensions that are measured together, instead of all but the last:
+        an int, a tuple, or a prefix tree of these. A kernel of attention heads
+        ``(inputs, heads, features)`` wants ``axis=0``; a stack of scanned layers
+        ``(layers, inputs, outputs)`` wants ``axis=1``.
+      axis_name: mesh axes over which the dimensions of a unit are spread.
+    """
+    return _Unit(axis_name, axis)
+
+
+def tensor(*, leading_axes: Any = 0, axis_name: AxisName = None) -> Scope:
+    """Measure every leaf alone.
+
+    Args:
+      leading_axes: how many leading dimensions of a leaf stack tensors of which
+        each is measured alone, as layers under ``jax.lax.scan`` or a batch of
+        experts are: an int or a prefix tree of ints.
+      axis_name: mesh axes over which leaves are sharded.
+    """
+    return _Tensor(leading_axes, axis_name)
+
+
+def groups(
+    labels: PyTree[Hashable] | Callable[[PyTree], PyTree[Hashable]],
+    *,
+    axis_name: AxisName = None,
+) -> Scope:
+    """Measure the leaves with one label together; groups are in order of labels.
+
+    Args:
+      labels: a prefix tree of labels, or a function from the updates to one, as
+        ``optax.partition`` takes them.
+      axis_name: mesh axes over which leaves are sharded.
+    """
+    return _Groups(labels, axis_name)
+
+
+def whole(*, axis_name: AxisName = None) -> Scope:
+    """Measure the whole tree together.
+
+    Args:
+      axis_name: mesh axes over which leaves are sharded.
+    """
+    return _Whole(axis_name)

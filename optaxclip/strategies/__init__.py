@@ -1,0 +1,1 @@
+"""The named methods, one file for a family or a paper."""

@@ -1,0 +1,75 @@
+"""Adaptive gradient clipping, of networks without normalization."""
+
+from typing import Any
+
+import optax
+from jax.typing import ArrayLike
+
+from optaxclip import norms, responses, scopes
+from optaxclip.clipper import clipper
+from optaxclip.scopes import AxisName
+from optaxclip.thresholds import Share, Threshold, as_threshold, check_limit
+
+
+def agc(
+    clipping: ArrayLike | optax.Schedule | Threshold = 0.01,
+    *,
+    eps: ArrayLike = 1e-3,
+    axis: Any = None,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Shrink each unit's update to a share of the norm of the unit's parameters.
+
+    .. math::
+        G_j \leftarrow G_j \cdot
+        \min\left(1, \lambda \frac{\max(\lVert W_j \rVert, \epsilon)}{\lVert G_j \rVert}\right)
+
+    Needs ``params``. The paper leaves out the last linear layer: wrap this in
+    ``optax.masked`` to do the same.
+
+    Args:
+      clipping: the share λ >= 0: a number, an array, a schedule of the clipper's own
+        step, or a threshold. The paper's 0.01 is for batches of 4096; smaller
+        batches want more.
+      eps: the norm ε >= 0 that units with smaller parameters are taken to have, so
+        that parameters which start at zero can leave it.
+      axis: the dimensions that are measured together: an int, a tuple, or a prefix
+        tree of these; all but the last if not given, as JAX keeps kernels
+        input-first. Scalars and vectors are always measured whole.
+      axis_name: mesh axes over which the measured dimensions are sharded inside
+        ``jax.shard_map``.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges.
+
+    Raises:
+      TypeError: if `clipping` or `eps` has the wrong type.
+      ValueError: if `clipping` or `eps` is negative or NaN, or a leaf has no
+        dimension `axis`; in the update, if ``params`` do not fit the updates.
+
+    Example:
+      >>> clip = optaxclip.agc(0.1)
+      >>> params = jnp.array([[3.0, 0.0], [4.0, 0.0]])
+      >>> state = clip.init(params)
+      >>> updates, _ = clip.update(jnp.array([[3.0, 0.0], [4.0, 1.0]]), state, params)
+      >>> updates
+      Array([[3.e-01, 0.e+00],
+             [4.e-01, 1.e-04]], dtype=float32)
+
+    Note:
+      The authors' code takes the norm of a whole kernel of shape (1, n), and knows
+      no kernels of rank 5; here every kernel has one unit for each entry of its last
+      dimension. Its guard of 1e-6 against division by zero is not needed.
+
+    References:
+      Brock et al., High-performance large-scale image recognition without
+      normalization, 2021, arXiv:2102.06171.
+    """
+    check_limit(eps, "eps")
+    return clipper(
+        scopes.unit(axis=axis, axis_name=axis_name),
+        norms.l2,
+        Share(as_threshold(clipping, "clipping"), eps),
+        responses.shrink,
+        name="agc",
+    )

@@ -1,0 +1,93 @@
+"""Smooth saturation: limits without a corner."""
+
+import optax
+from jax.typing import ArrayLike
+
+from optaxclip import norms, responses, scopes
+from optaxclip.clipper import clipper
+from optaxclip.norms import Norm, as_norm
+from optaxclip.responses import Curve
+from optaxclip.scopes import AxisName
+from optaxclip.thresholds import Threshold, as_threshold
+
+
+def soft_clip_value(
+    max_value: ArrayLike | optax.Schedule | Threshold,
+    *,
+    curve: Curve = responses.tanh,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Bend every number smoothly towards a bound that it does not pass.
+
+    .. math:: u_i \leftarrow c\, \varphi(|u_i| / c)\, u_i / |u_i|
+
+    Args:
+      max_value: the bound c >= 0: a number, an array, a schedule of the clipper's
+        own step or a threshold, or a prefix tree of the first three.
+      curve: :math:`\varphi`: `responses.tanh`, `responses.arctan`,
+        `responses.algebraic`, or the Huber-like `responses.pseudo_huber`.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
+        report needs it.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges.
+
+    Raises:
+      TypeError: if `max_value` or `curve` has the wrong type.
+      ValueError: if `max_value` is negative or NaN.
+
+    Example:
+      >>> clip = optaxclip.soft_clip_value(1.0, curve=optaxclip.responses.algebraic)
+      >>> updates, _ = clip.update(jnp.array([-1.0, 3.0]), clip.init(jnp.zeros(2)))
+      >>> updates
+      Array([-0.5 ,  0.75], dtype=float32)
+    """
+    return clipper(
+        scopes.element(axis_name=axis_name),
+        norms.linf,
+        as_threshold(max_value, "max_value"),
+        responses.soften(curve),
+        name="soft_clip_value",
+    )
+
+
+def soft_clip_global_norm(
+    max_norm: ArrayLike | optax.Schedule | Threshold,
+    *,
+    curve: Curve = responses.tanh,
+    ord: float | Norm = norms.l2,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Bend the norm of the whole update smoothly towards a bound.
+
+    .. math:: u \leftarrow c\, \varphi(\lVert u \rVert_p / c)\, u / \lVert u \rVert_p
+
+    Args:
+      max_norm: the bound c >= 0: a number, an array, a schedule of the clipper's own
+        step, or a threshold.
+      curve: :math:`\varphi`: `responses.tanh`, `responses.arctan`,
+        `responses.algebraic`, or the Huber-like `responses.pseudo_huber`.
+      ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges.
+
+    Raises:
+      TypeError: if `max_norm`, `curve` or `ord` has the wrong type.
+      ValueError: if `max_norm` is negative or NaN, or `ord` below 1.
+
+    Example:
+      >>> curve = optaxclip.responses.algebraic
+      >>> clip = optaxclip.soft_clip_global_norm(5.0, curve=curve)
+      >>> updates, _ = clip.update(jnp.array([3.0, 4.0]), clip.init(jnp.zeros(2)))
+      >>> updates
+      Array([1.5, 2. ], dtype=float32)
+    """
+    return clipper(
+        scopes.whole(axis_name=axis_name),
+        as_norm(ord),
+        as_threshold(max_norm, "max_norm"),
+        responses.soften(curve),
+        name="soft_clip_global_norm",
+    )

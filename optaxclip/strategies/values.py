@@ -1,0 +1,102 @@
+"""Clipping number by number."""
+
+import optax
+from jax.typing import ArrayLike
+
+from optaxclip import norms, responses, scopes
+from optaxclip.clipper import clipper
+from optaxclip.scopes import AxisName
+from optaxclip.thresholds import (
+    PerRootSize,
+    Threshold,
+    TwoSided,
+    as_threshold,
+)
+
+
+def clip_value(
+    max_value: ArrayLike | optax.Schedule | Threshold,
+    *,
+    min_value: ArrayLike | optax.Schedule | None = None,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clip every number to an interval around zero.
+
+    .. math:: u_i \leftarrow \min(\max(u_i, a), c)
+
+    Complex numbers are clipped to the modulus c, keeping their phase.
+
+    Args:
+      max_value: the largest value allowed, c >= 0: a number, an array, a schedule of
+        the clipper's own step or a threshold, or a prefix tree of the first three.
+      min_value: the smallest value allowed, a <= 0; -c if not given.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
+        report needs it.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges.
+
+    Raises:
+      ValueError: if `max_value` is negative or NaN, or `min_value` positive or NaN.
+
+    Example:
+      >>> clip = optaxclip.clip_value(1.0)
+      >>> updates, _ = clip.update(jnp.array([-3.0, 0.5]), clip.init(jnp.zeros(2)))
+      >>> updates
+      Array([-1. ,  0.5], dtype=float32)
+
+    References:
+      Mikolov, Statistical language models based on neural networks, PhD thesis,
+      Brno University of Technology, 2012.
+    """
+    limit = as_threshold(max_value, "max_value")
+    return clipper(
+        scopes.element(axis_name=axis_name),
+        norms.linf,
+        limit if min_value is None else TwoSided(_below(min_value), limit),
+        responses.clamp,
+        name="clip_value",
+    )
+
+
+def _below(min_value: ArrayLike | optax.Schedule) -> Threshold:
+    if callable(min_value):
+        return as_threshold(lambda step: -min_value(step))
+    return as_threshold(-min_value, "-min_value")
+
+
+def clip_scaled_value(
+    scale: ArrayLike | optax.Schedule | Threshold, *, axis_name: AxisName = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clip every number to an interval that narrows with the size of the model.
+
+    .. math:: u_i \leftarrow \min(\max(u_i, -c / \sqrt n), c / \sqrt n)
+
+    with n the number of parameters, so that the L2 norm of the clipped updates is at
+    most c.
+
+    Args:
+      scale: c >= 0: a number, an array, a schedule of the clipper's own step or a
+        threshold.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; n
+        counts every shard.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges.
+
+    Raises:
+      ValueError: if `scale` is negative or NaN.
+
+    Example:
+      >>> clip = optaxclip.clip_scaled_value(1.0)
+      >>> updates, _ = clip.update(jnp.full(4, 3.0), clip.init(jnp.zeros(4)))
+      >>> updates
+      Array([0.5, 0.5, 0.5, 0.5], dtype=float32)
+    """
+    return clipper(
+        scopes.element(axis_name=axis_name),
+        norms.linf,
+        PerRootSize(as_threshold(scale, "scale")),
+        responses.clamp,
+        name="clip_scaled_value",
+    )

@@ -1,0 +1,150 @@
+"""Limits that are given: numbers, one for each sign, schedules."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int32, PyTree
+
+from optaxclip.norms import PerGroup
+from optaxclip.thresholds.threshold import Groups, Observation, Threshold
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same limit at every step.
+
+    Attributes:
+      limit: a number, a traced array, or a tree of these as the scope takes it.
+    """
+
+    limit: PyTree[ArrayLike]
+
+    def init(self, groups: Groups) -> tuple[()]:
+        """See `Threshold.init`."""
+        return ()
+
+    def update(self, seen: Observation, state: tuple[()]) -> tuple[PerGroup, tuple[()]]:
+        """See `Threshold.update`."""
+        return _arranged(self.limit, seen), state
+
+
+class ScheduledState(NamedTuple):
+    """How many steps were taken."""
+
+    step: Int32[Array, ""]
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A limit that changes with the clipper's own steps, which count from 0.
+
+    Attributes:
+      limit: a schedule, or a tree of schedules and numbers as the scope takes it.
+    """
+
+    limit: PyTree[optax.Schedule | ArrayLike]
+
+    def init(self, groups: Groups) -> ScheduledState:
+        """See `Threshold.init`."""
+        return ScheduledState(jnp.zeros((), jnp.int32))
+
+    def update(
+        self, seen: Observation, state: ScheduledState
+    ) -> tuple[PerGroup, ScheduledState]:
+        """See `Threshold.update`."""
+        limit = jax.tree.map(
+            lambda given: given(state.step) if callable(given) else given, self.limit
+        )
+        return _arranged(limit, seen), ScheduledState(
+            optax.safe_increment(state.step)
+        )
+
+
+@dataclass(frozen=True)
+class TwoSided:
+    """One limit for numbers below zero and one for the others, element by element.
+
+    Complex numbers have no sign and take `above`.
+
+    Attributes:
+      below: how far below zero a number may lie.
+      above: how far above zero a number may lie.
+    """
+
+    below: Threshold
+    above: Threshold
+
+    def init(self, groups: Groups) -> tuple[Any, Any]:
+        """See `Threshold.init`."""
+        return self.below.init(groups), self.above.init(groups)
+
+    def update(
+        self, seen: Observation, state: tuple[Any, Any]
+    ) -> tuple[PerGroup, tuple[Any, Any]]:
+        """See `Threshold.update`."""
+        below, below_state = self.below.update(seen, state[0])
+        above, above_state = self.above.update(seen, state[1])
+        limits = [
+            jnp.where(
+                jnp.zeros(x.shape, bool) if jnp.iscomplexobj(x) else x < 0,
+                jnp.asarray(below, m.dtype),
+                jnp.asarray(above, m.dtype),
+            )
+            for x, m in zip(seen.leaves, seen.magnitude, strict=True)
+        ]
+        return limits, (below_state, above_state)
+
+
+def _arranged(limit: PyTree[ArrayLike], seen: Observation) -> PerGroup:
+    if jax.tree.structure(limit) == jax.tree.structure(0):
+        return jnp.asarray(limit)
+    return seen.arrange(limit)
+
+
+def check_limit(value: Any, argument: str) -> None:
+    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+        raise TypeError(
+            f"{argument} must be a number, an array, a schedule or a threshold, not "
+            f"{value!r}."
+        )
+    try:
+        known = np.asarray(value)
+    except jax.errors.TracerArrayConversionError:
+        return  # Traced: responses take a negative limit as 0.
+    if not np.all(known >= 0):
+        raise ValueError(
+            f"{argument} must be at least 0, not {value}; use infinity for no limit."
+        )
+
+
+def as_threshold(
+    limit: Threshold | PyTree[ArrayLike | optax.Schedule], argument: str = "threshold"
+) -> Threshold:
+    """Take a threshold as it is, and numbers and schedules as limits.
+
+    Args:
+      limit: a threshold, a number, an array, a schedule, or a tree of the last three.
+      argument: the name under which the user knows the limit.
+
+    Returns:
+      The threshold.
+
+    Raises:
+      TypeError: if `limit` is none of these.
+      ValueError: if a number known now is negative or NaN.
+    """
+    if isinstance(limit, Threshold):
+        return limit
+    given = jax.tree.leaves(limit)
+    if not given:
+        raise TypeError(f"{argument} must be a number, not {limit!r}.")
+    numbers = [value for value in given if not callable(value)]
+    for value in numbers:
+        check_limit(value, argument)
+    return Constant(limit) if len(numbers) == len(given) else Scheduled(limit)

@@ -1,0 +1,63 @@
+"""Limits relative to the model: to its size, and to its parameters."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from optaxclip.groupings import each_group
+from optaxclip.norms import Number, PerGroup, widen
+from optaxclip.thresholds.threshold import Groups, Observation, Threshold
+
+
+@dataclass(frozen=True)
+class PerRootSize:
+    r"""The limit :math:`c / \sqrt n`, n being how many numbers the whole tree has.
+
+    Elements at this limit all together have the L2 norm c.
+
+    Attributes:
+      scale: c.
+    """
+
+    scale: Threshold
+
+    def init(self, groups: Groups) -> Any:
+        """See `Threshold.init`."""
+        return self.scale.init(groups)
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        """See `Threshold.update`."""
+        scale, state = self.scale.update(seen, state)
+        root = max(seen.number, 1) ** 0.5
+        return each_group(lambda c: widen(c) / root, scale), state
+
+
+@dataclass(frozen=True)
+class Share:
+    r"""The limit :math:`\lambda \max(\lVert w \rVert, \epsilon)`, w the parameters.
+
+    The parameters are measured as the updates are, in the same groups.
+
+    Attributes:
+      share: the share of the parameters' norm, λ.
+      floor: the norm of which groups with smaller parameters get their share, ε.
+    """
+
+    share: Threshold
+    floor: ArrayLike
+
+    def init(self, groups: Groups) -> Any:
+        """See `Threshold.init`."""
+        return self.share.init(groups)
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        """See `Threshold.update`."""
+        share, state = self.share.update(seen, state)
+
+        def limit(share: Number, norm: Number) -> Number:
+            floor = jnp.asarray(self.floor, norm.dtype)
+            return widen(share).astype(norm.dtype) * jnp.maximum(norm, floor)
+
+        return each_group(limit, share, seen.measure_params()), state

@@ -1,0 +1,50 @@
+"""How big is too big? The question every threshold answers, and what it may look at."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import PyTree
+
+from optaxclip.norms import Leaf, PerGroup
+
+Groups = PyTree[jax.ShapeDtypeStruct]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a threshold may look at in one step.
+
+    Attributes:
+      magnitude: how big each group is, as plain numbers of float32 or wider.
+      leaves: the leaves that count.
+      number: how many numbers count in the whole tree, on all of the mesh.
+      measure_params: gives how big the parameters of each group are.
+      arrange: arranges a tree of limits like the groups.
+      extra_args: what else was handed to the optimizer's update, such as ``value``.
+    """
+
+    magnitude: PerGroup
+    leaves: list[Leaf]
+    number: int
+    measure_params: Callable[[], PerGroup]
+    arrange: Callable[[PyTree], PerGroup]
+    extra_args: Mapping[str, Any]
+
+
+@runtime_checkable
+class Threshold(Protocol):
+    """A limit for each group, from what is seen now and what is remembered."""
+
+    def init(self, groups: Groups) -> Any:
+        """Give the memory before the first step.
+
+        Args:
+          groups: the shapes and types in which magnitudes will come.
+        """
+        ...
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        """Give the limits of this step, one or one a group, and the new memory."""
+        ...

@@ -1,0 +1,81 @@
+"""The arithmetic of clipping without optax: norm in, norm out."""
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
+
+from optaxclip import scopes
+from optaxclip.clipper import respond, tidy
+from optaxclip.measuring import measure
+from optaxclip.norms import Magnitude, Norm, as_norm, l2
+from optaxclip.responses import shrink
+from optaxclip.scopes import AxisName, counted
+from optaxclip.thresholds import check_limit
+
+
+def tree_norm(
+    tree: PyTree, ord: float | Norm = l2, *, axis_name: AxisName = None
+) -> Float[Array, ""]:
+    r"""Measure a whole tree, :math:`(\sum_i |x_i|^p)^{1/p}`, in at least float32.
+
+    Args:
+      tree: any tree; leaves that are not floating-point numbers do not count.
+      ord: the order p, at least 1 and maybe infinity, or a norm.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+
+    Returns:
+      The norm, in float32 or the widest type of the leaves.
+
+    Raises:
+      TypeError: if `ord` is not a number or norm.
+      ValueError: if `ord` is below 1.
+
+    Example:
+      >>> optaxclip.tree_norm({"w": jnp.array([3.0, 4.0], jnp.bfloat16)})
+      Array(5., dtype=float32)
+    """
+    return _measure(tree, as_norm(ord), axis_name).plain
+
+
+def shrink_tree(
+    tree: PyTree,
+    max_norm: ArrayLike,
+    norm: ArrayLike | None = None,
+    *,
+    axis_name: AxisName = None,
+) -> tuple[PyTree, Float[Array, ""]]:
+    r"""Shrink a whole tree to a norm, known or measured, and tell the norm it had.
+
+    .. math:: x \leftarrow x \cdot \min(1, c / \lVert x \rVert)
+
+    Args:
+      tree: any tree; leaves that are not floating-point numbers stay as they are.
+      max_norm: the largest norm allowed, c; a traced negative number acts as 0.
+      norm: the norm of the tree if it is known; the L2 norm is measured otherwise.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+
+    Returns:
+      The tree, of the same structure, shapes and types, and the norm it had.
+
+    Raises:
+      ValueError: if `max_norm` is known now and negative or NaN.
+
+    Example:
+      >>> tree, norm = optaxclip.shrink_tree({"w": jnp.array([3.0, 4.0])}, 1.0)
+      >>> tree["w"], norm
+      (Array([0.6, 0.8], dtype=float32), Array(5., dtype=float32))
+    """
+    check_limit(max_norm, "max_norm")
+    if norm is None:
+        size = _measure(tree, l2, axis_name)
+    else:
+        known = jnp.asarray(norm, jnp.result_type(norm, jnp.float32))
+        size = Magnitude(known, jnp.ones_like(known))
+    weights = shrink.weigh(*size, tidy(size.plain, max_norm))
+    grouping = scopes.whole(axis_name=axis_name).arrange(tree)
+    return respond(shrink, grouping, tree, weights), size.plain
+
+
+def _measure(tree: PyTree, norm: Norm, axis_name: AxisName) -> Magnitude:
+    grouping = scopes.whole(axis_name=axis_name).arrange(tree)
+    return measure(norm, grouping, counted(tree))
