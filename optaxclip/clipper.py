@@ -10,11 +10,18 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from optaxclip.groupings import Grouping, each_group
+from optaxclip.leaves import counted, counts
+from optaxclip.magnitudes import Norm, Number, PerGroup, widen
 from optaxclip.measuring import measure, measuring_dtype
-from optaxclip.norms import Norm, Number, PerGroup, widen
-from optaxclip.reports import ClipReport, ClipState, empty_report, next_report, state_type
+from optaxclip.reports import (
+    ClipReport,
+    ClipState,
+    empty_report,
+    next_report,
+    state_type,
+)
 from optaxclip.responses import Response
-from optaxclip.scopes import Scope, counted, counts
+from optaxclip.scopes import Scope
 from optaxclip.thresholds import Observation, Threshold, as_threshold
 
 
@@ -23,9 +30,7 @@ def _measure_params(
 ) -> PerGroup:
     """Measure the parameters in the groups of the updates."""
     if params is None:
-        raise ValueError(
-            f"{name} needs params; call update(updates, state, params)."
-        )
+        raise ValueError(f"{name} needs params; call update(updates, state, params).")
     try:
         matched = jax.tree.map(
             lambda u, p: p if counts(u) else None,
@@ -104,7 +109,7 @@ def clipper(
         )
 
     def update(
-        updates: PyTree, state: ClipState, params: PyTree | None = None, **extra: Any
+        updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ClipState]:
         leaves = counted(updates)
         grouping = scope.arrange(updates)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from optaxclip.groupings import Grouping
-from optaxclip.norms import Leaf, Magnitude, Norm, Number, PerGroup, widen
+from optaxclip.magnitudes import Leaf, Magnitude, Norm, Number, PerGroup, widen
 from optaxclip.reductions import MAX, SUM, Reduction
 
 Term = Callable[..., Number]
@@ -33,6 +33,10 @@ class _Pool:
     grouping: Grouping
     leaves: list[Leaf]
     dtype: DTypeLike
+
+    @property
+    def single(self) -> bool:
+        return self.grouping.single
 
     def sizes(self) -> PerGroup:
         return self.grouping.sizes(self.leaves, self.dtype)

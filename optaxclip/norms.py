@@ -2,95 +2,27 @@
 
 A norm is written once, for a pool of numbers; a scope decides which numbers share
 a pool. Every norm is accumulated in float32 or wider, and is right where a power
-overflows or underflows: a magnitude is held as ``value * unit``, the unit being a
-power of two. Usual numbers are read once; the loop of `PowerNorm` goes round again
-only for those that its first unit does not suit.
+overflows or underflows. Usual numbers are read once; the loop of `PowerNorm` goes
+round again only for those that its first unit does not suit.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Inexact, PyTree, Real
+from jaxtyping import Array, Bool
 
-Leaf = Inexact[Array, "..."]
-Number = Real[Array, "..."]
-PerGroup = PyTree[Number]
+from optaxclip.magnitudes import Leaf, Magnitude, Norm, Number, PerGroup, Pool, modulus
 
 
-class Magnitude(NamedTuple):
-    """How big each group is, ``value * unit``, even where no float holds it.
-
-    Attributes:
-      value: a number for each group.
-      unit: a power of two for each group.
-    """
-
-    value: PerGroup
-    unit: PerGroup
-
-    @property
-    def plain(self) -> PerGroup:
-        """One number for each group; infinite where the product overflows."""
-        return jax.tree.map(jnp.multiply, self.value, self.unit)
+def _scaled(x: Leaf, scale: Number) -> Leaf:
+    return x * scale.astype(x.dtype)
 
 
-class Pool(Protocol):
-    """Numbers in groups, as a scope arranges them."""
-
-    @property
-    def dtype(self) -> DTypeLike:
-        """The type in which the groups are measured: float32 or wider."""
-        ...
-
-    def sizes(self) -> PerGroup:
-        """Tell how many numbers each group holds."""
-        ...
-
-    def full(self, value: float) -> PerGroup:
-        """Give each group the same number."""
-        ...
-
-    def sum(self, term: Callable[..., Number], *of_group: PerGroup) -> PerGroup:
-        """Add ``term(leaf, *of_group)`` over each group."""
-        ...
-
-    def max(self, term: Callable[..., Number], *of_group: PerGroup) -> PerGroup:
-        """Find the largest ``term(leaf, *of_group)`` of each group."""
-        ...
-
-
-@runtime_checkable
-class Norm(Protocol):
-    """What a norm has to answer."""
-
-    def measure(self, pool: Pool) -> Magnitude:
-        """Measure every group of the pool."""
-        ...
-
-    def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
-        """Measure in a known unit, with a derivative that is finite at zero too."""
-        ...
-
-
-def widen(leaf: Leaf, dtype: DTypeLike = jnp.float32) -> Leaf:
-    """Cast to at least float32 and at least `dtype`; complex stays complex."""
-    with jax.numpy_dtype_promotion("standard"):
-        wide = jnp.promote_types(dtype, jnp.float32)
-        return leaf.astype(jnp.promote_types(leaf.dtype, wide))
-
-
-def modulus(x: Leaf) -> Number:
-    """Give the absolute value, which is real for complex numbers too."""
-    return jnp.abs(x)
-
-
-def _in_unit(x: Leaf, unit: Number) -> Leaf:
-    return x * (1 / unit).astype(x.dtype)
+def _reciprocal(unit: PerGroup) -> PerGroup:
+    """Invert powers of two, exactly, for the groups rather than for each leaf."""
+    return jax.tree.map(lambda u: 1 / u, unit)
 
 
 def _unit_of(largest: Number) -> Number:
@@ -118,22 +50,27 @@ class PowerNorm:
 
     order: int
 
-    def _power(self, x: Leaf, unit: Number) -> Number:
-        x = _in_unit(x, unit)
+    def _power(self, x: Leaf, scale: Number) -> Number:
+        x = _scaled(x, scale)
         if self.order == 1:
             return modulus(x)
         if jnp.iscomplexobj(x):
             return jnp.square(x.real) + jnp.square(x.imag)
         return jnp.square(x)
 
-    def _visible_power(self, x: Leaf, unit: Number) -> Number:
+    def _visible_power(self, x: Leaf, scale: Number) -> Number:
         """Keep what is not zero from underflowing to zero: a sum of 0 means zeros."""
-        power = self._power(x, unit)
+        power = self._power(x, scale)
         tiny = jnp.finfo(power.dtype).tiny
         return jnp.where(x != 0, jnp.maximum(power, tiny), jnp.zeros_like(power))
 
     def measure(self, pool: Pool) -> Magnitude:
-        """Sum in a unit that suits usual gradients; rescale where it does not."""
+        """Sum in a unit that suits usual gradients; rescale where it does not.
+
+        Among many groups zeros are usual, and must not send the loop round again.
+        For a single group they may: that is cheaper than to look at every number.
+        """
+        power = self._power if pool.single else self._visible_power
         finfo = jnp.finfo(pool.dtype)
         # float32: units of 2^-104, 2^-40 (the first tried), 2^24 and 2^88.
         stride = 2.0 ** (finfo.maxexp // 2)
@@ -144,9 +81,11 @@ class PowerNorm:
 
         def growth(total: Number, unit: Number, size: Number) -> Number:
             too_big = (total > finfo.max) & (unit < largest)
-            too_small = (total > 0) & (total < size * faint) & (unit > smallest)
+            too_small = (total < size * faint) & (unit > smallest)
+            zero = (total == 0) & (not pool.single)
             one = jnp.ones_like(unit)
-            return jnp.where(too_big, stride, jnp.where(too_small, 1 / stride, one))
+            shrunk = jnp.where(too_small & ~zero, 1 / stride, one)
+            return jnp.where(too_big, stride, shrunk)
 
         def factors(carry: tuple[PerGroup, PerGroup]) -> PerGroup:
             return jax.tree.map(growth, *carry, sizes)
@@ -157,7 +96,7 @@ class PowerNorm:
 
         def rescale(carry: tuple[PerGroup, PerGroup]) -> tuple[PerGroup, PerGroup]:
             unit = jax.tree.map(jnp.multiply, carry[1], factors(carry))
-            return pool.sum(self._visible_power, unit), unit
+            return pool.sum(power, _reciprocal(unit)), unit
 
         # Starting from "overflow in the smallest unit" makes the first sum the
         # loop's first round, so that the sum is traced and compiled once.
@@ -168,7 +107,7 @@ class PowerNorm:
 
     def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
         """See `Norm.value`."""
-        total = pool.sum(self._power, unit)
+        total = pool.sum(self._power, _reciprocal(unit))
         return jax.tree.map(lambda t: _root(t, self.order), total)
 
 
@@ -180,11 +119,12 @@ class MaxNorm:
         """See `Norm.measure`."""
         largest = pool.max(modulus)
         unit = jax.tree.map(_unit_of, largest)
-        return Magnitude(jax.tree.map(_in_unit, largest, unit), unit)
+        value = jax.tree.map(_scaled, largest, _reciprocal(unit))
+        return Magnitude(value, unit)
 
     def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
         """See `Norm.value`."""
-        return pool.max(lambda x, unit: modulus(_in_unit(x, unit)), unit)
+        return pool.max(lambda x, s: modulus(_scaled(x, s)), _reciprocal(unit))
 
 
 @dataclass(frozen=True)
@@ -200,8 +140,8 @@ class GeneralNorm:
 
     order: float
 
-    def _power(self, x: Leaf, unit: Number, largest: Number) -> Number:
-        ratio = modulus(_in_unit(x, unit)) / largest
+    def _power(self, x: Leaf, scale: Number, largest: Number) -> Number:
+        ratio = modulus(_scaled(x, scale)) / largest
         safe = jnp.where(ratio == 0, jnp.ones_like(ratio), ratio)
         return jnp.where(ratio == 0, jnp.zeros_like(ratio), safe**self.order)
 
@@ -212,11 +152,12 @@ class GeneralNorm:
 
     def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
         """See `Norm.value`; the largest number cancels out of the derivative."""
+        scale = _reciprocal(unit)
         largest = jax.tree.map(
             lambda m: jax.lax.stop_gradient(jnp.where(m == 0, jnp.ones_like(m), m)),
-            pool.max(lambda x, unit: modulus(_in_unit(x, unit)), unit),
+            pool.max(lambda x, s: modulus(_scaled(x, s)), scale),
         )
-        total = pool.sum(self._power, unit, largest)
+        total = pool.sum(self._power, scale, largest)
         return jax.tree.map(lambda t, m: _root(t, self.order) * m, total, largest)
 
 

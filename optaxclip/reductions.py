@@ -67,7 +67,10 @@ class Reduction:
         found = list(arrays)
         while len(found) > 1:
             pairs = zip(found[::2], found[1::2], strict=False)
-            found = [*(self.between(*pair) for pair in pairs), *found[len(found) & ~1 :]]
+            found = [
+                *(self.between(*pair) for pair in pairs),
+                *found[len(found) & ~1 :],
+            ]
         return found[0]
 
     def bundled(self, arrays: Sequence[Array], dims: tuple[int, ...] | None) -> Array:

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from optaxclip.groupings import Grouping, each_group
-from optaxclip.norms import Number, PerGroup
+from optaxclip.magnitudes import Number, PerGroup
 
 
 class ClipReport(NamedTuple):
@@ -37,9 +37,13 @@ class ClipReport(NamedTuple):
 
 def empty_report(shape: tuple[int, ...]) -> ClipReport:
     """Give the report before the first step, for groups reported in this shape."""
-    zeros = jnp.zeros(shape, jnp.float32)
+    # A buffer each: a state that is donated must not hold one twice.
     return ClipReport(
-        zeros, zeros, zeros, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+        pre_norm=jnp.zeros(shape, jnp.float32),
+        post_norm=jnp.zeros(shape, jnp.float32),
+        limit=jnp.zeros(shape, jnp.float32),
+        clipped_fraction=jnp.zeros((), jnp.float32),
+        clipped_steps=jnp.zeros((), jnp.int32),
     )
 
 

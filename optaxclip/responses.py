@@ -29,17 +29,18 @@ subnormal numbers                       flushed to 0 wherever XLA flushes them, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
-from optaxclip.norms import Leaf, Number, modulus
+from optaxclip.magnitudes import Leaf, Number, modulus
 
 Weights = tuple[Number, ...]
 
 
+@runtime_checkable
 class Response(Protocol):
     """What a response has to answer, for one array of groups."""
 
@@ -229,7 +230,5 @@ def soften(curve: Curve = tanh) -> Response:
       TypeError: if `curve` is not a `Curve`.
     """
     if not isinstance(curve, Curve):
-        raise TypeError(
-            f"curve must be a Curve such as responses.tanh, not {curve!r}."
-        )
+        raise TypeError(f"curve must be a Curve such as responses.tanh, not {curve!r}.")
     return _Soften(curve)

@@ -12,71 +12,19 @@ that are replicated are recognized without being named.
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from optaxclip.groupings import Bundled, ByLeaf, Elements, Grouping
-from optaxclip.norms import Leaf, PerGroup
-
-AxisName = Any
-
-
-def counts(leaf: Any) -> bool:
-    """Tell whether a leaf holds numbers that are measured and clipped."""
-    if isinstance(leaf, float | complex):
-        return True
-    dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact) and leaf.size > 0
+from optaxclip.groupings import Bundled, ByLeaf, Elements, Grouping, Single
+from optaxclip.leaves import AxisName, as_tuple, mesh_axes, of_leaves, shapes_of
+from optaxclip.magnitudes import PerGroup
 
 
-def counted(tree: PyTree) -> list[Leaf]:
-    """Give the leaves that count, as arrays."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if counts(leaf)]
-    return [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in leaves]
-
-
-@dataclass(frozen=True)
-class _Box:
-    """Keeps what a prefix tree says of a leaf from being taken for more tree."""
-
-    content: Any
-
-
-def _is_tuple_of_names(spec: Any) -> bool:
-    return spec is None or (
-        isinstance(spec, tuple) and all(isinstance(s, str | int) for s in spec)
-    )
-
-
-def _of_leaves(argument: str, spec: Any, tree: PyTree) -> list[Any]:
-    """Say of each leaf that counts what a prefix tree says of it."""
-    boxed = jax.tree.map(_Box, spec, is_leaf=_is_tuple_of_names)
-    try:
-        boxes = jax.tree.leaves(jax.tree.broadcast(boxed, tree))
-    except ValueError as error:
-        raise ValueError(
-            f"{argument} must be one value or a prefix tree of the updates: {error}"
-        ) from error
-    leaves = jax.tree.leaves(tree)
-    return [b.content for b, x in zip(boxes, leaves, strict=True) if counts(x)]
-
-
-def _as_tuple(spec: Any) -> tuple:
-    return () if spec is None else spec if isinstance(spec, tuple) else (spec,)
-
-
-def _axes(spec: AxisName, tree: PyTree) -> tuple[tuple[str, ...], ...]:
-    return tuple(_as_tuple(axes) for axes in _of_leaves("axis_name", spec, tree))
-
-
-def _shapes(tree: PyTree) -> tuple[tuple[int, ...], ...]:
-    return tuple(jnp.shape(x) for x in jax.tree.leaves(tree) if counts(x))
-
-
+@runtime_checkable
 class Scope(Protocol):
     """What a scope has to answer."""
 
@@ -96,14 +44,14 @@ class _LeafScope:
     axis_name: AxisName = None
 
     def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
-        return [jnp.asarray(limit) for limit in _of_leaves("the limit", spec, tree)]
+        return [jnp.asarray(limit) for limit in of_leaves("the limit", spec, tree)]
 
 
 @dataclass(frozen=True)
 class _Element(_LeafScope):
     def arrange(self, tree: PyTree) -> Grouping:
-        shapes = _shapes(tree)
-        return Elements(shapes, ((),) * len(shapes), _axes(self.axis_name, tree))
+        shapes = shapes_of(tree)
+        return Elements(shapes, ((),) * len(shapes), mesh_axes(self.axis_name, tree))
 
 
 @dataclass(frozen=True)
@@ -111,10 +59,10 @@ class _Unit(_LeafScope):
     axis: Any = None
 
     def arrange(self, tree: PyTree) -> Grouping:
-        shapes = _shapes(tree)
-        axes = _of_leaves("axis", self.axis, tree)
+        shapes = shapes_of(tree)
+        axes = of_leaves("axis", self.axis, tree)
         dims = tuple(map(_unit_dims, shapes, axes))
-        return ByLeaf(shapes, dims, _axes(self.axis_name, tree))
+        return ByLeaf(shapes, dims, mesh_axes(self.axis_name, tree))
 
 
 def _unit_dims(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:
@@ -122,7 +70,7 @@ def _unit_dims(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:
         return tuple(range(len(shape)))
     if axis is None:
         return tuple(range(len(shape) - 1))
-    dims = _as_tuple(axis)
+    dims = as_tuple(axis)
     if not all(isinstance(d, int) and -len(shape) <= d < len(shape) for d in dims):
         raise ValueError(
             f"axis must name dimensions of a leaf of shape {shape}, not {axis!r}; "
@@ -136,15 +84,15 @@ class _Tensor:
     leading_axes: Any = 0
     axis_name: AxisName = None
 
-    def arrange(self, tree: PyTree) -> Grouping:
-        shapes = _shapes(tree)
-        leading = _of_leaves("leading_axes", self.leading_axes, tree)
+    def arrange(self, tree: PyTree) -> Bundled:
+        shapes = shapes_of(tree)
+        leading = of_leaves("leading_axes", self.leading_axes, tree)
         dims = tuple(map(_tensor_dims, shapes, leading))
         members = tuple((i,) for i in range(len(shapes)))
-        return Bundled(shapes, dims, _axes(self.axis_name, tree), members)
+        return Bundled(shapes, dims, mesh_axes(self.axis_name, tree), members)
 
     def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
-        given = _of_leaves("the limit", spec, tree)
+        given = of_leaves("the limit", spec, tree)
         lengths = self.arrange(tree).lengths
         return jnp.concatenate(
             [
@@ -169,16 +117,16 @@ class _Groups:
     labels: PyTree[Hashable] | Callable[[PyTree], PyTree[Hashable]]
     axis_name: AxisName = None
 
-    def _of_leaves(self, tree: PyTree) -> list[Hashable]:
+    def _labels_of(self, tree: PyTree) -> list[Hashable]:
         labels = self.labels(tree) if callable(self.labels) else self.labels
-        return _of_leaves("labels", labels, tree)
+        return of_leaves("labels", labels, tree)
 
     def arrange(self, tree: PyTree) -> Grouping:
-        shapes, labels = _shapes(tree), self._of_leaves(tree)
+        shapes, labels = shapes_of(tree), self._labels_of(tree)
         return Bundled(
             shapes,
             tuple(tuple(range(len(shape))) for shape in shapes),
-            _axes(self.axis_name, tree),
+            mesh_axes(self.axis_name, tree),
             tuple(
                 tuple(i for i, label in enumerate(labels) if label == name)
                 for name in _sorted(labels)
@@ -186,7 +134,7 @@ class _Groups:
         )
 
     def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
-        names = _sorted(self._of_leaves(tree))
+        names = _sorted(self._labels_of(tree))
         if not isinstance(spec, dict) or not set(names) <= set(spec):
             missing = [n for n in names if not isinstance(spec, dict) or n not in spec]
             raise ValueError(
@@ -207,13 +155,12 @@ class _Whole:
     axis_name: AxisName = None
 
     def arrange(self, tree: PyTree) -> Grouping:
-        shapes = _shapes(tree)
-        return Bundled(
+        shapes = shapes_of(tree)
+        return Single(
             shapes,
             tuple(tuple(range(len(shape))) for shape in shapes),
-            _axes(self.axis_name, tree),
+            mesh_axes(self.axis_name, tree),
             (tuple(range(len(shapes))),) if shapes else (),
-            single=True,
         )
 
     def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:

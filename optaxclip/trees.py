@@ -6,10 +6,11 @@ from jaxtyping import Array, Float, PyTree
 
 from optaxclip import scopes
 from optaxclip.clipper import respond, tidy
+from optaxclip.leaves import AxisName, counted
+from optaxclip.magnitudes import Magnitude, Norm
 from optaxclip.measuring import measure
-from optaxclip.norms import Magnitude, Norm, as_norm, l2
+from optaxclip.norms import as_norm, l2
 from optaxclip.responses import shrink
-from optaxclip.scopes import AxisName, counted
 from optaxclip.thresholds import check_limit
 
 

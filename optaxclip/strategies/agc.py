@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
-from optaxclip.scopes import AxisName
+from optaxclip.leaves import AxisName
 from optaxclip.thresholds import Share, Threshold, as_threshold, check_limit
 
 
@@ -21,8 +21,8 @@ def agc(
     r"""Shrink each unit's update to a share of the norm of the unit's parameters.
 
     .. math::
-        G_j \leftarrow G_j \cdot
-        \min\left(1, \lambda \frac{\max(\lVert W_j \rVert, \epsilon)}{\lVert G_j \rVert}\right)
+        G_j \leftarrow G_j \cdot \min\left(1,
+        \lambda \frac{\max(\lVert W_j \rVert, \epsilon)}{\lVert G_j \rVert}\right)
 
     Needs ``params``. The paper leaves out the last linear layer: wrap this in
     ``optax.masked`` to do the same.

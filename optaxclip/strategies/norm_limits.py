@@ -9,8 +9,9 @@ from jaxtyping import PyTree
 
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
-from optaxclip.norms import Norm, as_norm
-from optaxclip.scopes import AxisName
+from optaxclip.leaves import AxisName
+from optaxclip.magnitudes import Norm
+from optaxclip.norms import as_norm
 from optaxclip.thresholds import Threshold, as_threshold
 
 Limit = Threshold | PyTree[ArrayLike | optax.Schedule]

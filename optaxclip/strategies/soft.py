@@ -5,9 +5,10 @@ from jax.typing import ArrayLike
 
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
-from optaxclip.norms import Norm, as_norm
+from optaxclip.leaves import AxisName
+from optaxclip.magnitudes import Norm
+from optaxclip.norms import as_norm
 from optaxclip.responses import Curve
-from optaxclip.scopes import AxisName
 from optaxclip.thresholds import Threshold, as_threshold
 
 

@@ -1,11 +1,12 @@
 """Clipping number by number."""
 
+import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
-from optaxclip.scopes import AxisName
+from optaxclip.leaves import AxisName
 from optaxclip.thresholds import (
     PerRootSize,
     Threshold,
@@ -61,8 +62,8 @@ def clip_value(
 
 def _below(min_value: ArrayLike | optax.Schedule) -> Threshold:
     if callable(min_value):
-        return as_threshold(lambda step: -min_value(step))
-    return as_threshold(-min_value, "-min_value")
+        return as_threshold(lambda step: jnp.negative(min_value(step)))
+    return as_threshold(jnp.negative(min_value), "-min_value")
 
 
 def clip_scaled_value(

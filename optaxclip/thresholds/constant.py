@@ -1,6 +1,5 @@
 """Limits that are given: numbers, one for each sign, schedules."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
-from optaxclip.norms import PerGroup
+from optaxclip.magnitudes import PerGroup
 from optaxclip.thresholds.threshold import Groups, Observation, Threshold
 
 
@@ -61,9 +60,8 @@ class Scheduled:
         limit = jax.tree.map(
             lambda given: given(state.step) if callable(given) else given, self.limit
         )
-        return _arranged(limit, seen), ScheduledState(
-            optax.safe_increment(state.step)
-        )
+        step = jnp.asarray(optax.safe_increment(state.step))
+        return _arranged(limit, seen), ScheduledState(step)
 
 
 @dataclass(frozen=True)
@@ -108,6 +106,7 @@ def _arranged(limit: PyTree[ArrayLike], seen: Observation) -> PerGroup:
 
 
 def check_limit(value: Any, argument: str) -> None:
+    """Refuse what is no number of at least 0, as far as that is known now."""
     if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
         raise TypeError(
             f"{argument} must be a number, an array, a schedule or a threshold, not "

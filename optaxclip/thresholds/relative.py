@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from optaxclip.groupings import each_group
-from optaxclip.norms import Number, PerGroup, widen
+from optaxclip.magnitudes import Number, PerGroup, widen
 from optaxclip.thresholds.threshold import Groups, Observation, Threshold
 
 

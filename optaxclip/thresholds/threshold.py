@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jaxtyping import PyTree
 
-from optaxclip.norms import Leaf, PerGroup
+from optaxclip.magnitudes import Leaf, PerGroup
 
 Groups = PyTree[jax.ShapeDtypeStruct]
 

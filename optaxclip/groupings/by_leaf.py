@@ -1,0 +1,94 @@
+"""Many groups, parts of leaves: one array a leaf."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, PyTree
+
+from optaxclip.groupings.grouping import Grouping
+from optaxclip.magnitudes import Leaf, Norm, Number, PerGroup, modulus
+from optaxclip.norms import linf
+from optaxclip.reductions import MAX, SUM, Axes, Reduction
+
+
+@dataclass(frozen=True)
+class ByLeaf(Grouping):
+    """Many groups, as one array a leaf, with the measured dimensions of size 1."""
+
+    def reduce(
+        self, op: Reduction, leaves: list[Leaf], terms: list[Number]
+    ) -> list[Number]:
+        """See `Grouping.reduce`."""
+        parts = [
+            op.within(term, axis=dims, keepdims=True)
+            for term, dims in zip(terms, self.dims, strict=True)
+        ]
+        return [op.over(*each) for each in zip(parts, self.axes, strict=True)]
+
+    def spread(self, of_group: PerGroup) -> list[Number]:
+        """See `Grouping.spread`."""
+        if isinstance(of_group, list):
+            return of_group
+        return [of_group] * len(self.shapes)
+
+    def full(self, value: float, leaves: list[Leaf], dtype: DTypeLike) -> list[Number]:
+        """See `Grouping.full`."""
+        # Selecting by a reduced leaf takes over how it is sharded and over what it
+        # varies, as a loop's start has to; XLA drops the reduction and the selection.
+        given = jnp.asarray(value, dtype)
+        like = self.reduce(MAX, leaves, [modulus(leaf) for leaf in leaves])
+        return [jnp.where(found == found, given, given) for found in like]
+
+    def like(self, dtype: DTypeLike) -> list[jax.ShapeDtypeStruct]:
+        """See `Grouping.like`."""
+        return [
+            jax.ShapeDtypeStruct(
+                tuple(1 if d in dims else n for d, n in enumerate(shape)), dtype
+            )
+            for shape, dims in zip(self.shapes, self.dims, strict=True)
+        ]
+
+    @property
+    def report_shape(self) -> tuple[int, ...]:
+        """See `Grouping.report_shape`."""
+        return ()
+
+    def sizes(self, leaves: list[Leaf], dtype: DTypeLike) -> list[Number]:
+        """See `Grouping.sizes`."""
+        return [jnp.asarray(n, dtype) for n in self._numbers(leaves)]
+
+    @property
+    def _all_axes(self) -> Axes:
+        return tuple(dict.fromkeys(axis for axes in self.axes for axis in axes))
+
+    def _overall(self, op: Reduction, of_group: list[Array]) -> Float[Array, ""]:
+        if not of_group:
+            return jnp.zeros(())
+        return op.over(op.bundled(of_group, None), self._all_axes)
+
+    def summary(self, of_group: PerGroup) -> Float[Array, "..."]:
+        """See `Grouping.summary`."""
+        return self._overall(MAX, self.spread(of_group)).astype(jnp.float32)
+
+    def share(self, of_group: PyTree[Bool[Array, "..."]]) -> Float[Array, ""]:
+        """See `Grouping.share`."""
+        held = [x.astype(jnp.float32) for x in of_group]
+        everything = self._overall(SUM, [jnp.ones_like(x) for x in held])
+        return self._overall(SUM, held) / jnp.maximum(everything, 1)
+
+
+@dataclass(frozen=True)
+class Elements(ByLeaf):
+    """Every number is a group of its own."""
+
+    def suited(self, norm: Norm) -> Norm:
+        """See `Grouping.suited`."""
+        return linf
+
+    def reduce(
+        self, op: Reduction, leaves: list[Leaf], terms: list[Number]
+    ) -> list[Number]:
+        """See `Grouping.reduce`; the mesh axes matter to the report alone."""
+        return terms

@@ -1,0 +1,90 @@
+"""What a norm is told, and what it answers: pools of numbers, and magnitudes.
+
+A magnitude is held as ``value * unit``, the unit being a power of two, so that it is
+right where its own square, or even the magnitude, is beyond what a float holds.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Inexact, PyTree, Real
+
+Leaf = Inexact[Array, "..."]
+Number = Real[Array, "..."]
+PerGroup = PyTree[Number]
+
+
+class Magnitude(NamedTuple):
+    """How big each group is, ``value * unit``, even where no float holds it.
+
+    Attributes:
+      value: a number for each group.
+      unit: a power of two for each group.
+    """
+
+    value: PerGroup
+    unit: PerGroup
+
+    @property
+    def plain(self) -> PerGroup:
+        """One number for each group; infinite where the product overflows."""
+        return jax.tree.map(jnp.multiply, self.value, self.unit)
+
+
+@runtime_checkable
+class Pool(Protocol):
+    """Numbers in groups, as a scope arranges them."""
+
+    @property
+    def dtype(self) -> DTypeLike:
+        """The type in which the groups are measured: float32 or wider."""
+        ...
+
+    @property
+    def single(self) -> bool:
+        """Whether there is but one group, so that zeros are no usual magnitude."""
+        ...
+
+    def sizes(self) -> PerGroup:
+        """Tell how many numbers each group holds."""
+        ...
+
+    def full(self, value: float) -> PerGroup:
+        """Give each group the same number."""
+        ...
+
+    def sum(self, term: Callable[..., Number], *of_group: PerGroup) -> PerGroup:
+        """Add ``term(leaf, *of_group)`` over each group."""
+        ...
+
+    def max(self, term: Callable[..., Number], *of_group: PerGroup) -> PerGroup:
+        """Find the largest ``term(leaf, *of_group)`` of each group."""
+        ...
+
+
+@runtime_checkable
+class Norm(Protocol):
+    """What a norm has to answer."""
+
+    def measure(self, pool: Pool) -> Magnitude:
+        """Measure every group of the pool."""
+        ...
+
+    def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
+        """Measure in a known unit, with a derivative that is finite at zero too."""
+        ...
+
+
+def widen(leaf: Leaf, dtype: DTypeLike = jnp.float32) -> Leaf:
+    """Cast to at least float32 and at least `dtype`; complex stays complex."""
+    with jax.numpy_dtype_promotion("standard"):
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return leaf.astype(jnp.promote_types(leaf.dtype, wide))
+
+
+def modulus(x: Leaf) -> Number:
+    """Give the absolute value, which is real for complex numbers too."""
+    return jnp.abs(x)
