@@ -1,6 +1,6 @@
 """Which leaves of a tree count, and what a prefix tree says of each."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,30 +26,58 @@ def counted(tree: PyTree) -> list[Leaf]:
     return [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in leaves]
 
 
-@dataclass(frozen=True)
-class _Box:
-    """Keeps what a prefix tree says of a leaf from being taken for more tree."""
-
-    content: Any
-
-
-def _is_tuple_of_names(spec: Any) -> bool:
+def is_axes(spec: Any) -> bool:
+    """Recognize None, and a tuple of mesh axes or of dimensions, as one entry."""
     return spec is None or (
         isinstance(spec, tuple) and all(isinstance(s, str | int) for s in spec)
     )
 
 
-def of_leaves(argument: str, spec: Any, tree: PyTree) -> list[Any]:
-    """Say of each leaf that counts what a prefix tree says of it."""
-    boxed = jax.tree.map(_Box, spec, is_leaf=_is_tuple_of_names)
-    try:
-        boxes = jax.tree.leaves(jax.tree.broadcast(boxed, tree))
-    except ValueError as error:
-        raise ValueError(
-            f"{argument} must be one value or a prefix tree of the updates: {error}"
-        ) from error
-    leaves = jax.tree.leaves(tree)
-    return [b.content for b, x in zip(boxes, leaves, strict=True) if counts(x)]
+def of_leaves(
+    argument: str,
+    spec: Any,
+    tree: PyTree,
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> list[Any]:
+    """Say of each leaf that counts what a prefix tree says of it.
+
+    Entries are found by name, so that a dict serves for a module or state of any
+    library with the same names.
+
+    Args:
+      argument: what the user calls `spec`.
+      spec: one entry for all leaves, or a prefix tree of entries.
+      tree: the tree whose leaves are asked for.
+      is_leaf: recognizes entries that would pass for trees.
+
+    Returns:
+      An entry for each leaf that counts.
+
+    Raises:
+      ValueError: if a leaf that counts has no entry.
+    """
+    given = jax.tree_util.tree_leaves_with_path(spec, is_leaf=is_leaf)
+    entries = {_names(path): entry for path, entry in given}
+    if () in entries:
+        return [entries[()]] * len(shapes_of(tree))
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not counts(leaf):
+            continue
+        names = _names(path)
+        prefixes = [names[:n] for n in range(len(names) + 1)]
+        known = [entries[prefix] for prefix in prefixes if prefix in entries]
+        if not known:
+            raise ValueError(
+                f"{argument} must be one value or a prefix tree of the updates, and "
+                f"has no entry for {'/'.join(names)}; add one."
+            )
+        found.append(known[0])
+    return found
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
 def as_tuple(spec: Any) -> tuple:
@@ -59,7 +87,8 @@ def as_tuple(spec: Any) -> tuple:
 
 def mesh_axes(spec: AxisName, tree: PyTree) -> tuple[tuple[str, ...], ...]:
     """Say of each leaf that counts over which mesh axes it is spread."""
-    return tuple(as_tuple(axes) for axes in of_leaves("axis_name", spec, tree))
+    named = of_leaves("axis_name", spec, tree, is_axes)
+    return tuple(as_tuple(axes) for axes in named)
 
 
 def shapes_of(tree: PyTree) -> tuple[tuple[int, ...], ...]:

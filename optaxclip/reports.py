@@ -131,5 +131,7 @@ def report(opt_state: PyTree) -> dict[str, Array]:
         name = type(state).__name__ if len(states) > 1 else "clip"
         seen[name] += 1
         key = name if seen[name] == 1 else f"{name}_{seen[name]}"
-        found |= {f"{key}/{k}": v for k, v in state.report._asdict().items()}
+        for field, value in state.report._asdict().items():
+            # Flax NNX keeps each array of an optimizer's state in a variable.
+            (found[f"{key}/{field}"],) = jax.tree.leaves(value)
     return found

@@ -20,7 +20,14 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from optaxclip.groupings import Bundled, ByLeaf, Elements, Grouping, Single
-from optaxclip.leaves import AxisName, as_tuple, mesh_axes, of_leaves, shapes_of
+from optaxclip.leaves import (
+    AxisName,
+    as_tuple,
+    is_axes,
+    mesh_axes,
+    of_leaves,
+    shapes_of,
+)
 from optaxclip.magnitudes import PerGroup
 
 
@@ -60,7 +67,7 @@ class _Unit(_LeafScope):
 
     def arrange(self, tree: PyTree) -> Grouping:
         shapes = shapes_of(tree)
-        axes = of_leaves("axis", self.axis, tree)
+        axes = of_leaves("axis", self.axis, tree, is_axes)
         dims = tuple(map(_unit_dims, shapes, axes))
         return ByLeaf(shapes, dims, mesh_axes(self.axis_name, tree))
 

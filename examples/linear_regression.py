@@ -1,0 +1,100 @@
+"""A clipping limit chosen by cross-validation, all candidates at once.
+
+The data follow y = 4 x1 + 5 x2 + noise. Their inputs are wide and the learning rate
+is bold, so plain SGD on mini-batches of 10 overshoots further with every step.
+Clipping each number of the gradient to [-c, c] tames it, if c is right: too tight
+and training never gets there, too loose and it keeps jumping past the goal.
+
+A limit may be a traced array, so one `vmap` tries the whole grid of limits, and a
+second one inside it all folds.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import optaxclip
+
+POINTS, BATCH, EPOCHS, FOLDS = 100, 10, 20, 5
+LEARNING_RATE = 0.1
+TRUE_WEIGHTS = np.array([4.0, 5.0])
+
+
+def mean_squared_error(model, inputs, targets):
+    """The mean over examples."""
+    return jnp.mean((model(inputs).squeeze(-1) - targets) ** 2)
+
+
+def fit(limit, inputs, targets, bound=jnp.inf):
+    """Fit a line by clipped SGD; the model and the report of every step.
+
+    `bound` is not gradient clipping: it keeps the parameters themselves within
+    [-bound, bound], which is here only to show what that does.
+    """
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    clipped_sgd = optax.chain(optaxclip.clip_value(limit), optax.sgd(LEARNING_RATE))
+    optimizer = nnx.Optimizer(model, clipped_sgd, wrt=nnx.Param)
+
+    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+    def step(carry, rows):
+        model, optimizer = carry
+        grads = nnx.grad(mean_squared_error)(model, inputs[rows], targets[rows])
+        optimizer.update(model, grads)
+        params = nnx.state(model, nnx.Param)
+        nnx.update(model, jax.tree.map(lambda p: p.clip(-bound, bound), params))
+        return carry, optaxclip.report(optimizer.opt_state)
+
+    shuffle = np.random.default_rng(0)
+    order = np.stack([shuffle.permutation(len(inputs)) for _ in range(EPOCHS)])
+    _, report = step((model, optimizer), order.reshape(-1, BATCH))
+    return model, report
+
+
+def cross_validate(limit, inputs, targets):
+    """The error on held-out points, mean over folds, and the clipped share."""
+    held_out = np.arange(POINTS).reshape(FOLDS, -1)
+    kept = np.stack([np.setdiff1d(np.arange(POINTS), fold) for fold in held_out])
+
+    def held_out_error(kept, held_out):
+        model, report = fit(limit, inputs[kept], targets[kept])
+        error = mean_squared_error(model, inputs[held_out], targets[held_out])
+        return error, report["clip/clipped_fraction"].mean()
+
+    errors, shares = jax.vmap(held_out_error)(kept, held_out)
+    return errors.mean(), shares.mean()
+
+
+def main():
+    """Choose c, fit with it, and return c and the weights it recovers."""
+    input_key, noise_key = jax.random.split(jax.random.key(0))
+    inputs = 3 * jax.random.normal(input_key, (POINTS, 2))
+    noise = 0.5 * jax.random.normal(noise_key, (POINTS,))
+    targets = inputs @ TRUE_WEIGHTS + noise
+
+    limits = jnp.geomspace(0.01, 100, 9)
+    over_limits = jax.jit(jax.vmap(cross_validate, in_axes=(0, None, None)))
+    errors, shares = over_limits(limits, inputs, targets)
+    best = limits[errors.argmin()]
+
+    print("limit c  held-out error  numbers clipped")
+    for limit, error, share in zip(limits, errors, shares, strict=True):
+        mark = "  <- best" if limit == best else ""
+        print(f"{limit:7.2f} {error:15.2f} {share:16.0%}{mark}")
+
+    weights = fit(best, inputs, targets)[0].kernel[...].squeeze(-1)
+    unclipped = fit(jnp.inf, inputs, targets)[0].kernel[...].squeeze(-1)
+    bounded = fit(best, inputs, targets, bound=1.0)[0].kernel[...].squeeze(-1)
+    print(f"weights with c = {best:.2f}:", weights)
+    print("weights without clipping:", unclipped)
+    print("weights with parameters, not gradients, kept in [-1, 1]:", bounded)
+
+    assert jnp.abs(weights - TRUE_WEIGHTS).max() < 0.2, "clipped SGD recovers 4 and 5"
+    assert jnp.abs(unclipped - TRUE_WEIGHTS).max() > 100, "unclipped SGD diverges"
+    assert bounded.max() <= 1, "a bound of 1 on the parameters rules out 4 and 5"
+    return best, weights
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""A small network whose gradients are clipped to a global norm of 1.
+
+Ten numbers go in, a hidden layer of 100 ReLU units, ten numbers come out; mean
+squared error, plain SGD. TensorFlow's `tf.clip_by_global_norm` returns the norm
+before clipping next to the clipped gradients. Here the optimizer clips, and
+`optaxclip.report` reads that norm, and what became of it, from its state.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import optaxclip
+
+EXAMPLES, BATCH, EPOCHS = 1000, 50, 100
+LEARNING_RATE, MAX_NORM = 0.01, 1.0
+
+
+class MLP(nnx.Module):
+    """10 - 100 - 10 with a ReLU between."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.hidden = nnx.Linear(10, 100, rngs=rngs)
+        self.output = nnx.Linear(100, 10, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.output(nnx.relu(self.hidden(inputs)))
+
+
+def mean_squared_error(model, inputs, targets):
+    """The mean over examples and outputs."""
+    return jnp.mean((model(inputs) - targets) ** 2)
+
+
+@nnx.jit
+def train_epoch(model, optimizer, inputs, targets):
+    """One step a batch, in place; every step's loss, gradient norm and report."""
+
+    @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=(nnx.Carry, 0))
+    def step(carry, inputs, targets):
+        model, optimizer = carry
+        loss, grads = nnx.value_and_grad(mean_squared_error)(model, inputs, targets)
+        optimizer.update(model, grads)
+        norm = optaxclip.tree_norm(grads)  # only to check the report below
+        return carry, (loss, norm, optaxclip.report(optimizer.opt_state))
+
+    return step((model, optimizer), inputs, targets)[1]
+
+
+def main():
+    """Train for 100 epochs and return the mean loss of the first and the last."""
+    data_key, map_key = jax.random.split(jax.random.key(0))
+    inputs = jax.random.normal(data_key, (EXAMPLES, 10))
+    targets = inputs @ jax.random.normal(map_key, (10, 10))
+
+    model = MLP(nnx.Rngs(0))
+    clipped_sgd = optax.chain(
+        optaxclip.clip_global_norm(MAX_NORM), optax.sgd(LEARNING_RATE)
+    )
+    optimizer = nnx.Optimizer(model, clipped_sgd, wrt=nnx.Param)
+
+    shuffle = np.random.default_rng(0)
+    history = []
+    print("epoch   loss  norm before  norm after  clipped")
+    for epoch in range(EPOCHS):
+        order = shuffle.permutation(EXAMPLES).reshape(-1, BATCH)
+        loss, norm, report = train_epoch(
+            model, optimizer, inputs[order], targets[order]
+        )
+        before, after = report["clip/pre_norm"], report["clip/post_norm"]
+        history.append((loss, norm, before, after))
+        if epoch % 10 == 0 or epoch == EPOCHS - 1:
+            share = report["clip/clipped_fraction"].mean()
+            print(f"{epoch:5} {loss.mean():6.2f} {before.mean():12.2f}", end=" ")
+            print(f"{after.mean():11.2f} {share:8.0%}")
+
+    loss, norm, before, after = np.array(history).swapaxes(0, 1)
+    first_loss, last_loss = loss[0].mean(), loss[-1].mean()
+    assert np.allclose(before, norm), "the report has the norm before clipping"
+    assert after.max() <= MAX_NORM * 1.00001, "no step exceeds the limit"
+    assert last_loss < first_loss / 100, "the network learns within the limit"
+    return first_loss, last_loss
+
+
+if __name__ == "__main__":
+    main()

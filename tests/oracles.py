@@ -1,0 +1,112 @@
+"""What every strategy must return: plain NumPy in float64, from the formulae.
+
+A tree is a list of arrays here. `sizes` functions say how big the group of each number
+is, `limits` functions how big it may be, and a response makes the two agree.
+"""
+
+import numpy as np
+
+
+def norm(x, p, axes=None):
+    """The p-norm over `axes`, scaled by the largest so that float64 holds it."""
+    x = np.abs(x)
+    top = x.max(axes, keepdims=True, initial=0.0)
+    if p == np.inf:
+        return top
+    scale = np.where(top > 0, top, 1.0)
+    return scale * ((x / scale) ** p).sum(axes, keepdims=True) ** (1 / p)
+
+
+def element(leaves):
+    """Every number alone."""
+    return [np.abs(x) for x in leaves]
+
+
+def unit_norm(leaves):
+    """Every output unit alone: all axes but the last; vectors and scalars whole."""
+    return [norm(x, 2, tuple(range(x.ndim - 1)) or None) for x in leaves]
+
+
+def tensor_norm(leaves):
+    """Every leaf alone."""
+    return [norm(x, 2) for x in leaves]
+
+
+def tensor_rms(leaves):
+    """Every leaf alone, by its root mean square."""
+    return [norm(x, 2) / np.sqrt(max(x.size, 1)) for x in leaves]
+
+
+def global_norm(p):
+    """All numbers together."""
+
+    def sizes(leaves):
+        whole = norm(np.concatenate([np.zeros(1), *map(np.ravel, leaves)]), p)
+        return [whole.reshape(()) for _ in leaves]
+
+    return sizes
+
+
+def rank_norm(leaves):
+    """Two groups: matrices (two axes or more) and the rest."""
+    matrices = global_norm(2)([x for x in leaves if x.ndim >= 2])
+    others = global_norm(2)([x for x in leaves if x.ndim < 2])
+    return [matrices[0] if x.ndim >= 2 else others[0] for x in leaves]
+
+
+def as_given(params, limit):
+    """The limit itself, for every leaf."""
+    return [np.asarray(limit, np.float64) for _ in params]
+
+
+def per_root_size(params, limit):
+    """The limit over the root of the number of parameters."""
+    return as_given(params, limit / np.sqrt(max(sum(x.size for x in params), 1)))
+
+
+def share_of_unit(params, limit):
+    """AGC: a share of the norm of the unit's own weights, which counts as 1e-3 or more.
+
+    A unit's sizes keep their axes, so that they broadcast against the updates.
+    """
+    return [limit * np.maximum(size, 1e-3) for size in unit_norm(params)]
+
+
+def shrink(x, size, limit):
+    """Scale a group down to its limit; an infinite limit leaves everything alone."""
+    factor = np.where(size > limit, limit / size, 1.0)
+    factor = np.where(np.isfinite(size), factor, np.nan)
+    return np.where(np.isinf(limit), x, x * factor)
+
+
+def soften(curve):
+    """Replace the size r of a group by c * curve(r / c)."""
+
+    def respond(x, size, limit):
+        ratio = size / np.where(limit > 0, limit, 1.0)
+        factor = np.where(ratio > 0, curve(ratio) / np.where(ratio > 0, ratio, 1), 1)
+        factor = np.where(limit > 0, factor, 0.0)
+        factor = np.where(np.isfinite(size), factor, np.nan)
+        return np.where(np.isinf(limit), x, x * factor)
+
+    return respond
+
+
+def tanh(t):
+    """The hyperbolic tangent."""
+    return np.tanh(t)
+
+
+def arctan(t):
+    """The arc tangent with slope 1 at 0 and limit 1."""
+    return 2 / np.pi * np.arctan(np.pi / 2 * t)
+
+
+def algebraic(t):
+    """The simplest rational saturation."""
+    return t / (1 + t)
+
+
+def pseudo_huber(t):
+    """The derivative of the pseudo-Huber loss."""
+    return t / np.sqrt(1 + t**2)

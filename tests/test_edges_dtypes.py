@@ -1,0 +1,135 @@
+"""The edge table: every dtype is kept, and the arithmetic is float32 or better."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from trees import (
+    assert_close,
+    assert_same_bits,
+    clip,
+    expected,
+    params_for,
+    traced_clip,
+    tree_of,
+    wide,
+)
+from zoo import every_hard_strategy, every_strategy
+
+
+def mixed_tree(size=1.0):
+    """Half, bfloat and single precision beside one another."""
+    tree = tree_of(jnp.float32, size)
+    tree["conv"] = tree["conv"].astype(jnp.bfloat16)
+    tree["dense"]["kernel"] = tree["dense"]["kernel"].astype(jnp.float16)
+    return tree
+
+
+TREES = {
+    "bf16": lambda: tree_of(jnp.bfloat16),
+    "f16": lambda: tree_of(jnp.float16),
+    "f32": lambda: tree_of(jnp.float32),
+    "c64": lambda: tree_of(jnp.complex64),
+    "mixed": mixed_tree,
+}
+LIMITS = {
+    "float": 0.5,
+    "int": 1,
+    "np64": np.float64(0.5),
+    "bf16": jnp.asarray(0.5, jnp.bfloat16),
+    "f32": jnp.asarray(0.5, jnp.float32),
+    "i32": jnp.asarray(1, jnp.int32),
+}
+every_tree = pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+
+
+def dtypes(tree):
+    """The dtype of every leaf."""
+    return jax.tree.map(lambda x: x.dtype, tree)
+
+
+@every_tree
+@every_strategy
+def test_each_leaf_keeps_its_dtype(strategy, tree):
+    updates = tree()
+    clipped = clip(strategy, updates, 0.5)
+    assert dtypes(clipped) == dtypes(updates)
+    assert_close(clipped, expected(strategy, updates, 0.5))
+
+
+@pytest.mark.parametrize("limit", LIMITS.values(), ids=LIMITS)
+@every_strategy
+def test_a_limit_of_any_dtype_works_on_leaves_of_any_dtype(strategy, limit):
+    updates = mixed_tree()
+    clipped = clip(strategy, updates, limit)
+    assert dtypes(clipped) == dtypes(updates)
+    assert_close(clipped, expected(strategy, updates, float(limit)))
+
+
+@every_tree
+@every_hard_strategy
+def test_a_group_within_its_limit_keeps_its_bits_in_every_dtype(strategy, tree):
+    assert_same_bits(traced_clip(strategy, tree(), 1e3), tree())
+
+
+@every_strategy
+def test_params_may_have_another_dtype_than_the_updates(strategy):
+    updates = tree_of(jnp.bfloat16)
+    params = params_for(tree_of(jnp.float32))
+    clipped = clip(strategy, updates, 0.3, params)
+    assert dtypes(clipped) == dtypes(updates)
+    assert_close(clipped, expected(strategy, updates, 0.3, params))
+
+
+@every_strategy
+def test_float64_is_clipped_in_float64(strategy):
+    with jax.enable_x64(True):
+        for size in (1.0, 1e200, 1e-200):
+            updates = tree_of(jnp.float64, size)
+            clipped = clip(strategy, updates, 0.3 * size)
+            assert dtypes(clipped) == dtypes(updates)
+            wanted = expected(strategy, updates, 0.3 * size)
+            assert_close(clipped, wanted, working=jnp.float64)
+
+
+@every_strategy
+def test_float64_beside_float16_keeps_both(strategy):
+    with jax.enable_x64(True):
+        updates = mixed_tree()
+        updates["scale"] = jnp.asarray(0.7, jnp.float64)
+        for limit in (0.3, jnp.asarray(0.3, jnp.float64)):
+            clipped = clip(strategy, updates, limit)
+            assert dtypes(clipped) == dtypes(updates)
+            assert_close(clipped, expected(strategy, updates, 0.3))
+
+
+@every_strategy
+def test_the_norm_of_many_small_leaves_is_not_rounded_to_their_dtype(strategy):
+    """In bfloat16 a sum of ones stops at 256."""
+    for updates in ([jnp.ones((), jnp.bfloat16)] * 300, jnp.ones(300, jnp.bfloat16)):
+        clipped = clip(strategy, updates, 0.5)
+        assert_close(clipped, expected(strategy, updates, 0.5))
+
+
+@every_strategy
+def test_a_complex_number_is_clipped_by_its_modulus_and_keeps_its_phase(strategy):
+    updates = tree_of(jnp.complex64)
+    for got, had in zip(
+        jax.tree.leaves(traced_clip(strategy, updates, 0.05)),
+        jax.tree.leaves(updates),
+        strict=True,
+    ):
+        ratio = wide(got) / wide(had)
+        assert (ratio.real < 1).all()
+        np.testing.assert_allclose(ratio.imag, 0.0, atol=1e-6)
+
+
+@every_strategy
+def test_a_complex_leaf_may_stand_beside_a_real_one(strategy):
+    updates = {
+        "real": tree_of(jnp.float32),
+        "complex": tree_of(jnp.complex64, seed=1),
+    }
+    clipped = clip(strategy, updates, 0.3)
+    assert dtypes(clipped) == dtypes(updates)
+    assert_close(clipped, expected(strategy, updates, 0.3))

@@ -1,0 +1,117 @@
+"""The edge table: leaves and trees that are not ordinary arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from trees import assert_close, assert_same_bits, clip, expected, traced_clip, tree_of
+from zoo import STRATEGIES, every_strategy, named
+
+OTHERS = {
+    "integer": lambda: jnp.arange(3),
+    "integer scalar": lambda: jnp.asarray(7),
+    "unsigned": lambda: jnp.arange(3, dtype=jnp.uint8),
+    "bool": lambda: jnp.array([True, False]),
+    "float0": lambda: np.zeros((3,), jax.dtypes.float0),
+    "key": lambda: jax.random.key(0),
+    "keys": lambda: jax.random.split(jax.random.key(0), 2),
+    "None": lambda: None,
+    "MaskedNode": optax.MaskedNode,
+    "Python int": lambda: 7,
+    "Python bool": lambda: True,
+}
+EMPTY_TREES = {
+    "dict": dict,
+    "tuple": tuple,
+    "None": lambda: [None],
+    "MaskedNode": optax.MaskedNode,
+    "nested": lambda: {"a": {}, "b": [()]},
+    "zero-size": lambda: {"a": jnp.zeros((0, 3)), "b": jnp.zeros((0,))},
+    "integers": lambda: {"a": jnp.arange(3), "b": jnp.arange(4).reshape(2, 2)},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+@every_strategy
+def test_a_leaf_that_cannot_be_clipped_passes_through_uncounted(strategy, other):
+    updates, other = tree_of(jnp.float32), other()
+    for limit in (0.3, 0.0):
+        clipped = clip(strategy, {**updates, "other": other}, limit)
+        passed = clipped.pop("other")
+        if isinstance(other, jax.Array) and jnp.issubdtype(
+            other.dtype, jax.dtypes.prng_key
+        ):
+            other, passed = jax.random.key_data(other), jax.random.key_data(passed)
+        assert_same_bits(passed, other)
+        assert_close(clipped, expected(strategy, updates, limit))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 3)])
+@every_strategy
+def test_a_zero_size_leaf_passes_through_uncounted(strategy, shape):
+    updates, empty = tree_of(jnp.float32), jnp.zeros(shape)
+    clipped = clip(strategy, {**updates, "other": empty}, 0.3)
+    assert_same_bits(clipped.pop("other"), empty)
+    assert_close(clipped, expected(strategy, updates, 0.3))
+
+
+@pytest.mark.parametrize("tree", EMPTY_TREES.values(), ids=EMPTY_TREES)
+@every_strategy
+def test_a_tree_without_numbers_comes_back_as_it_was(strategy, tree):
+    for limit in (0.0, 1.0, jnp.inf):
+        assert_same_bits(clip(strategy, tree(), limit), tree())
+    assert_same_bits(traced_clip(strategy, tree(), 0.0), tree())
+
+
+@every_strategy
+def test_a_bare_array_is_a_tree(strategy):
+    for array in (jnp.asarray(-2.0), jnp.arange(1.0, 4.0), jnp.ones((3, 2))):
+        for limit in (0.3, 100.0):
+            clipped = clip(strategy, array, limit)
+            assert clipped.shape == array.shape
+            assert_close(clipped, expected(strategy, array, limit))
+
+
+@every_strategy
+def test_a_python_float_is_a_scalar_leaf(strategy):
+    updates = {"gain": -0.75, "w": jnp.arange(1.0, 4.0)}
+    assert_close(clip(strategy, updates, 0.3), expected(strategy, updates, 0.3))
+
+
+@every_strategy
+def test_numpy_leaves_are_clipped_like_others(strategy):
+    updates = tree_of(jnp.float32)
+    as_numpy = jax.tree.map(np.asarray, updates)
+    assert_close(clip(strategy, as_numpy, 0.3), expected(strategy, updates, 0.3))
+
+
+needing_params = pytest.mark.parametrize(
+    "strategy", [s for s in STRATEGIES if s.needs_params], ids=named
+)
+
+
+@needing_params
+def test_missing_params_are_asked_for(strategy):
+    updates, transformation = tree_of(jnp.float32), strategy.make(1.0)
+    state = transformation.init(updates)
+    with pytest.raises(ValueError, match="params"):
+        transformation.update(updates, state)
+
+
+@needing_params
+def test_params_of_another_structure_are_refused(strategy):
+    updates, transformation = tree_of(jnp.float32), strategy.make(1.0)
+    state = transformation.init(updates)
+    for params in ({"conv": updates["conv"]}, list(updates.values()), updates["conv"]):
+        with pytest.raises(ValueError, match="params"):
+            transformation.update(updates, state, params)
+
+
+@pytest.mark.parametrize(
+    "strategy", [s for s in STRATEGIES if not s.needs_params], ids=named
+)
+def test_a_strategy_that_needs_no_params_takes_none(strategy):
+    updates, transformation = tree_of(jnp.float32), strategy.make(0.3)
+    clipped, _ = transformation.update(updates, transformation.init(updates))
+    assert_close(clipped, expected(strategy, updates, 0.3))

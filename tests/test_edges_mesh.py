@@ -1,0 +1,139 @@
+"""The edge table: on a mesh of devices the answer is that of one device."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from trees import assert_close, expected, params_for
+from zoo import every_strategy
+
+import optaxclip
+
+# Sharded along an axis that a unit sums over, so that each unit spans the mesh.
+SPECS = {"conv": P(None, "x"), "dense": {"bias": P(), "kernel": P("x")}, "other": P()}
+AXES = {"conv": "x", "dense": {"bias": None, "kernel": "x"}, "other": ()}
+
+
+def mesh_of(axis_type):
+    """Four devices in a row."""
+    devices = np.array(jax.devices("cpu")[:4])
+    return jax.sharding.Mesh(devices, ("x",), axis_types=(axis_type,))
+
+
+def sharded_tree():
+    """Leaves that divide among four devices, and some that stay whole."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "conv": (2, 4, 3),
+        "dense": {"bias": (5,), "kernel": (8, 3)},
+        "other": (3, 2),
+    }
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def placed(tree, mesh):
+    """The tree on the mesh, as SPECS say."""
+    return jax.tree.map(
+        lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), tree, SPECS
+    )
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@every_strategy
+def test_under_jit_sharded_updates_are_clipped_as_on_one_device(strategy, axis_type):
+    updates, mesh = sharded_tree(), mesh_of(axis_type)
+    transformation = strategy.make(0.2)
+    wanted, wanted_state = jax.jit(transformation.update)(
+        updates, transformation.init(updates), params_for(updates)
+    )
+    with jax.set_mesh(mesh):
+        on_mesh = placed(updates, mesh)
+        params = placed(params_for(updates), mesh)
+        state = transformation.init(params)
+        update = jax.jit(transformation.update)
+        _, state = update(on_mesh, state, params)
+        clipped, state = update(on_mesh, state, params)
+    assert_close(clipped, wanted)
+    for got, had in zip(
+        jax.tree.leaves(clipped), jax.tree.leaves(on_mesh), strict=True
+    ):
+        assert got.sharding.is_equivalent_to(had.sharding, had.ndim)
+    assert jax.tree.structure(state) == jax.tree.structure(wanted_state)
+
+
+def all_reduces(compiled):
+    """How many times the devices add something up."""
+    return len(re.findall(r" all-reduce(?:-start)?\(", compiled.as_text()))
+
+
+def test_the_global_norm_of_many_sharded_leaves_is_one_all_reduce():
+    mesh = mesh_of(AxisType.Auto)
+    sharding = NamedSharding(mesh, P("x"))
+    updates = [jax.device_put(jnp.ones((8, 3)), sharding) for _ in range(20)]
+    transformation = optaxclip.clip_global_norm(1.0)
+    state = transformation.init(updates)
+    update = jax.jit(transformation.update)
+    assert all_reduces(update.lower(updates, state).compile()) == 1
+
+
+def in_shard_map(transformation, updates, params, mesh, **options):
+    """Clip with every device holding its own shards; the state is the same on all."""
+
+    def update(updates, params):
+        return transformation.update(updates, transformation.init(params), params)
+
+    state = jax.eval_shape(transformation.init, params)
+    return jax.jit(
+        jax.shard_map(
+            update,
+            mesh=mesh,
+            in_specs=(SPECS, SPECS),
+            out_specs=(SPECS, jax.tree.map(lambda _: P(), state)),
+            **options,
+        )
+    )(updates, params)
+
+
+@every_strategy
+def test_in_shard_map_an_axis_name_counts_every_leaf_once(strategy):
+    updates = sharded_tree()
+    params = params_for(updates)
+    alone = strategy.make(0.2)
+    wanted = jax.jit(alone.update)(updates, alone.init(params), params)
+    transformation = strategy.make(0.2, axis_name="x")
+    mesh = mesh_of(AxisType.Auto)
+    assert_close(in_shard_map(transformation, updates, params, mesh), wanted)
+
+
+@every_strategy
+def test_in_shard_map_unchecked_a_tree_of_axis_names_counts_every_leaf_once(strategy):
+    updates = sharded_tree()
+    params = params_for(updates)
+    alone = strategy.make(0.2)
+    wanted = jax.jit(alone.update)(updates, alone.init(params), params)
+    transformation = strategy.make(0.2, axis_name=AXES)
+    clipped = in_shard_map(
+        transformation, updates, params, mesh_of(AxisType.Auto), check_vma=False
+    )
+    assert_close(clipped, wanted)
+
+
+@every_strategy
+def test_in_shard_map_extremes_and_nan_are_as_on_one_device(strategy):
+    updates = sharded_tree()
+    updates["dense"]["kernel"] = updates["dense"]["kernel"] * 1e20
+    params = params_for(updates)
+    mesh = mesh_of(AxisType.Auto)
+    transformation = strategy.make(0.2, axis_name="x")
+    for _ in range(2):
+        clipped, _ = in_shard_map(transformation, updates, params, mesh)
+        assert_close(clipped, expected(strategy, updates, 0.2))
+        updates["conv"] = updates["conv"].at[0, 3, 0].set(jnp.nan)

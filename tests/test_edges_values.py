@@ -1,0 +1,207 @@
+"""The edge table: what happens to the numbers."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from trees import (
+    assert_close,
+    assert_same_bits,
+    clip,
+    expected,
+    params_for,
+    traced_clip,
+    tree_of,
+    wide,
+)
+from zoo import every_hard_strategy, every_strategy
+
+import optaxclip
+
+both_ways = pytest.mark.parametrize("run", [clip, traced_clip], ids=["eager", "traced"])
+
+
+@both_ways
+@every_strategy
+def test_ordinary_values_are_clipped_as_float64_would(strategy, run):
+    updates = tree_of(jnp.float32)
+    for limit in (0.3, 1.0, 30.0):
+        assert_close(run(strategy, updates, limit), expected(strategy, updates, limit))
+
+
+@both_ways
+@every_hard_strategy
+def test_a_group_within_its_limit_keeps_its_bits(strategy, run):
+    updates = tree_of(jnp.float32)
+    assert_same_bits(run(strategy, updates, 1e3), updates)
+
+
+@both_ways
+@every_strategy
+def test_zero_updates_stay_zero(strategy, run):
+    zeros = jax.tree.map(jnp.zeros_like, tree_of(jnp.float32))
+    for limit in (0.0, 1.0, jnp.inf):
+        assert_same_bits(run(strategy, zeros, limit), zeros)
+
+
+@partial(jax.jit, static_argnums=0)
+def pulled_back(strategy, updates, limit, cotangent):
+    """The derivative of clipping, applied backward."""
+    clipped = partial(clip, strategy, limit=limit, params=params_for(updates))
+    return jax.vjp(clipped, updates)[1](cotangent)[0]
+
+
+@every_strategy
+def test_the_derivative_at_zero_updates_is_the_identity(strategy):
+    zeros = jax.tree.map(jnp.zeros_like, tree_of(jnp.float32))
+    cotangent = tree_of(jnp.float32, seed=1)
+    assert_close(pulled_back(strategy, zeros, 1.0, cotangent), cotangent)
+
+
+@every_strategy
+def test_the_derivative_is_finite_at_limit_zero_and_at_a_zero_leaf(strategy):
+    updates = tree_of(jnp.float32)
+    updates["conv"] = jnp.zeros_like(updates["conv"])
+    for limit in (0.0, 0.1, jnp.inf):
+        cotangent = tree_of(jnp.float32, seed=1)
+        for leaf in jax.tree.leaves(pulled_back(strategy, updates, limit, cotangent)):
+            assert np.isfinite(leaf).all(), limit
+
+
+@both_ways
+@every_strategy
+def test_limit_zero_gives_zeros(strategy, run):
+    for leaf in jax.tree.leaves(run(strategy, tree_of(jnp.float32), 0.0)):
+        np.testing.assert_array_equal(leaf, 0.0)
+
+
+@both_ways
+@every_strategy
+def test_limit_inf_changes_no_bit_even_of_inf_and_nan(strategy, run):
+    updates = tree_of(jnp.float32)
+    assert_same_bits(run(strategy, updates, jnp.inf), updates)
+    updates["conv"] = updates["conv"].at[0, 0, 0].set(jnp.inf)
+    updates["dense"]["bias"] = updates["dense"]["bias"].at[1].set(-jnp.inf)
+    assert_same_bits(run(strategy, updates, jnp.inf), updates)
+    updates["scale"] = jnp.full_like(updates["scale"], jnp.nan)
+    assert_same_bits(run(strategy, updates, jnp.inf), updates)
+
+
+@pytest.mark.parametrize("limit", [-1.0, -1, float("-inf"), float("nan")])
+@every_strategy
+def test_a_negative_or_nan_limit_is_refused_at_construction(strategy, limit):
+    with pytest.raises(ValueError, match=strategy.limit):
+        strategy.make(limit)
+
+
+@every_strategy
+def test_a_traced_negative_limit_acts_as_zero(strategy):
+    for leaf in jax.tree.leaves(traced_clip(strategy, tree_of(jnp.float32), -1.0)):
+        np.testing.assert_array_equal(leaf, 0.0)
+
+
+@every_strategy
+def test_a_traced_nan_limit_makes_the_update_nan(strategy):
+    for leaf in jax.tree.leaves(traced_clip(strategy, tree_of(jnp.float32), jnp.nan)):
+        assert jnp.isnan(leaf).all()
+
+
+EXTREMES = [
+    (jnp.float32, 1e20, 1.0),
+    (jnp.float32, 3e38, 1.0),  # the norm itself is past float32
+    (jnp.float32, 3e38, 1e30),
+    (jnp.float32, 1e-30, 1e-32),
+    (jnp.float16, 300.0, 1.0),
+    (jnp.float16, 6e4, 1.0),
+    (jnp.bfloat16, 1e20, 1.0),
+    (jnp.bfloat16, 3e38, 1.0),
+    (jnp.complex64, 1e20, 1.0),
+]
+
+
+@both_ways
+@pytest.mark.parametrize(("dtype", "size", "limit"), EXTREMES)
+@every_strategy
+def test_finite_extremes_are_clipped_as_float64_would(
+    strategy, dtype, size, limit, run
+):
+    updates = tree_of(dtype, size)
+    assert_close(run(strategy, updates, limit), expected(strategy, updates, limit))
+
+
+@both_ways
+@every_strategy
+def test_a_huge_leaf_beside_an_ordinary_one_is_clipped_as_float64_would(strategy, run):
+    updates = tree_of(jnp.float32)
+    updates["conv"] = updates["conv"] * 1e20
+    assert_close(run(strategy, updates, 1.0), expected(strategy, updates, 1.0))
+
+
+@every_hard_strategy
+def test_tiny_values_within_the_limit_keep_their_bits(strategy):
+    updates = tree_of(jnp.float32, 1e-30)
+    assert_same_bits(traced_clip(strategy, updates, 1.0), updates)
+
+
+@both_ways
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+@every_strategy
+def test_a_bad_element_makes_its_whole_group_nan_and_no_other(strategy, bad, run):
+    clean = tree_of(jnp.float32)
+    updates = {**clean, "conv": clean["conv"].at[0, 1, 2].set(bad)}
+    if strategy.clamps and np.isinf(bad):
+        clean["conv"] = clean["conv"].at[0, 1, 2].set(jnp.sign(bad) * 1e30)
+        assert_close(run(strategy, updates, 0.5), expected(strategy, clean, 0.5))
+        return
+    assert_close(run(strategy, updates, 0.5), expected(strategy, updates, 0.5))
+    wanted = expected(strategy, updates, 1e3)
+    result = run(strategy, updates, 1e3)
+    assert_close(result, wanted)
+    if not strategy.soft:  # what is not NaN has kept its bits
+        same = [
+            jnp.where(jnp.isnan(want), jnp.nan, x)
+            for want, x in zip(wanted, jax.tree.leaves(updates), strict=True)
+        ]
+        for got, want in zip(jax.tree.leaves(result), same, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("order", [1, 1.0, 1.5, 2, 3, 7.5, jnp.inf])
+def test_ord_is_any_number_from_one_to_infinity(order):
+    updates = tree_of(jnp.float32)
+    flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(updates)])
+    norm = np.linalg.norm(flat.astype(np.float64), order)
+    transformation = optaxclip.clip_global_norm(0.5, ord=order)
+    clipped, _ = transformation.update(updates, transformation.init(updates))
+    assert_close(clipped, jax.tree.map(lambda x: wide(x) * 0.5 / norm, updates))
+
+
+@pytest.mark.parametrize("order", [0.5, 0, -1, float("nan")])
+def test_ord_below_one_is_refused(order):
+    with pytest.raises(ValueError, match="ord"):
+        optaxclip.clip_global_norm(1.0, ord=order)
+
+
+def test_clip_value_takes_two_different_bounds():
+    updates = jnp.array([-jnp.inf, -3.0, -0.5, 0.0, 1.5, 3.0, jnp.inf, jnp.nan])
+    clip_value = optaxclip.clip_value(2.0, min_value=-1.0)
+    clipped, _ = clip_value.update(updates, clip_value.init(updates))
+    np.testing.assert_array_equal(
+        clipped, [-1.0, -1.0, -0.5, 0.0, 1.5, 2.0, 2.0, np.nan]
+    )
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.5, 1.0), (-1.0, -0.5)])
+def test_clip_value_refuses_bounds_that_exclude_zero(low, high):
+    with pytest.raises(ValueError, match="value"):
+        optaxclip.clip_value(high, min_value=low)
+
+
+def test_the_limit_itself_is_within_the_limit():
+    updates = {"w": jnp.array([3.0, 4.0])}
+    for make in (optaxclip.clip_global_norm, optaxclip.clip_tensor_norm):
+        transformation = make(5.0)
+        state = transformation.init(params_for(updates))
+        assert_same_bits(transformation.update(updates, state)[0], updates)

@@ -1,0 +1,95 @@
+"""The small trees of the matrix, the ways to clip them, and how results compare."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SHAPES = {"conv": (2, 2, 3), "dense": {"bias": (4,), "kernel": (3, 4)}, "scale": ()}
+
+
+def tree_of(dtype, size=1.0, seed=0):
+    """A tree of numbers between size / 2 and size, of both signs."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(shape):
+        number = rng.uniform(0.5, 1.0, shape) * rng.choice([-1.0, 1.0], shape)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            number = number * np.exp(2j * np.pi * rng.uniform(size=shape))
+        return jnp.asarray(number * size, dtype)
+
+    return jax.tree.map(leaf, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def params_for(updates):
+    """Parameters of 2 beside the updates; leaves that nobody clips stay as they are."""
+
+    def leaf(x):
+        if isinstance(x, float):
+            return 2.0
+        is_number = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
+        return jnp.full_like(x, 2) if is_number else x
+
+    return jax.tree.map(leaf, updates)
+
+
+def clip(strategy, updates, limit, params=None, **options):
+    """Clip once, eagerly; a number as limit is known at construction."""
+    params = params_for(updates) if params is None else params
+    transformation = strategy.make(limit, **options)
+    return transformation.update(updates, transformation.init(params), params)[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def _traced(strategy, updates, limit, params):
+    return clip(strategy, updates, limit, params)
+
+
+def traced_clip(strategy, updates, limit):
+    """Clip once, under jit, with a traced limit."""
+    limit = jnp.asarray(limit, jnp.float32)
+    return _traced(strategy, updates, limit, params_for(updates))
+
+
+def wide(leaf):
+    """The same numbers in float64 or complex128."""
+    leaf = np.asarray(leaf)
+    return leaf.astype(np.complex128 if np.iscomplexobj(leaf) else np.float64)
+
+
+def expected(strategy, updates, limit, params=None):
+    """The oracle's answer, a list of leaves."""
+    params = params_for(updates) if params is None else params
+    return strategy.oracle(
+        [wide(x) for x in jax.tree.leaves(updates)],
+        [wide(x) for x in jax.tree.leaves(params)],
+        limit,
+    )
+
+
+def rtol(dtype, working=jnp.float32):
+    """One rounding of the leaf's dtype, some of the dtype that norms are taken in."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return 0.0
+    return float(max(16 * jnp.finfo(working).eps, jnp.finfo(dtype).eps))
+
+
+def assert_close(actual, desired, working=jnp.float32):
+    """Leaf by leaf, within the rounding of the leaf's own dtype."""
+    for got, want in zip(
+        jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True
+    ):
+        tolerance = rtol(jnp.asarray(got).dtype, working)
+        np.testing.assert_allclose(wide(got), wide(want), rtol=tolerance, atol=0)
+
+
+def assert_same_bits(actual, desired):
+    """The same structure, and leaf by leaf the same dtype, shape and bits."""
+    assert jax.tree.structure(actual) == jax.tree.structure(desired)
+    for got, want in zip(
+        jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True
+    ):
+        got, want = np.asarray(got), np.asarray(want)
+        assert (got.dtype, got.shape) == (want.dtype, want.shape)
+        assert got.tobytes() == want.tobytes(), f"{got} is not {want}"
