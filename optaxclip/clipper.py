@@ -162,12 +162,25 @@ def respond(
     if isinstance(weights, list):
         given = weights
     else:
-        given = zip(*map(grouping.spread, weights), strict=True)
+        given = zip(
+            *(grouping.spread(_held(weight)) for weight in weights), strict=True
+        )
     clipped = (
         response.apply(widen(leaf), *each).astype(leaf.dtype)
         for leaf, each in zip(leaves, given, strict=True)
     )
     return jax.tree.map(lambda x: next(clipped) if counts(x) else x, updates)
+
+
+def _held(weight: Number) -> Number:
+    """Keep XLA from computing a group's weight again in the kernels of every leaf.
+
+    Compiling a thousand copies of it is most of what clipping would cost there. XLA
+    copies cheap arithmetic, but no remainder; and dividing by infinity leaves every
+    finite number as its remainder, exactly. Infinity itself becomes the largest one.
+    """
+    finite = jnp.minimum(weight, jnp.finfo(weight.dtype).max)
+    return jax.lax.rem(finite, jnp.full_like(finite, jnp.inf))
 
 
 def _check_groups(name: str, before: ClipReport, now: ClipReport) -> None:

@@ -163,11 +163,13 @@ class _Clamp:
 
     def apply(self, leaf: Leaf, *weights: Number) -> Leaf:
         (limit,) = weights
-        limit = limit.astype(jnp.finfo(leaf.dtype).dtype)
+        finfo = jnp.finfo(leaf.dtype)
+        limit = limit.astype(finfo.dtype)
+        unlimited = limit >= finfo.max
         if not jnp.iscomplexobj(leaf):
-            return jnp.clip(leaf, -limit, limit)
+            return jnp.where(unlimited, leaf, jnp.clip(leaf, -limit, limit))
         size = modulus(leaf)
-        inside = size <= limit
+        inside = (size <= limit) | unlimited
         safe = jnp.where(inside | (size == jnp.inf), jnp.ones_like(size), size)
         at_limit = _multiply(_multiply(_direction(leaf), 1 / safe), limit)
         return jnp.where(inside, leaf, at_limit)
