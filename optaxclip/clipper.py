@@ -13,6 +13,7 @@ from optaxclip.groupings import Grouping, each_group
 from optaxclip.leaves import counted, counts
 from optaxclip.magnitudes import Norm, Number, PerGroup, widen
 from optaxclip.measuring import measure, measuring_dtype
+from optaxclip.norms import linf
 from optaxclip.reports import (
     ClipReport,
     ClipState,
@@ -20,7 +21,7 @@ from optaxclip.reports import (
     next_report,
     state_type,
 )
-from optaxclip.responses import Response
+from optaxclip.responses import Response, clamp
 from optaxclip.scopes import Scope
 from optaxclip.thresholds import Observation, Threshold, as_threshold
 
@@ -63,7 +64,7 @@ def clipper(
     r"""Clip what is too big: four answers, one transformation.
 
     Every strategy of the library that measures, compares and responds is a call of
-    this function. The flow is one way, and only the threshold remembers::
+    this function. The flow is one way, and only the threshold remembers:
 
         updates --measure--> magnitudes --threshold--> limits --respond--> updates
 
@@ -83,9 +84,10 @@ def clipper(
 
     Raises:
       TypeError: if the threshold is no number, schedule or threshold.
-      ValueError: if a limit is negative or NaN.
+      ValueError: if a limit is negative or NaN, or the response is `clamp` and the
+        norm not `linf`, since a bound on single numbers says nothing of a sum.
 
-    Example:
+    Examples:
       A limit on the root mean square of each tensor, which bends smoothly:
 
       >>> clip = optaxclip.clipper(
@@ -100,6 +102,11 @@ def clipper(
       Array([0.75, 0.75], dtype=float32)
     """
     threshold = as_threshold(threshold)
+    if response is clamp and norm != linf:
+        raise ValueError(
+            f"norm must be norms.linf where the response is clamp, not {norm}; use "
+            "shrink to bound another norm."
+        )
 
     def init(params: PyTree) -> ClipState:
         grouping = scope.arrange(params)

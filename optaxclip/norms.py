@@ -42,7 +42,7 @@ def _root(total: Number, order: float) -> Number:
 
 @dataclass(frozen=True)
 class PowerNorm:
-    r"""The norm :math:`(\sum_i |x_i|^p)^{1/p}` with p = 1 or 2, in one pass.
+    r"""The norm $(\sum_i |x_i|^p)^{1/p}$ with p = 1 or 2, in one pass.
 
     Attributes:
       order: the exponent p.
@@ -113,7 +113,7 @@ class PowerNorm:
 
 @dataclass(frozen=True)
 class MaxNorm:
-    r"""The norm :math:`\max_i |x_i|`."""
+    r"""The norm $\max_i |x_i|$."""
 
     def measure(self, pool: Pool) -> Magnitude:
         """See `Norm.measure`."""
@@ -129,7 +129,7 @@ class MaxNorm:
 
 @dataclass(frozen=True)
 class GeneralNorm:
-    r"""The norm :math:`(\sum_i |x_i|^p)^{1/p}` for any p, in two passes.
+    r"""The norm $(\sum_i |x_i|^p)^{1/p}$ for any p, in two passes.
 
     The second divides by the largest number, which the first finds: no fixed unit
     reaches far once p is large.
@@ -163,7 +163,7 @@ class GeneralNorm:
 
 @dataclass(frozen=True)
 class Averaged:
-    r"""A norm divided by :math:`n^{1/p}`, n being the numbers in the group.
+    r"""A norm divided by $n^{1/p}$, n being the numbers in the group.
 
     Attributes:
       norm: the norm, of order p.
@@ -188,15 +188,24 @@ class Averaged:
         return self._average(pool, self.norm.value(pool, unit))
 
 
-l1 = PowerNorm(1)
-l2 = PowerNorm(2)
-linf = MaxNorm()
-mean = Averaged(l1)
-rms = Averaged(l2)
+l1: Norm = PowerNorm(1)
+"""The sum of absolute values."""
+
+l2: Norm = PowerNorm(2)
+"""The Euclidean norm."""
+
+linf: Norm = MaxNorm()
+"""The largest absolute value."""
+
+mean: Norm = Averaged(PowerNorm(1))
+"""The mean absolute value."""
+
+rms: Norm = Averaged(PowerNorm(2))
+"""The root mean square."""
 
 
 def p_norm(order: float) -> Norm:
-    r"""Give the norm :math:`(\sum_i |x_i|^p)^{1/p}` of any order.
+    r"""Give the norm $(\sum_i |x_i|^p)^{1/p}$ of any order.
 
     Args:
       order: p >= 1; infinity gives the largest absolute value.
@@ -208,7 +217,7 @@ def p_norm(order: float) -> Norm:
       TypeError: if `order` is not a number, or is traced.
       ValueError: if `order` is below 1 or NaN.
 
-    Example:
+    Examples:
       >>> optaxclip.norms.p_norm(2) == optaxclip.norms.l2
       True
     """

@@ -116,7 +116,7 @@ def report(opt_state: PyTree) -> dict[str, Array]:
       place of ``clip``, numbered from the second of a name on; where there is none
       the dict is empty.
 
-    Example:
+    Examples:
       >>> optimizer = optax.chain(optaxclip.clip_global_norm(1.0), optax.sgd(0.01))
       >>> state = optimizer.init({"w": jnp.zeros(2)})
       >>> _, state = optimizer.update({"w": jnp.array([3.0, 4.0])}, state)

@@ -6,25 +6,20 @@ direction stays and the product fuses into whatever the optimizer does next.
 
 What every strategy does at the edges, written once:
 
-======================================= ==========================================
-input                                   outcome
-======================================= ==========================================
-group within its limit                  the same bits (soft curves: slope 1 at 0)
-zero updates                            zeros; the derivative is finite
-limit 0                                 zeros, never NaN
-limit infinity                          exact no-op, even with inf or NaN inside
-negative or NaN limit                   ValueError; traced: as 0, as NaN
-squares that overflow or underflow      clipped as float64 would
-NaN or inf in a group                   the whole group is NaN, others untouched;
-                                        `clamp` maps inf to the limit
-bfloat16, float16, float64, mixed       norm and factor in at least float32; each
-                                        leaf keeps its type
-complex                                 by modulus; the phase stays
-integers, bools, float0, keys, None,
-MaskedNode, empty leaves                passed through and not counted
-subnormal numbers                       flushed to 0 wherever XLA flushes them, as
-                                        it does on CPU in every multiplication
-======================================= ==========================================
+| input | outcome |
+|---|---|
+| group within its limit | the same bits (soft curves: slope 1 at 0) |
+| zero updates | zeros; the derivative is finite |
+| limit 0 | zeros, never NaN |
+| limit infinity | exact no-op, even with inf or NaN inside |
+| negative or NaN limit | ValueError; traced: as 0, as NaN |
+| squares that overflow or underflow | clipped as float64 would |
+| NaN or inf in a group | that group is NaN, no other; `clamp`: inf to the limit |
+| bfloat16, float16, float64, mixed | at least float32 inside; leaves keep their type |
+| complex | by modulus; the phase stays |
+| integers, bools, float0, keys | passed through and not counted |
+| None, MaskedNode, empty leaves | passed through and not counted |
+| subnormal numbers | 0 wherever XLA flushes them, as on CPU when multiplying |
 """
 
 from collections.abc import Callable
@@ -120,12 +115,12 @@ class _Drop(_Scaling):
 
 @dataclass(frozen=True)
 class Curve:
-    r"""A curve :math:`\varphi` with slope 1 at 0 that rises to 1.
+    r"""A curve $\varphi$ with slope 1 at 0 that rises to 1.
 
     Attributes:
       name: what it prints as.
-      slope: gives :math:`\varphi(r) / r` for 0 < r <= 1.
-      height: gives :math:`\varphi(r)` for r >= 1, from 1 / r.
+      slope: gives $\varphi(r) / r$ for 0 < r <= 1.
+      height: gives $\varphi(r)$ for r >= 1, from 1 / r.
     """
 
     name: str
@@ -146,7 +141,8 @@ class _Soften(_Scaling):
         still = (value == 0) | (limit == jnp.inf)
         small = (value <= bound) & ~still
         large = ~small & ~still
-        slope = self.curve.slope(jnp.where(small, value / bound, one))
+        part = jnp.where(small, value, one) / jnp.where(small, bound, one)
+        slope = self.curve.slope(part)
         big = jnp.where(large, value, one)
         first, second = _ratio(big, unit, limit)
         second = second * self.curve.height(jnp.where(large, bound / big, one))
@@ -201,7 +197,10 @@ normalize: Response = _Normalize()
 drop: Response = _Drop()
 """Set a group to zero if its magnitude is above the limit."""
 
-tanh = Curve("tanh", lambda r: jnp.tanh(r) / r, lambda q: jnp.tanh(1 / q))
+# tanh(32) is 1 in every type; a larger argument would have no finite derivative.
+tanh = Curve(
+    "tanh", lambda r: jnp.tanh(r) / r, lambda q: jnp.tanh(1 / jnp.maximum(q, 1 / 32))
+)
 arctan = Curve(
     "arctan",
     lambda r: jnp.arctan(jnp.pi / 2 * r) / (jnp.pi / 2 * r),
@@ -218,12 +217,12 @@ pseudo_huber = Curve(
 def soften(curve: Curve = tanh) -> Response:
     r"""Give the response that bends magnitudes below their limit, without a corner.
 
-    .. math:: u \leftarrow u \cdot \frac{c}{m} \varphi\left(\frac{m}{c}\right)
+    $$u \leftarrow u \cdot \frac{c}{m} \varphi\left(\frac{m}{c}\right)$$
 
     Args:
-      curve: :math:`\varphi`, one of `tanh`; `arctan`, :math:`\frac2\pi
-        \arctan\frac{\pi r}2`; `algebraic`, :math:`\frac r{1+r}`; `pseudo_huber`,
-        :math:`\frac r{\sqrt{1+r^2}}`; or a `Curve`.
+      curve: $\varphi$, one of `tanh`; `arctan`, $\frac2\pi
+        \arctan\frac{\pi r}2$; `algebraic`, $\frac r{1+r}$; `pseudo_huber`,
+        $\frac r{\sqrt{1+r^2}}$; or a `Curve`.
 
     Returns:
       The response.

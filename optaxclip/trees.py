@@ -17,7 +17,7 @@ from optaxclip.thresholds import check_limit
 def tree_norm(
     tree: PyTree, ord: float | Norm = l2, *, axis_name: AxisName = None
 ) -> Float[Array, ""]:
-    r"""Measure a whole tree, :math:`(\sum_i |x_i|^p)^{1/p}`, in at least float32.
+    r"""Measure a whole tree, $(\sum_i |x_i|^p)^{1/p}$, in at least float32.
 
     Args:
       tree: any tree; leaves that are not floating-point numbers do not count.
@@ -31,7 +31,7 @@ def tree_norm(
       TypeError: if `ord` is not a number or norm.
       ValueError: if `ord` is below 1.
 
-    Example:
+    Examples:
       >>> optaxclip.tree_norm({"w": jnp.array([3.0, 4.0], jnp.bfloat16)})
       Array(5., dtype=float32)
     """
@@ -47,7 +47,7 @@ def shrink_tree(
 ) -> tuple[PyTree, Float[Array, ""]]:
     r"""Shrink a whole tree to a norm, known or measured, and tell the norm it had.
 
-    .. math:: x \leftarrow x \cdot \min(1, c / \lVert x \rVert)
+    $$x \leftarrow x \cdot \min(1, c / \lVert x \rVert)$$
 
     Args:
       tree: any tree; leaves that are not floating-point numbers stay as they are.
@@ -61,7 +61,7 @@ def shrink_tree(
     Raises:
       ValueError: if `max_norm` is known now and negative or NaN.
 
-    Example:
+    Examples:
       >>> tree, norm = optaxclip.shrink_tree({"w": jnp.array([3.0, 4.0])}, 1.0)
       >>> tree["w"], norm
       (Array([0.6, 0.8], dtype=float32), Array(5., dtype=float32))

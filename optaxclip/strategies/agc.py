@@ -20,9 +20,10 @@ def agc(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink each unit's update to a share of the norm of the unit's parameters.
 
-    .. math::
-        G_j \leftarrow G_j \cdot \min\left(1,
-        \lambda \frac{\max(\lVert W_j \rVert, \epsilon)}{\lVert G_j \rVert}\right)
+    $$
+    G_j \leftarrow G_j \cdot \min\left(1,
+    \lambda \frac{\max(\lVert W_j \rVert, \epsilon)}{\lVert G_j \rVert}\right)
+    $$
 
     Needs ``params``. The paper leaves out the last linear layer: wrap this in
     ``optax.masked`` to do the same.
@@ -47,7 +48,7 @@ def agc(
       ValueError: if `clipping` or `eps` is negative or NaN, or a leaf has no
         dimension `axis`; in the update, if ``params`` do not fit the updates.
 
-    Example:
+    Examples:
       >>> clip = optaxclip.agc(0.1)
       >>> params = jnp.array([[3.0, 0.0], [4.0, 0.0]])
       >>> state = clip.init(params)
@@ -59,7 +60,8 @@ def agc(
     Note:
       The authors' code takes the norm of a whole kernel of shape (1, n), and knows
       no kernels of rank 5; here every kernel has one unit for each entry of its last
-      dimension. Its guard of 1e-6 against division by zero is not needed.
+      dimension. Optax measures kernels of rank 3 along their first dimension alone;
+      ``axis=0`` does that here. No guard against division by zero is needed.
 
     References:
       Brock et al., High-performance large-scale image recognition without

@@ -22,7 +22,7 @@ def clip_global_norm(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink the whole update so that its norm is at most `max_norm`.
 
-    .. math:: u \leftarrow u \cdot \min(1, c / \lVert u \rVert_p)
+    $$u \leftarrow u \cdot \min(1, c / \lVert u \rVert_p)$$
 
     Inside ``optax.masked`` and ``optax.partition`` the whole update is what they
     hand on; place the clipper outside to measure all parameters together.
@@ -40,7 +40,7 @@ def clip_global_norm(
       TypeError: if `max_norm` or `ord` has the wrong type.
       ValueError: if `max_norm` is negative or NaN, or `ord` below 1.
 
-    Example:
+    Examples:
       >>> clip = optaxclip.clip_global_norm(1.0)
       >>> updates, _ = clip.update(jnp.array([3.0, 4.0]), clip.init(jnp.zeros(2)))
       >>> updates
@@ -68,7 +68,7 @@ def clip_tensor_norm(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink each leaf so that its own norm is at most `max_norm`.
 
-    .. math:: u_t \leftarrow u_t \cdot \min(1, c / \lVert u_t \rVert_p)
+    $$u_t \leftarrow u_t \cdot \min(1, c / \lVert u_t \rVert_p)$$
 
     This is Keras' ``clipnorm``.
 
@@ -88,7 +88,7 @@ def clip_tensor_norm(
       ValueError: if `max_norm` is negative or NaN, or `ord` below 1, or a leaf has
         fewer dimensions than `leading_axes`.
 
-    Example:
+    Examples:
       >>> clip = optaxclip.clip_tensor_norm({"w": 1.0, "b": jnp.inf})
       >>> updates = {"w": jnp.array([3.0, 4.0]), "b": jnp.array([3.0])}
       >>> updates, _ = clip.update(updates, clip.init(updates))
@@ -109,7 +109,7 @@ def clip_tensor_rms(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink each leaf so that its root mean square is at most `max_rms`.
 
-    .. math:: u_t \leftarrow u_t / \max(1, \mathrm{RMS}(u_t) / d)
+    $$u_t \leftarrow u_t / \max(1, \mathrm{RMS}(u_t) / d)$$
 
     Args:
       max_rms: the largest root mean square allowed, d >= 0: a number, an array, a
@@ -126,7 +126,7 @@ def clip_tensor_rms(
       ValueError: if `max_rms` is negative or NaN, or a leaf has fewer dimensions
         than `leading_axes`.
 
-    Example:
+    Examples:
       >>> clip = optaxclip.clip_tensor_rms(1.0)
       >>> updates, _ = clip.update(jnp.full(4, 3.0), clip.init(jnp.zeros(4)))
       >>> updates
@@ -154,7 +154,7 @@ def clip_unit_norm(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink what feeds each output unit so that its norm is at most `max_norm`.
 
-    .. math:: u_j \leftarrow u_j \cdot \min(1, c / \lVert u_j \rVert_p)
+    $$u_j \leftarrow u_j \cdot \min(1, c / \lVert u_j \rVert_p)$$
 
     Args:
       max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
@@ -174,7 +174,7 @@ def clip_unit_norm(
       ValueError: if `max_norm` is negative or NaN, or `ord` below 1, or a leaf has
         no dimension `axis`.
 
-    Example:
+    Examples:
       >>> clip = optaxclip.clip_unit_norm(1.0)
       >>> updates = jnp.array([[3.0, 0.3], [4.0, 0.4]])
       >>> updates, _ = clip.update(updates, clip.init(updates))
@@ -200,7 +200,7 @@ def clip_group_norm(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink each named group of leaves so that its norm is at most its limit.
 
-    .. math:: u_g \leftarrow u_g \cdot \min(1, c_g / \lVert u_g \rVert_p)
+    $$u_g \leftarrow u_g \cdot \min(1, c_g / \lVert u_g \rVert_p)$$
 
     One group with a huge gradient does not starve the others.
 
@@ -220,7 +220,7 @@ def clip_group_norm(
       TypeError: if `max_norms` or `ord` has the wrong type.
       ValueError: if a limit is negative, NaN or missing, or `ord` is below 1.
 
-    Example:
+    Examples:
       >>> clip = optaxclip.clip_group_norm(
       ...     {"head": 1.0, "body": 10.0}, {"w": "body", "b": "body", "out": "head"}
       ... )

@@ -20,12 +20,12 @@ def soft_clip_value(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Bend every number smoothly towards a bound that it does not pass.
 
-    .. math:: u_i \leftarrow c\, \varphi(|u_i| / c)\, u_i / |u_i|
+    $$u_i \leftarrow c\, \varphi(|u_i| / c)\, u_i / |u_i|$$
 
     Args:
       max_value: the bound c >= 0: a number, an array, a schedule of the clipper's
         own step or a threshold, or a prefix tree of the first three.
-      curve: :math:`\varphi`: `responses.tanh`, `responses.arctan`,
+      curve: $\varphi$: `responses.tanh`, `responses.arctan`,
         `responses.algebraic`, or the Huber-like `responses.pseudo_huber`.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
         report needs it.
@@ -37,7 +37,7 @@ def soft_clip_value(
       TypeError: if `max_value` or `curve` has the wrong type.
       ValueError: if `max_value` is negative or NaN.
 
-    Example:
+    Examples:
       >>> clip = optaxclip.soft_clip_value(1.0, curve=optaxclip.responses.algebraic)
       >>> updates, _ = clip.update(jnp.array([-1.0, 3.0]), clip.init(jnp.zeros(2)))
       >>> updates
@@ -61,12 +61,12 @@ def soft_clip_global_norm(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Bend the norm of the whole update smoothly towards a bound.
 
-    .. math:: u \leftarrow c\, \varphi(\lVert u \rVert_p / c)\, u / \lVert u \rVert_p
+    $$u \leftarrow c\, \varphi(\lVert u \rVert_p / c)\, u / \lVert u \rVert_p$$
 
     Args:
       max_norm: the bound c >= 0: a number, an array, a schedule of the clipper's own
         step, or a threshold.
-      curve: :math:`\varphi`: `responses.tanh`, `responses.arctan`,
+      curve: $\varphi$: `responses.tanh`, `responses.arctan`,
         `responses.algebraic`, or the Huber-like `responses.pseudo_huber`.
       ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
@@ -78,7 +78,7 @@ def soft_clip_global_norm(
       TypeError: if `max_norm`, `curve` or `ord` has the wrong type.
       ValueError: if `max_norm` is negative or NaN, or `ord` below 1.
 
-    Example:
+    Examples:
       >>> curve = optaxclip.responses.algebraic
       >>> clip = optaxclip.soft_clip_global_norm(5.0, curve=curve)
       >>> updates, _ = clip.update(jnp.array([3.0, 4.0]), clip.init(jnp.zeros(2)))

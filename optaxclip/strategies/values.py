@@ -23,7 +23,7 @@ def clip_value(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip every number to an interval around zero.
 
-    .. math:: u_i \leftarrow \min(\max(u_i, a), c)
+    $$u_i \leftarrow \min(\max(u_i, a), c)$$
 
     Complex numbers are clipped to the modulus c, keeping their phase.
 
@@ -40,7 +40,7 @@ def clip_value(
     Raises:
       ValueError: if `max_value` is negative or NaN, or `min_value` positive or NaN.
 
-    Example:
+    Examples:
       >>> clip = optaxclip.clip_value(1.0)
       >>> updates, _ = clip.update(jnp.array([-3.0, 0.5]), clip.init(jnp.zeros(2)))
       >>> updates
@@ -71,7 +71,7 @@ def clip_scaled_value(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip every number to an interval that narrows with the size of the model.
 
-    .. math:: u_i \leftarrow \min(\max(u_i, -c / \sqrt n), c / \sqrt n)
+    $$u_i \leftarrow \min(\max(u_i, -c / \sqrt n), c / \sqrt n)$$
 
     with n the number of parameters, so that the L2 norm of the clipped updates is at
     most c.
@@ -88,7 +88,7 @@ def clip_scaled_value(
     Raises:
       ValueError: if `scale` is negative or NaN.
 
-    Example:
+    Examples:
       >>> clip = optaxclip.clip_scaled_value(1.0)
       >>> updates, _ = clip.update(jnp.full(4, 3.0), clip.init(jnp.zeros(4)))
       >>> updates

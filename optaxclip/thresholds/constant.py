@@ -86,6 +86,13 @@ class TwoSided:
         self, seen: Observation, state: tuple[Any, Any]
     ) -> tuple[PerGroup, tuple[Any, Any]]:
         """See `Threshold.update`."""
+        if not isinstance(seen.magnitude, list) or [x.shape for x in seen.leaves] != [
+            m.shape for m in seen.magnitude
+        ]:
+            raise ValueError(
+                "TwoSided needs the scope `element`: a group of several numbers has no "
+                "sign; give such a group one limit."
+            )
         below, below_state = self.below.update(seen, state[0])
         above, above_state = self.above.update(seen, state[1])
         limits = [

@@ -13,7 +13,7 @@ from optaxclip.thresholds.threshold import Groups, Observation, Threshold
 
 @dataclass(frozen=True)
 class PerRootSize:
-    r"""The limit :math:`c / \sqrt n`, n being how many numbers the whole tree has.
+    r"""The limit $c / \sqrt n$, n being how many numbers the whole tree has.
 
     Elements at this limit all together have the L2 norm c.
 
@@ -36,7 +36,7 @@ class PerRootSize:
 
 @dataclass(frozen=True)
 class Share:
-    r"""The limit :math:`\lambda \max(\lVert w \rVert, \epsilon)`, w the parameters.
+    r"""The limit $\lambda \max(\lVert w \rVert, \epsilon)$, w the parameters.
 
     The parameters are measured as the updates are, in the same groups.
 
