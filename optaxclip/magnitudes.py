@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Inexact, PyTree, Real
 
 Leaf = Inexact[Array, "..."]
@@ -83,6 +83,14 @@ def widen(leaf: Leaf, dtype: DTypeLike = jnp.float32) -> Leaf:
     with jax.numpy_dtype_promotion("standard"):
         wide = jnp.promote_types(dtype, jnp.float32)
         return leaf.astype(jnp.promote_types(leaf.dtype, wide))
+
+
+def as_number(limit: ArrayLike) -> Number:
+    """Take a number of any kind as an array of at least float32."""
+    number = jnp.asarray(limit)
+    if not jnp.issubdtype(number.dtype, jnp.inexact):
+        number = number.astype(jnp.float32)
+    return widen(number)
 
 
 def modulus(x: Leaf) -> Number:

@@ -20,6 +20,16 @@ def _scaled(x: Leaf, scale: Number) -> Leaf:
     return x * scale.astype(x.dtype)
 
 
+def _square(x: Number) -> Number:
+    """Square a scaled number.
+
+    Of a number that it knows XLA takes the square apart, and that of the scale alone
+    overflows; an absolute value in between keeps the two together.
+    """
+    size = jnp.abs(x)
+    return size * size
+
+
 def _reciprocal(unit: PerGroup) -> PerGroup:
     """Invert powers of two, exactly, for the groups rather than for each leaf."""
     return jax.tree.map(lambda u: 1 / u, unit)
@@ -55,8 +65,8 @@ class PowerNorm:
         if self.order == 1:
             return modulus(x)
         if jnp.iscomplexobj(x):
-            return jnp.square(x.real) + jnp.square(x.imag)
-        return jnp.square(x)
+            return _square(x.real) + _square(x.imag)
+        return _square(x)
 
     def _visible_power(self, x: Leaf, scale: Number) -> Number:
         """Keep what is not zero from underflowing to zero: a sum of 0 means zeros."""
@@ -75,7 +85,7 @@ class PowerNorm:
         # float32: units of 2^-104, 2^-40 (the first tried), 2^24 and 2^88.
         stride = 2.0 ** (finfo.maxexp // 2)
         smallest = 2.0 ** -(finfo.maxexp * 13 // 16)
-        largest = smallest * stride**3
+        largest = 2.0 ** (finfo.maxexp * 11 // 16)
         # Below this sum per number, terms lost to underflow reach its last bit.
         faint = float(finfo.tiny) / float(finfo.eps)
 

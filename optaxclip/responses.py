@@ -166,8 +166,9 @@ class _Clamp:
             return jnp.where(unlimited, leaf, jnp.clip(leaf, -limit, limit))
         size = modulus(leaf)
         inside = (size <= limit) | unlimited
-        safe = jnp.where(inside | (size == jnp.inf), jnp.ones_like(size), size)
-        at_limit = _multiply(_multiply(_direction(leaf), 1 / safe), limit)
+        direction = _direction(leaf)
+        size = jnp.where(inside, jnp.ones_like(size), modulus(direction))
+        at_limit = _multiply(_multiply(direction, 1 / size), limit)
         return jnp.where(inside, leaf, at_limit)
 
     def outcome(self, magnitude: Number, *weights: Number) -> Number:

@@ -28,7 +28,7 @@ from optaxclip.leaves import (
     of_leaves,
     shapes_of,
 )
-from optaxclip.magnitudes import PerGroup
+from optaxclip.magnitudes import PerGroup, as_number
 
 
 @runtime_checkable
@@ -51,7 +51,7 @@ class _LeafScope:
     axis_name: AxisName = None
 
     def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
-        return [jnp.asarray(limit) for limit in of_leaves("the limit", spec, tree)]
+        return [as_number(limit) for limit in of_leaves("the limit", spec, tree)]
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,12 @@ class _Tensor:
     def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
         given = of_leaves("the limit", spec, tree)
         lengths = self.arrange(tree).lengths
-        return jnp.concatenate(
-            [
-                jnp.broadcast_to(jnp.ravel(jnp.asarray(limit)), length)
-                for limit, length in zip(given, lengths, strict=True)
-            ]
-            or [jnp.zeros(0)]
-        )
+        limits = [
+            jnp.broadcast_to(jnp.ravel(as_number(limit)), length)
+            for limit, length in zip(given, lengths, strict=True)
+        ]
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.concatenate(limits) if limits else jnp.zeros(0)
 
 
 def _tensor_dims(shape: tuple[int, ...], leading: Any) -> tuple[int, ...]:
@@ -148,7 +147,7 @@ class _Groups:
                 f"max_norms must be one limit or a dict with a limit for each label; "
                 f"add {missing}."
             )
-        limits = [jnp.asarray(spec[name]) for name in names]
+        limits = [as_number(spec[name]) for name in names]
         with jax.numpy_dtype_promotion("standard"):
             return jnp.stack(limits) if limits else jnp.zeros(0)
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PyTree
 from optaxclip import scopes
 from optaxclip.clipper import respond, tidy
 from optaxclip.leaves import AxisName, counted
-from optaxclip.magnitudes import Magnitude, Norm
+from optaxclip.magnitudes import Magnitude, Norm, as_number
 from optaxclip.measuring import measure
 from optaxclip.norms import as_norm, l2
 from optaxclip.responses import shrink
@@ -70,7 +70,7 @@ def shrink_tree(
     if norm is None:
         size = _measure(tree, l2, axis_name)
     else:
-        known = jnp.asarray(norm, jnp.result_type(norm, jnp.float32))
+        known = as_number(norm)
         size = Magnitude(known, jnp.ones_like(known))
     weights = shrink.weigh(*size, tidy(size.plain, max_norm))
     grouping = scopes.whole(axis_name=axis_name).arrange(tree)

@@ -59,8 +59,11 @@ def test_under_jit_sharded_updates_are_clipped_as_on_one_device(strategy, axis_t
         params = placed(params_for(updates), mesh)
         state = transformation.init(params)
         update = jax.jit(transformation.update)
-        _, state = update(on_mesh, state, params)
         clipped, state = update(on_mesh, state, params)
+        jax.eval_shape(update, on_mesh, state, params)  # the state goes in again
+        updates["conv"] = updates["conv"].at[0, 3, 0].set(jnp.nan)
+        with_nan, _ = update(placed(updates, mesh), transformation.init(params), params)
+    assert_close(with_nan, expected(strategy, updates, 0.2))
     assert_close(clipped, wanted)
     for got, had in zip(
         jax.tree.leaves(clipped), jax.tree.leaves(on_mesh), strict=True

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 import oracles
 import pytest
@@ -45,10 +46,9 @@ class Strategy:
             ]
 
 
-def by_rank(path, leaf):
-    """Label a leaf by the number of its axes."""
-    del path
-    return "matrices" if np.ndim(leaf) >= 2 else "others"
+def by_rank(tree):
+    """Label every leaf by the number of its axes."""
+    return jax.tree.map(lambda x: "matrices" if np.ndim(x) >= 2 else "others", tree)
 
 
 CURVES = ("tanh", "arctan", "algebraic", "pseudo_huber")

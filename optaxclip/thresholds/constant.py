@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
-from optaxclip.magnitudes import PerGroup
+from optaxclip.magnitudes import PerGroup, as_number
 from optaxclip.thresholds.threshold import Groups, Observation, Threshold
 
 
@@ -108,7 +108,7 @@ class TwoSided:
 
 def _arranged(limit: PyTree[ArrayLike], seen: Observation) -> PerGroup:
     if jax.tree.structure(limit) == jax.tree.structure(0):
-        return jnp.asarray(limit)
+        return as_number(limit)
     return seen.arrange(limit)
 
 

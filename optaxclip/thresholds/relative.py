@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from optaxclip.groupings import each_group
-from optaxclip.magnitudes import Number, PerGroup, widen
+from optaxclip.magnitudes import Number, PerGroup
 from optaxclip.thresholds.threshold import Groups, Observation, Threshold
 
 
@@ -31,7 +31,7 @@ class PerRootSize:
         """See `Threshold.update`."""
         scale, state = self.scale.update(seen, state)
         root = max(seen.number, 1) ** 0.5
-        return each_group(lambda c: widen(c) / root, scale), state
+        return each_group(lambda c: c / root, scale), state
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,6 @@ class Share:
 
         def limit(share: Number, norm: Number) -> Number:
             floor = jnp.asarray(self.floor, norm.dtype)
-            return widen(share).astype(norm.dtype) * jnp.maximum(norm, floor)
+            return share.astype(norm.dtype) * jnp.maximum(norm, floor)
 
         return each_group(limit, share, seen.measure_params()), state

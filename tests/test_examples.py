@@ -1,0 +1,226 @@
+"""Every example runs, and says in one sentence what it cannot do."""
+
+import io
+import os
+import pickle
+import runpy
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CLASSIFIER = EXAMPLES / "image_classification.py"
+
+
+def run(script, *arguments, folder):
+    """Run a script as a user does, in a folder of its own."""
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp_regression", "linear_regression", "static_dynamic", "recurrent"]
+)
+def test_an_example_runs_and_its_own_assertions_hold(name, tmp_path):
+    done = run(EXAMPLES / f"{name}.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_example_is_run():
+    scripts = {f.stem for f in EXAMPLES.glob("*.py") if "__main__" in f.read_text()}
+    assert scripts == {
+        "image_classification",
+        "linear_regression",
+        "mlp_regression",
+        "recurrent",
+        "static_dynamic",
+    }
+
+
+def is_picture(file):
+    """Whether a file begins as every PNG does and holds something."""
+    content = file.read_bytes()
+    return content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 10_000
+
+
+def test_the_classifier_learns_digits_and_draws_a_picture(tmp_path):
+    done = run(CLASSIFIER, "--epochs", 1, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "limit of 0.5" in done.stdout
+    assert [f.name for f in tmp_path.iterdir()] == ["image_classification.png"]
+    assert is_picture(tmp_path / "image_classification.png")
+
+
+def rows_of_images(count):
+    """Pixels in CIFAR-10's order: all of red, then green, then blue."""
+    return np.random.default_rng(0).integers(0, 256, (count, 3072), np.uint8)
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes byte strings as Python 2 did, in which CIFAR-10's files were written."""
+
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, bytes):
+            self.write(pickle.BINSTRING + struct.pack("<i", len(obj)) + obj)
+        else:
+            super().save(obj, save_persistent_id)
+
+
+def python2_pickle(content):
+    """The bytes of a file of CIFAR-10's own."""
+    file = io.BytesIO()
+    Python2Pickler(file, protocol=2).dump(content)
+    return file.getvalue().replace(b"numpy._core.", b"numpy.core.")
+
+
+def python3_pickle(content):
+    """The bytes of a file that was saved anew."""
+    return pickle.dumps(content)
+
+
+def write_cifar(folder, count=4, dump=python3_pickle, batches=("data_batch_2",)):
+    """A folder of a few images in CIFAR-10's own format; returns their pixels."""
+    rows = rows_of_images(count)
+    labels = [i % 10 for i in range(count)]
+    for name in (*batches, "test_batch"):
+        content = {b"batch_label": name.encode(), b"labels": labels, b"data": rows}
+        (folder / name).write_bytes(dump(content))
+    return rows
+
+
+@pytest.fixture
+def images(monkeypatch):
+    """What image_data.py defines."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return runpy.run_path(str(EXAMPLES / "image_data.py"))
+
+
+@pytest.mark.parametrize("dump", [python2_pickle, python3_pickle])
+def test_cifar_is_read_in_its_own_format(images, tmp_path, dump):
+    rows = write_cifar(tmp_path, 12, dump, ("data_batch_1", "data_batch_4"))
+    read = images["cifar10"](tmp_path)
+    assert read.name == "CIFAR-10"
+    assert read.train_images.shape == (24, 32, 32, 3)
+    assert read.test_images.shape == (12, 32, 32, 3)
+    assert read.train_images.dtype == np.uint8
+    np.testing.assert_array_equal(read.test_labels, [*range(10), 0, 1])
+    np.testing.assert_array_equal(read.train_labels, [*read.test_labels] * 2)
+    row, column, color = 5, 7, 2
+    pixels = read.test_images[:, row, column, color]
+    np.testing.assert_array_equal(pixels, rows[:, color * 1024 + row * 32 + column])
+
+
+def test_digits_are_split_without_a_share(images):
+    read = images["digits"]()
+    assert len(read.train_labels) + len(read.test_labels) == 1797
+    assert read.train_images.shape[1:] == read.test_images.shape[1:] == (8, 8, 1)
+    assert read.train_images.max() == read.test_images.max() == 255
+
+
+@pytest.mark.parametrize("strategy", ["agc", "clip_group_norm", "clip_value"])
+def test_the_classifier_trains_on_cifar_with_any_strategy(strategy, tmp_path):
+    write_cifar(tmp_path, count=128)
+    picture = tmp_path / "picture.png"
+    options = ("--epochs", 1, "--strategy", strategy, "--output", picture)
+    done = run(CLASSIFIER, "--data", tmp_path, *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert str(picture) in done.stdout
+    assert is_picture(picture)
+
+
+class Malicious:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+WRONG_BATCHES = {
+    "no pickle": b"not a pickle",
+    "empty": b"",
+    "cut short": python3_pickle({b"labels": [1], b"data": rows_of_images(1)})[:-100],
+    "a list": python3_pickle([1, 2]),
+    "no data": python3_pickle({b"labels": [1]}),
+    "too few labels": python3_pickle({b"labels": [1], b"data": rows_of_images(2)}),
+    "too large a label": python3_pickle({b"labels": [10], b"data": rows_of_images(1)}),
+    "wrong shape": python3_pickle({b"labels": [1], b"data": rows_of_images(1)[:, 1:]}),
+    "wrong type": python3_pickle({b"labels": [1], b"data": np.ones((1, 3072))}),
+    "no images": python3_pickle({b"labels": [], b"data": rows_of_images(0)}),
+}
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """Run the classifier in this process; the one line that it says before it stops."""
+
+    def of(*arguments):
+        monkeypatch.syspath_prepend(str(EXAMPLES))
+        monkeypatch.setattr(sys, "argv", [str(CLASSIFIER), *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(CLASSIFIER), run_name="__main__")
+        assert stopped.value.code == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("image_classification.py: ")
+        assert said.err.endswith(".\n")
+        assert said.err.count("\n") == 1
+        return said.err
+
+    return of
+
+
+@pytest.mark.parametrize("content", WRONG_BATCHES.values(), ids=WRONG_BATCHES)
+def test_a_broken_batch_is_named(refusal, tmp_path, content):
+    write_cifar(tmp_path)
+    (tmp_path / "data_batch_1").write_bytes(content)
+    assert "data_batch_1 is broken or not one of" in refusal("--data", tmp_path)
+
+
+def test_a_malicious_batch_is_not_obeyed(refusal, tmp_path):
+    write_cifar(tmp_path)
+    harm = tmp_path / "harm"
+    (tmp_path / "test_batch").write_bytes(pickle.dumps(Malicious(harm)))
+    assert f"it asks for {os.mkdir.__module__}.mkdir" in refusal("--data", tmp_path)
+    assert not harm.exists()
+    pickle.loads((tmp_path / "test_batch").read_bytes())
+    assert harm.exists()  # so the batch was malicious indeed
+
+
+def test_a_folder_that_is_not_there_or_holds_no_batches_is_named(refusal, tmp_path):
+    missing = tmp_path / "missing"
+    assert f"There is no folder {missing}." in refusal("--data", missing)
+    assert f"{tmp_path} holds none of CIFAR-10's" in refusal("--data", tmp_path)
+    write_cifar(tmp_path)
+    (tmp_path / "test_batch").unlink()
+    assert "test_batch: No such file" in refusal("--data", tmp_path)
+
+
+def test_a_wrong_option_is_named(refusal, tmp_path):
+    assert "There is no strategy clip_all" in refusal("--strategy", "clip_all")
+    assert "max_norm must be at least 0, not -1.0" in refusal("--limit", "-1")
+    assert "must be at least 0, not nan" in refusal("--limit", "nan")
+    for wrong in (("--epochs", 0), ("--seed", -1), ("--seed", 2**32)):
+        assert "--epochs must be at least 1 and --seed" in refusal(*wrong)
+    for output in (tmp_path, tmp_path / "missing" / "picture.png"):
+        assert "--output must be a file" in refusal("--output", output)
+
+
+def test_a_refusal_is_one_sentence_for_the_shell_too(tmp_path):
+    done = run(CLASSIFIER, "--strategy", "clip_all", folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "There is no strategy clip_all" in done.stderr

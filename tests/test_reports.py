@@ -1,0 +1,237 @@
+"""What a clipper says it did."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from trees import params_for, tree_of, wide
+
+import optaxclip
+from optaxclip import norms, responses, scopes
+
+FIELDS = ("pre_norm", "post_norm", "limit", "clipped_fraction", "clipped_steps")
+UPDATES = tree_of(jnp.float32)
+LABELS = {"conv": "b", "dense": {"bias": "a", "kernel": "b"}, "scale": "a"}
+
+
+def keys(*prefixes):
+    """The keys of some clippers."""
+    return {f"{prefix}/{field}" for prefix in prefixes for field in FIELDS}
+
+
+def after(transformation, *several, params=None):
+    """The report after some steps."""
+    state = transformation.init(params_for(UPDATES) if params is None else params)
+    update = jax.jit(transformation.update)
+    with jax.numpy_dtype_promotion("standard"):
+        for updates in several:
+            _, state = update(updates, state, params)
+    return optaxclip.report(state)
+
+
+clip_norm, clip_value = optaxclip.clip_global_norm(1.0), optaxclip.clip_value(0.1)
+PLACES = {
+    "alone": (clip_norm, keys("clip")),
+    "chain": (optax.chain(optax.scale(2.0), clip_norm, optax.adam(0.1)), keys("clip")),
+    "two": (
+        optax.chain(clip_norm, clip_value),
+        keys("clip_global_norm", "clip_value"),
+    ),
+    "repeated": (
+        optax.chain(clip_value, clip_norm, clip_value, clip_value),
+        keys("clip_global_norm", "clip_value", "clip_value_2", "clip_value_3"),
+    ),
+    "nested": (
+        optax.chain(optax.chain(clip_norm), optax.chain(optax.chain(clip_norm))),
+        keys("clip_global_norm", "clip_global_norm_2"),
+    ),
+    "masked": (
+        optax.masked(clip_norm, {"conv": True, "dense": False, "scale": True}),
+        keys("clip"),
+    ),
+    "partition": (
+        optax.partition({"a": clip_norm, "b": clip_value}, LABELS),
+        keys("clip_global_norm", "clip_value"),
+    ),
+    "inject_hyperparams": (
+        optax.inject_hyperparams(optaxclip.clip_global_norm)(max_norm=1.0),
+        keys("clip"),
+    ),
+    "MultiSteps": (
+        optax.MultiSteps(optax.chain(clip_norm, optax.sgd(0.1)), 2),
+        keys("clip"),
+    ),
+    "apply_if_finite": (optax.apply_if_finite(clip_norm, 3), keys("clip")),
+    "none": (optax.adam(0.1), set()),
+    "identity": (optax.identity(), set()),
+}
+
+
+@pytest.mark.parametrize(("transformation", "wanted"), PLACES.values(), ids=PLACES)
+def test_every_clipper_in_a_state_is_found(transformation, wanted):
+    assert set(after(transformation)) == wanted
+    assert set(after(transformation, UPDATES)) == wanted
+
+
+def test_a_clipper_of_ones_own_goes_by_its_name():
+    clip = optaxclip.clipper(
+        scopes.tensor(), norms.l1, 1.0, responses.drop, name="my_drop"
+    )
+    assert set(after(optax.chain(clip, clip_norm))) == keys(
+        "my_drop", "clip_global_norm"
+    )
+    unnamed = optaxclip.clipper(scopes.tensor(), norms.l1, 1.0, responses.drop)
+    assert set(after(optax.chain(unnamed, unnamed))) == keys("clip", "clip_2")
+
+
+def test_clippers_are_numbered_in_the_order_of_the_chain():
+    chain = optax.chain(*map(optaxclip.clip_global_norm, (3.0, 2.0, 1.0)))
+    report = after(chain, jax.tree.map(lambda x: 10 * x, UPDATES))
+    for number, limit in (("", 3.0), ("_2", 2.0), ("_3", 1.0)):
+        assert report[f"clip_global_norm{number}/limit"] == limit
+
+
+def test_a_state_without_clippers_and_no_state_give_an_empty_report():
+    for state in (optax.EmptyState(), (), None, {"a": jnp.ones(2)}):
+        assert optaxclip.report(state) == {}
+
+
+def test_a_report_before_the_first_step_is_of_zeros():
+    for value in after(clip_norm).values():
+        np.testing.assert_array_equal(value, 0)
+
+
+def test_a_report_is_float32_with_an_int32_count_whatever_is_clipped():
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64):
+        report = after(clip_norm, tree_of(dtype))
+        types = [report[f"clip/{field}"].dtype for field in FIELDS]
+        assert types == [*[jnp.float32] * 4, jnp.int32]
+
+
+def test_a_report_can_be_read_inside_jit():
+    @jax.jit
+    def step(updates, state):
+        updates, state = clip_norm.update(updates, state)
+        return optaxclip.report(state)
+
+    found = step(UPDATES, clip_norm.init(UPDATES))
+    assert set(found) == keys("clip")
+    np.testing.assert_allclose(found["clip/post_norm"], 1, rtol=1e-6)
+
+
+def grouped(leaves, scope):
+    """What is measured together, as lists of flat arrays in the report's order."""
+    if scope == "whole":
+        return [np.concatenate([x.ravel() for x in leaves])]
+    if scope == "tensor":
+        return [x.ravel() for x in leaves]
+    if scope == "groups":
+        conv, bias, kernel, scale = (x.ravel() for x in leaves)
+        return [np.concatenate([bias, scale]), np.concatenate([conv, kernel])]
+    if scope == "unit":
+        columns = (x.reshape(-1, x.shape[-1] if x.ndim > 1 else 1).T for x in leaves)
+        return [column for matrix in columns for column in matrix]
+    return [number for x in leaves for number in x.reshape(-1, 1)]
+
+
+SCOPES = {
+    "whole": scopes.whole(),
+    "tensor": scopes.tensor(),
+    "groups": scopes.groups(LABELS),
+    "unit": scopes.unit(),
+    "element": scopes.element(),
+}
+STEPS = [tree_of(jnp.float32, size, seed) for seed, size in enumerate((1, 0.1, 3, 2))]
+
+
+@pytest.mark.parametrize("name", SCOPES)
+@pytest.mark.parametrize("limit", [0.0, 0.6, 1.2, np.inf])
+def test_a_report_says_what_numpy_finds_step_by_step(name, limit):
+    clip = optaxclip.clipper(SCOPES[name], norms.l2, limit, responses.shrink)
+    state, clipped_steps, update = clip.init(STEPS[0]), 0, jax.jit(clip.update)
+    for updates in STEPS:
+        clipped, state = update(updates, state)
+        before, left = (
+            np.array([np.linalg.norm(x) for x in grouped(leaves, name)])
+            for leaves in (
+                [wide(x) for x in jax.tree.leaves(updates)],
+                [wide(x) for x in jax.tree.leaves(clipped)],
+            )
+        )
+        many = name in ("unit", "element")
+        clipped_steps += (before > limit).any()
+        report = state.report
+        for found, wanted in (
+            (report.pre_norm, before.max() if many else before),
+            (report.post_norm, left.max() if many else left),
+            (report.limit, limit),
+            (report.clipped_fraction, (before > limit).mean()),
+            (report.clipped_steps, clipped_steps),
+        ):
+            np.testing.assert_allclose(found, np.squeeze(wanted), rtol=2e-6)
+        shape = {"tensor": (4,), "groups": (2,)}.get(name, ())
+        assert report.pre_norm.shape == report.limit.shape == shape
+
+
+def test_a_stack_of_layers_has_an_entry_a_layer():
+    stack = {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones((2, 2, 2))}
+    report = after(
+        optaxclip.clip_tensor_norm(2.0, leading_axes={"a": 1, "b": 2}),
+        stack,
+        params=stack,
+    )
+    rows = np.linalg.norm(wide(stack["a"]), axis=1)
+    wanted = [*rows, *[np.sqrt(2)] * 4]
+    np.testing.assert_allclose(report["clip/pre_norm"], wanted, rtol=1e-6)
+    np.testing.assert_allclose(report["clip/clipped_fraction"], 3 / 7, rtol=1e-6)
+
+
+def test_the_report_is_in_the_clippers_own_norm():
+    flat = np.concatenate([wide(x).ravel() for x in jax.tree.leaves(UPDATES)])
+    for order in (1, 3, np.inf):
+        report = after(optaxclip.clip_global_norm(0.5, ord=order), UPDATES)
+        wanted = np.linalg.norm(flat, order)
+        np.testing.assert_allclose(report["clip/pre_norm"], wanted, rtol=1e-6)
+        np.testing.assert_allclose(report["clip/post_norm"], 0.5, rtol=1e-6)
+
+
+def test_clipped_steps_counts_the_steps_in_which_any_group_was_clipped():
+    loud, quiet = jnp.array([3.0, 0.1]), jnp.array([0.1, 0.1])
+    report = after(clip_value, loud, quiet, loud, loud, params=quiet)
+    assert report["clip/clipped_steps"] == 3
+    assert report["clip/clipped_fraction"] == 0.5
+
+
+def test_a_group_at_its_limit_is_not_clipped_and_one_that_is_nan_is():
+    clip = optaxclip.clip_global_norm(5.0)
+    for updates, count in ((jnp.array([3.0, 4.0]), 0), (jnp.array([np.nan, 0.0]), 1)):
+        report = after(clip, updates, params=updates)
+        assert report["clip/clipped_fraction"] == count
+        assert report["clip/clipped_steps"] == count
+
+
+def test_an_infinite_limit_measures_and_counts_nothing():
+    report = after(optaxclip.clip_global_norm(np.inf), jnp.array([3.0, 4.0]))
+    assert report["clip/pre_norm"] == report["clip/post_norm"] == 5
+    assert report["clip/clipped_steps"] == 0
+
+
+def test_each_side_counts_against_its_own_limit():
+    """Of six numbers one lies too far below zero, and two too far above."""
+    updates = jnp.array([-3.0, -1.0, -0.3, 0.3, 1.0, 3.0])
+    clip = optaxclip.clip_value(0.5, min_value=-2.0)
+    report = after(clip, updates, params=updates)
+    assert report["clip/clipped_fraction"] == 0.5
+    assert report["clip/pre_norm"] == 3
+    assert report["clip/post_norm"] == report["clip/limit"] == 2
+
+
+def test_multi_steps_reports_the_last_step_that_was_taken():
+    steps = optax.MultiSteps(clip_norm, 2)
+    double = jax.tree.map(lambda x: 3 * x, UPDATES)
+    mean = 2 * optaxclip.tree_norm(UPDATES)
+    for several in ((UPDATES, double), (UPDATES, double, UPDATES)):
+        report = after(steps, *several)
+        np.testing.assert_allclose(report["clip/pre_norm"], mean, rtol=1e-6)
+        assert report["clip/clipped_steps"] == 1
