@@ -20,14 +20,19 @@ def _scaled(x: Leaf, scale: Number) -> Leaf:
     return x * scale.astype(x.dtype)
 
 
+def _loud(x: Leaf) -> Number:
+    """Take NaN for infinity, since a maximum across devices can lose NaN."""
+    size = modulus(x)
+    return jnp.where(jnp.isnan(size), jnp.inf, size)
+
+
 def _square(x: Number) -> Number:
     """Square a scaled number.
 
     Of a number that it knows XLA takes the square apart, and that of the scale alone
-    overflows; an absolute value in between keeps the two together.
+    overflows; an absolute value, if it is written as none, keeps them together.
     """
-    size = jnp.abs(x)
-    return size * size
+    return jnp.square(jnp.maximum(x, -x))
 
 
 def _reciprocal(unit: PerGroup) -> PerGroup:
@@ -127,14 +132,14 @@ class MaxNorm:
 
     def measure(self, pool: Pool) -> Magnitude:
         """See `Norm.measure`."""
-        largest = pool.max(modulus)
+        largest = pool.max(_loud)
         unit = jax.tree.map(_unit_of, largest)
         value = jax.tree.map(_scaled, largest, _reciprocal(unit))
         return Magnitude(value, unit)
 
     def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
         """See `Norm.value`."""
-        return pool.max(lambda x, s: modulus(_scaled(x, s)), _reciprocal(unit))
+        return pool.max(lambda x, s: _loud(_scaled(x, s)), _reciprocal(unit))
 
 
 @dataclass(frozen=True)

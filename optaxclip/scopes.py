@@ -88,12 +88,13 @@ def _unit_dims(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Tensor:
-    leading_axes: Any = 0
+    leading_axes: PyTree[int] | None = None
     axis_name: AxisName = None
 
     def arrange(self, tree: PyTree) -> Bundled:
         shapes = shapes_of(tree)
-        leading = of_leaves("leading_axes", self.leading_axes, tree)
+        given = 0 if self.leading_axes is None else self.leading_axes
+        leading = of_leaves("leading_axes", given, tree)
         dims = tuple(map(_tensor_dims, shapes, leading))
         members = tuple((i,) for i in range(len(shapes)))
         return Bundled(shapes, dims, mesh_axes(self.axis_name, tree), members)
@@ -201,13 +202,15 @@ def unit(*, axis: Any = None, axis_name: AxisName = None) -> Scope:
     return _Unit(axis_name, axis)
 
 
-def tensor(*, leading_axes: Any = 0, axis_name: AxisName = None) -> Scope:
+def tensor(
+    *, leading_axes: PyTree[int] | None = None, axis_name: AxisName = None
+) -> Scope:
     """Measure every leaf alone.
 
     Args:
       leading_axes: how many leading dimensions of a leaf stack tensors of which
         each is measured alone, as layers under ``jax.lax.scan`` or a batch of
-        experts are: an int or a prefix tree of ints.
+        experts are: an int or a prefix tree of ints; none if not given.
       axis_name: mesh axes over which leaves are sharded.
     """
     return _Tensor(leading_axes, axis_name)

@@ -59,14 +59,18 @@ class ByLeaf(Grouping):
         """See `Grouping.sizes`."""
         return [jnp.asarray(n, dtype) for n in self._numbers(leaves)]
 
-    @property
-    def _all_axes(self) -> Axes:
-        return tuple(dict.fromkeys(axis for axes in self.axes for axis in axes))
+    def _shards(self) -> tuple[Axes, ...]:
+        """Say over which mesh axes the groups of each leaf differ."""
+        return ((),) * len(self.shapes)
 
     def _overall(self, op: Reduction, of_group: list[Array]) -> Float[Array, ""]:
-        if not of_group:
-            return jnp.zeros(())
-        return op.over(op.bundled(of_group, None), self._all_axes)
+        """Reduce over all groups, on the whole mesh."""
+        parts = []
+        for axes in dict.fromkeys(self._shards()):
+            pairs = zip(of_group, self._shards(), strict=True)
+            alike = [x for x, shards in pairs if shards == axes]
+            parts.append(op.over(op.bundled(alike, None), axes))
+        return op.of(parts) if parts else jnp.zeros(())
 
     def summary(self, of_group: PerGroup) -> Float[Array, "..."]:
         """See `Grouping.summary`."""
@@ -92,3 +96,6 @@ class Elements(ByLeaf):
     ) -> list[Number]:
         """See `Grouping.reduce`; the mesh axes matter to the report alone."""
         return terms
+
+    def _shards(self) -> tuple[Axes, ...]:
+        return self.axes

@@ -63,7 +63,7 @@ def clip_tensor_norm(
     max_norm: Limit,
     *,
     ord: float | Norm = norms.l2,
-    leading_axes: PyTree[int] = 0,
+    leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink each leaf so that its own norm is at most `max_norm`.
@@ -77,7 +77,8 @@ def clip_tensor_norm(
         the clipper's own step, a prefix tree of these, or a threshold.
       ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
       leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints.
+        alone, such as scanned layers: an int or a prefix tree of ints; none if not
+        given.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
@@ -105,7 +106,10 @@ def clip_tensor_norm(
 
 
 def clip_tensor_rms(
-    max_rms: Limit, *, leading_axes: PyTree[int] = 0, axis_name: AxisName = None
+    max_rms: Limit,
+    *,
+    leading_axes: PyTree[int] | None = None,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink each leaf so that its root mean square is at most `max_rms`.
 
@@ -115,7 +119,8 @@ def clip_tensor_rms(
       max_rms: the largest root mean square allowed, d >= 0: a number, an array, a
         schedule of the clipper's own step, a prefix tree of these, or a threshold.
       leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints.
+        alone, such as scanned layers: an int or a prefix tree of ints; none if not
+        given.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
