@@ -61,7 +61,7 @@ def verdict(history: History, given: float) -> str:
         )
     clipped = history["clipped"] > 0
     share = float(clipped.mean())
-    often = "Every step was" if share == 1 else f"{100 * share:.3g}% of the steps were"
+    often = "Every step was" if share == 1 else f"{100 * share:.1f}% of the steps were"
     words = [
         f"{often if share else 'No step was'} clipped: the median norm before clipping "
         f"was {short(np.median(before))}, {short(np.median(before / limit))} times the "

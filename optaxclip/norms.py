@@ -1,9 +1,8 @@
 """How big is a group of numbers?
 
-A norm is written once, for a pool of numbers; a scope decides which numbers share
-a pool. Every norm is accumulated in float32 or wider, and is right where a power
-overflows or underflows. Usual numbers are read once; the loop of `PowerNorm` goes
-round again only for those that its first unit does not suit.
+A norm is written once, for a pool of numbers in groups. It is accumulated in float32
+or wider, and is right where a power overflows or underflows. Usual numbers are read
+once; the loop of `PowerNorm` goes round again only where its first unit does not suit.
 """
 
 import math
@@ -82,8 +81,7 @@ class PowerNorm:
     def measure(self, pool: Pool) -> Magnitude:
         """Sum in a unit that suits usual gradients; rescale where it does not.
 
-        Among many groups zeros are usual, and must not send the loop round again.
-        For a single group they may: that is cheaper than to look at every number.
+        Zeros, which are usual among many groups, must not send the loop round again.
         """
         power = self._power if pool.single else self._visible_power
         finfo = jnp.finfo(pool.dtype)
@@ -98,9 +96,8 @@ class PowerNorm:
             too_big = (total > finfo.max) & (unit < largest)
             too_small = (total < size * faint) & (unit > smallest)
             zero = (total == 0) & (not pool.single)
-            one = jnp.ones_like(unit)
-            shrunk = jnp.where(too_small & ~zero, 1 / stride, one)
-            return jnp.where(too_big, stride, shrunk)
+            less = jnp.where(too_small & ~zero, 1 / stride, jnp.ones_like(unit))
+            return jnp.where(too_big, stride, less)
 
         def factors(carry: tuple[PerGroup, PerGroup]) -> PerGroup:
             return jax.tree.map(growth, *carry, sizes)

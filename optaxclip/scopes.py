@@ -88,7 +88,7 @@ def _unit_dims(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Tensor:
-    leading_axes: PyTree[int] | None = None
+    leading_axes: Any = None
     axis_name: AxisName = None
 
     def arrange(self, tree: PyTree) -> Bundled:
@@ -202,9 +202,7 @@ def unit(*, axis: Any = None, axis_name: AxisName = None) -> Scope:
     return _Unit(axis_name, axis)
 
 
-def tensor(
-    *, leading_axes: PyTree[int] | None = None, axis_name: AxisName = None
-) -> Scope:
+def tensor(*, leading_axes: Any = None, axis_name: AxisName = None) -> Scope:
     """Measure every leaf alone.
 
     Args:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
-from optaxclip.groupings.grouping import Grouping
+from optaxclip.groupings.grouping import Grouping, copies
 from optaxclip.magnitudes import Leaf, Norm, Number, PerGroup, modulus
 from optaxclip.norms import linf
-from optaxclip.reductions import MAX, SUM, Axes, Reduction
+from optaxclip.reductions import MAX, SUM, Axes, Reduction, spread_over
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,12 @@ class ByLeaf(Grouping):
 
     def _overall(self, op: Reduction, of_group: list[Array]) -> Float[Array, ""]:
         """Reduce over all groups, on the whole mesh."""
+        named = zip(of_group, self._shards(), strict=True)
+        shards = [spread_over(x, axes) for x, axes in named]
         parts = []
-        for axes in dict.fromkeys(self._shards()):
-            pairs = zip(of_group, self._shards(), strict=True)
-            alike = [x for x, shards in pairs if shards == axes]
+        for axes in dict.fromkeys(shards):
+            pairs = zip(of_group, shards, strict=True)
+            alike = [x for x, spread in pairs if spread == axes]
             parts.append(op.over(op.bundled(alike, None), axes))
         return op.of(parts) if parts else jnp.zeros(())
 
@@ -78,9 +80,9 @@ class ByLeaf(Grouping):
 
     def share(self, of_group: PyTree[Bool[Array, "..."]]) -> Float[Array, ""]:
         """See `Grouping.share`."""
-        held = [x.astype(jnp.float32) for x in of_group]
-        everything = self._overall(SUM, [jnp.ones_like(x) for x in held])
-        return self._overall(SUM, held) / jnp.maximum(everything, 1)
+        held = self._overall(SUM, [x.astype(jnp.float32) for x in of_group])
+        pairs = zip(of_group, self._shards(), strict=True)
+        return held / max(sum(x.size * copies(x, axes) for x, axes in pairs), 1)
 
 
 @dataclass(frozen=True)

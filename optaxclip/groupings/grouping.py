@@ -25,9 +25,9 @@ def each_group(function: Callable[..., Any], *of_group: PerGroup) -> Any:
     ]
 
 
-def _copies(leaf: Leaf, axes: Axes) -> int:
-    """Count the devices over which a leaf is spread."""
-    return math.prod(jax.lax.axis_size(axis) for axis in spread_over(leaf, axes))
+def copies(x: Array, axes: Axes) -> int:
+    """Count the devices over which an array is spread."""
+    return math.prod(jax.lax.axis_size(axis) for axis in spread_over(x, axes))
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Grouping(ABC):
     def count(self, leaves: list[Leaf]) -> int:
         """Count the numbers of all leaves, on the whole mesh."""
         return sum(
-            math.prod(shape) * _copies(leaf, axes)
+            math.prod(shape) * copies(leaf, axes)
             for leaf, shape, axes in zip(leaves, self.shapes, self.axes, strict=True)
         )
 
@@ -63,7 +63,7 @@ class Grouping(ABC):
     def _numbers(self, leaves: list[Leaf]) -> list[int]:
         """Tell how many numbers of each leaf share a group, on the whole mesh."""
         return [
-            math.prod(shape[d] for d in dims) * _copies(leaf, axes)
+            math.prod(shape[d] for d in dims) * copies(leaf, axes)
             for leaf, shape, dims, axes in zip(
                 leaves, self.shapes, self.dims, self.axes, strict=True
             )
