@@ -1,0 +1,140 @@
+"""Examples in a batch: checked, taken apart, and given keys of their own."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+Batch = tuple[PyTree, ...]
+
+
+def _is_key(x: Any) -> bool:
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _each_leaf(
+    visit: Callable[[int, str, Any], Any], in_axes: Any, argument: PyTree, name: str
+) -> PyTree:
+    """Visit the leaves of an argument that have the examples along some axis."""
+
+    def below(axis: int | None, part: PyTree) -> PyTree:
+        if axis is None:
+            return part
+        return jax.tree.map_with_path(
+            lambda path, x: visit(axis, name + jax.tree_util.keystr(path), x), part
+        )
+
+    return jax.tree.map(below, in_axes, argument, is_leaf=lambda a: a is None)
+
+
+def axes_of(in_axes: Any, batch: Batch) -> tuple[Any, ...]:
+    """Give each argument after the parameters its axes."""
+    if not batch:
+        raise ValueError(
+            "a batch is missing; call the function with the parameters and at least "
+            "one batch of examples."
+        )
+    if isinstance(in_axes, list | tuple):
+        if len(in_axes) != len(batch):
+            raise ValueError(
+                f"in_axes must have an entry for each of the {len(batch)} arguments "
+                f"after params, not {len(in_axes)}."
+            )
+        return tuple(in_axes)
+    return (in_axes,) * len(batch)
+
+
+def number_of_examples(in_axes: tuple[Any, ...], batch: Batch) -> int:
+    """Count the examples; all arguments must agree."""
+    sizes: dict[str, int] = {}
+
+    def visit(axis: int, name: str, x: Any) -> None:
+        if _is_key(x) and x.ndim == 0:
+            return
+        if not -jnp.ndim(x) <= axis < jnp.ndim(x):
+            raise ValueError(
+                f"{name} must have its examples along axis {axis}, but has shape "
+                f"{jnp.shape(x)}; give None in in_axes for what all examples share."
+            )
+        sizes[name] = jnp.shape(x)[axis]
+
+    for position, (axes, argument) in enumerate(zip(in_axes, batch, strict=True)):
+        _each_leaf(visit, axes, argument, f"batch argument {position + 1}")
+    if not sizes:
+        raise ValueError(
+            "in_axes must name an axis of examples for at least one argument; none "
+            "of the arguments after params has one."
+        )
+    number = next(iter(sizes.values()))
+    for name, count in sizes.items():
+        if count != number:
+            first = next(iter(sizes))
+            raise ValueError(
+                f"{name} has {count} examples, but {first} has {number}; all "
+                "arguments of a batch must have as many."
+            )
+    if number == 0:
+        raise ValueError("the batch must hold at least one example, not 0.")
+    return number
+
+
+def examples_first(
+    in_axes: tuple[Any, ...], batch: Batch, number: int, fold: Sequence[str] = ()
+) -> tuple[tuple[Any, ...], Batch]:
+    """Move the examples to axis 0, and split a single key into one an example."""
+
+    def visit(axis: int, name: str, x: Any) -> Any:
+        if _is_key(x) and x.ndim == 0:
+            for mesh_axis in fold:
+                x = jax.random.fold_in(x, jax.lax.axis_index(mesh_axis))
+            return jax.random.split(x, number)
+        return jnp.moveaxis(jnp.asarray(x), axis, 0)
+
+    moved = tuple(
+        _each_leaf(visit, axes, argument, "")
+        for axes, argument in zip(in_axes, batch, strict=True)
+    )
+    zero = jax.tree.map(lambda _: 0, in_axes)
+    return zero, moved
+
+
+def one_example(in_axes: tuple[Any, ...], batch: Batch) -> PyTree:
+    """Give the shapes and types of one example."""
+
+    def first(*batch: Any) -> Batch:
+        return tuple(
+            _each_leaf(lambda axis, name, x: x[0], axes, argument, "")
+            for axes, argument in zip(in_axes, batch, strict=True)
+        )
+
+    return jax.eval_shape(first, *batch)
+
+
+def in_microbatches(
+    in_axes: tuple[Any, ...], batch: Batch, microbatch_size: int
+) -> tuple[Batch, Callable[[Batch], Batch]]:
+    """Cut the examples into chunks, to be looped over beside what all share."""
+    leaves, treedef = jax.tree.flatten(batch)
+    split: list[bool] = []
+    marks = tuple(
+        _each_leaf(lambda axis, name, x: True, axes, argument, "")
+        for axes, argument in zip(in_axes, batch, strict=True)
+    )
+    split = [mark is True for mark in jax.tree.leaves(marks)]
+    chunks = [
+        x.reshape(-1, microbatch_size, *x.shape[1:])
+        for x, cut in zip(leaves, split, strict=True)
+        if cut
+    ]
+
+    def together(chunk: Any) -> Batch:
+        cut = iter(chunk)
+        return jax.tree.unflatten(
+            treedef,
+            [next(cut) if s else x for x, s in zip(leaves, split, strict=True)],
+        )
+
+    return tuple(chunks), together

@@ -1,0 +1,210 @@
+"""Kernels of convolutions, of any stride, padding, dilation and groups.
+
+The gradient of a kernel is visited one place of the kernel at a time: there it is a
+dense layer's, on a shifted view of the image, so that no patches are held. Norms come
+from the gradient itself or from the positions' inner products, as for products.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from optaxclip.per_example.products import contract, gram
+from optaxclip.per_example.program import Atom
+from optaxclip.per_example.terms import Convolution, finish
+from optaxclip.per_example.ways import (
+    Kept,
+    PerExample,
+    in_units,
+    only_good,
+    sum_of_squares,
+    weigh,
+)
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """A kernel's gradient; what is called so is meant for the forward convolution.
+
+    Attributes:
+      term: the convolution that computes the gradient.
+    """
+
+    term: Convolution
+
+    @property
+    def atoms(self) -> tuple[Atom, ...]:
+        """See `Way.atoms`."""
+        return (self.term.image, self.term.cotangent)
+
+    @property
+    def _specs(self) -> tuple[Sequence[int], ...]:
+        numbers = self.term.params["dimension_numbers"]
+        return numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
+
+    def _sizes(self, which: int) -> tuple[int, ...]:
+        return tuple(self.term.shapes[which][d] for d in self._specs[which])
+
+    @property
+    def groups(self) -> int:
+        """How many groups the channels are in."""
+        return self.term.params["batch_group_count"]
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """How many channels of a group go in and come out."""
+        return self._sizes(0)[0] // self.groups, self._sizes(1)[0] // self.groups
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The spatial extent of the kernel."""
+        return self._sizes(2)[2:]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The images within an example, and the spatial extent of the result."""
+        return self._sizes(1)[1:]
+
+    def _image(self, x: Array) -> Array:
+        """Pad, and arrange as (examples, images, space, groups, channels)."""
+        channel, image, *space = self._specs[0]
+        x = jnp.transpose(x, (0, 1 + image, *(1 + d for d in space), 1 + channel))
+        params = self.term.params
+        pads = [
+            (low, high, dilation - 1)
+            for (low, high), dilation in zip(
+                params["padding"], params["lhs_dilation"], strict=True
+            )
+        ]
+        none = (0, 0, 0)
+        zero = jnp.zeros((), x.dtype)
+        x = jax.lax.pad(x, zero, [none, none, *pads, none])
+        return x.reshape(*x.shape[:-1], self.groups, -1)
+
+    def _cotangent(self, x: Array) -> Array:
+        """Arrange as (examples, groups, positions, channels)."""
+        channel, image, *space = self._specs[1]
+        x = jnp.transpose(x, (0, 1 + image, *(1 + d for d in space), 1 + channel))
+        x = x.reshape(len(x), -1, self.groups, self.channels[1])
+        return jnp.moveaxis(x, 2, 1)
+
+    def _views(self, image: Array) -> Iterator[Array]:
+        """Give the image as each place of the kernel sees it, like the cotangent."""
+        params = self.term.params
+        strides = (1, 1, *params["rhs_dilation"], 1, 1)
+        for place in itertools.product(*map(range, self.places)):
+            first = [p * s for p, s in zip(place, params["window_strides"], strict=True)]
+            extents = [
+                (n - 1) * s + 1
+                for n, s in zip(self.positions[1:], params["rhs_dilation"], strict=True)
+            ]
+            stop = [f + e for f, e in zip(first, extents, strict=True)]
+            view = jax.lax.slice(
+                image,
+                (0, 0, *first, 0, 0),
+                (*image.shape[:2], *stop, *image.shape[-2:]),
+                strides,
+            )
+            view = view.reshape(len(view), -1, self.groups, self.channels[0])
+            yield jnp.moveaxis(view, 2, 1)
+
+    def _assemble(self, total: Array) -> Array:
+        """Bring (places, groups, in, out) to the parameter's shape."""
+        inputs, outputs = self.channels
+        total = total.reshape(*self.places, self.groups, inputs, outputs)
+        total = jnp.moveaxis(total, -2, 0)
+        total = total.reshape(inputs, *self.places, self.groups * outputs)
+        order = (0, total.ndim - 1, *range(1, total.ndim - 1))
+        total = jnp.transpose(total, order)
+        back = [self._specs[2].index(d) for d in range(total.ndim)]
+        return finish(self.term.steps, jnp.transpose(total, back))
+
+
+class KernelGram(_Kernel):
+    """Norms from the inner products between positions."""
+
+    @property
+    def cost(self) -> int:
+        """See `Way.cost`."""
+        inputs, outputs = self.channels
+        entries = math.prod(self.places) * inputs + outputs
+        return self.groups * math.prod(self.positions) ** 2 * entries
+
+    @property
+    def memory(self) -> int:
+        """See `Way.memory`."""
+        return 2 * self.groups * math.prod(self.positions) ** 2
+
+    def hold(self, values: Sequence[Array]) -> Kept:
+        """See `Way.hold`."""
+        return values[0], values[1]
+
+    def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
+        """See `Way.rescale`."""
+        (image, unit), (cotangent, other) = map(in_units, kept)
+        return (image, cotangent), unit * other
+
+    def squares(self, kept: Kept) -> PerExample:
+        """See `Way.squares`; rounding must not make a square negative."""
+        image, cotangent = self._image(kept[0]), self._cotangent(kept[1])
+        seen = sum(gram(view, view) for view in self._views(image))
+        total = jnp.sum(seen * gram(cotangent, cotangent), axis=(1, 2, 3))
+        return jnp.maximum(total, 0)
+
+    def total(self, kept: Kept, weights: PerExample, good: Bool[Array, "n"]) -> Array:
+        """See `Way.total`; all examples are one image of a larger batch."""
+        specs = self._specs
+        image = _in_one(only_good(kept[0], good), specs[0][1])
+        cotangent = _in_one(weigh(kept[1], weights, good), specs[1][1])
+        params = dict(self.term.params)
+        params["preferred_element_type"] = jnp.promote_types(image.dtype, jnp.float32)
+        params.pop("out_sharding", None)
+        total = jax.lax.conv_general_dilated(image, cotangent, **params)
+        return finish(self.term.steps, total)
+
+
+class KernelDirect(_Kernel):
+    """Each example's gradient, multiplied out."""
+
+    @property
+    def cost(self) -> int:
+        """See `Way.cost`."""
+        return self.memory * math.prod(self.positions)
+
+    @property
+    def memory(self) -> int:
+        """See `Way.memory`."""
+        return math.prod(self.places) * self.groups * math.prod(self.channels)
+
+    def hold(self, values: Sequence[Array]) -> Kept:
+        """See `Way.hold`."""
+        image, cotangent = self._image(values[0]), self._cotangent(values[1])
+        views = self._views(image)
+        found = [contract("ngti,ngto->ngio", view, cotangent) for view in views]
+        return (jnp.stack(found, 1),)
+
+    def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
+        """See `Way.rescale`."""
+        x, unit = in_units(kept[0])
+        return (x,), unit
+
+    def squares(self, kept: Kept) -> PerExample:
+        """See `Way.squares`."""
+        return sum_of_squares(kept[0])
+
+    def total(self, kept: Kept, weights: PerExample, good: Bool[Array, "n"]) -> Array:
+        """See `Way.total`."""
+        return self._assemble(jnp.sum(weigh(kept[0], weights, good), axis=0))
+
+
+def _in_one(x: Array, axis: int) -> Array:
+    """Put the examples in front of the images that each of them has."""
+    x = jnp.moveaxis(x, 0, axis)
+    shape = list(x.shape)
+    shape[axis : axis + 2] = [shape[axis] * shape[axis + 1]]
+    return x.reshape(shape)

@@ -1,0 +1,71 @@
+"""What each limit stands for: all leaves, the leaves below it, or one leaf."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
+
+from optaxclip.leaves import counted, of_leaves
+from optaxclip.magnitudes import as_number
+from optaxclip.thresholds import check_limit
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits, and the leaves that are measured together under each.
+
+    Attributes:
+      groups: the positions of the leaves of each limit.
+      values: the limits.
+      structure: how they were given: None for an array with one a leaf.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    values: list[Array]
+    structure: Any
+
+    def like_given(self, per_group: list[Array]) -> PyTree:
+        """Arrange something of each group as the limits were given."""
+        if self.structure is None:
+            return jnp.stack(per_group, axis=-1)
+        return jax.tree.unflatten(self.structure, per_group)
+
+
+def check_limits(max_norm: PyTree[ArrayLike]) -> None:
+    """Refuse what cannot be limits, as far as that is known now."""
+    given = jax.tree.leaves(max_norm)
+    if not given:
+        raise TypeError(f"max_norm must be a number, not {max_norm!r}.")
+    for value in given:
+        check_limit(value, "max_norm")
+
+
+def arrange(max_norm: PyTree[ArrayLike], params: PyTree) -> Limits:
+    """Find the leaves for which each limit stands."""
+    number = len(counted(params))
+    given, structure = jax.tree.flatten(max_norm)
+    if len(given) == 1 and structure == jax.tree.structure(0) and jnp.ndim(given[0]):
+        limits = as_number(given[0])
+        if limits.shape != (number,):
+            raise ValueError(
+                f"max_norm must be one limit or have one for each of the {number} "
+                f"leaves of params, not the shape {limits.shape}."
+            )
+        groups = tuple((i,) for i in range(number))
+        return Limits(groups, list(limits), None)
+    for limit in given:
+        if jnp.ndim(limit):
+            raise ValueError(
+                "max_norm must have a single number for each part of params, not an "
+                f"array of shape {jnp.shape(limit)}."
+            )
+    numbers = jax.tree.unflatten(structure, range(len(given)))
+    of_leaf = of_leaves("max_norm", numbers, params)
+    groups = tuple(
+        tuple(i for i, which in enumerate(of_leaf) if which == group)
+        for group in range(len(given))
+    )
+    return Limits(groups, [as_number(limit) for limit in given], structure)

@@ -1,0 +1,244 @@
+"""A traced function of which any value can be asked for, also inside its calls."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+
+@dataclass(frozen=True, eq=False)
+class Inner:
+    """A value inside a call, which the call hands out beside its own results.
+
+    Attributes:
+      eqn: the call.
+      atom: the value, in the program inside.
+      aval: its shape and type, seen from outside.
+      branch: in which branch of a conditional it lies; zeros if another is taken.
+    """
+
+    eqn: JaxprEqn
+    atom: "Atom"
+    aval: Any
+    branch: int = 0
+
+
+Atom = Var | Literal | Inner
+Live = tuple[JaxprEqn, list[Var | Inner]]
+
+
+class Program:
+    """A jaxpr, evaluated on demand: what nobody asks for is not computed."""
+
+    def __init__(self, traced: Jaxpr | ClosedJaxpr):
+        # Since JAX 0.12 both are one class.
+        self.jaxpr: Jaxpr = getattr(traced, "jaxpr", traced)
+        self.consts: Sequence[Any] = getattr(traced, "consts", ())
+        self.producer = {out: eqn for eqn in self.jaxpr.eqns for out in eqn.outvars}
+        self._calls: dict[int, Call | None] = {}
+
+    def call(self, eqn: JaxprEqn) -> "Call | None":
+        """Give what lies inside an equation, if we can look into it."""
+        if id(eqn) not in self._calls:
+            kind = CALLS.get(eqn.primitive.name)
+            self._calls[id(eqn)] = None if kind is None else kind(eqn)
+        return self._calls[id(eqn)]
+
+    def needs(self, wanted: Iterable[Atom]) -> tuple[list[Live], set[Var]]:
+        """Find the equations that have to be evaluated, and all that these read."""
+        read: set[Var] = set()
+        asked: dict[int, list[Var | Inner]] = {}
+        for atom in wanted:
+            if isinstance(atom, Inner):
+                asked.setdefault(id(atom.eqn), []).append(atom)
+            elif isinstance(atom, Var):
+                read.add(atom)
+        live: list[Live] = []
+        for eqn in reversed(self.jaxpr.eqns):
+            outs = [out for out in eqn.outvars if out in read]
+            outs += asked.get(id(eqn), [])
+            if outs or eqn.effects:
+                live.append((eqn, outs))
+                read.update(v for v in eqn.invars if isinstance(v, Var))
+        return live[::-1], read
+
+    def evaluate(self, args: Sequence[Any], wanted: Sequence[Atom]) -> list[Any]:
+        """Evaluate the atoms that are asked for."""
+        known: dict[Any, Any] = dict(zip(self.jaxpr.invars, args, strict=True))
+        known |= zip(self.jaxpr.constvars, self.consts, strict=True)
+
+        def read(atom: Atom) -> Any:
+            return atom.val if isinstance(atom, Literal) else known[atom]
+
+        for eqn, outs in self.needs(wanted)[0]:
+            values = [read(atom) for atom in eqn.invars]
+            call = self.call(eqn)
+            inside = any(isinstance(out, Inner) for out in outs)
+            if call is not None and (inside or eqn.primitive.name in CUSTOM):
+                known |= zip(outs, call.evaluate(values, outs), strict=True)
+            else:
+                result = eqn.primitive.bind(*values, **eqn.params)
+                results = result if eqn.primitive.multiple_results else [result]
+                known |= zip(eqn.outvars, results, strict=True)
+        return [read(atom) for atom in wanted]
+
+
+class Inlined:
+    """A call that evaluates its program once: jit, a custom rule, a checkpoint."""
+
+    def __init__(self, eqn: JaxprEqn):
+        self.eqn = eqn
+        params = eqn.params
+        self.program = Program(params["jaxpr" if "jaxpr" in params else "call_jaxpr"])
+
+    def outside(self, atom: Atom) -> Atom:
+        """Name an inner value from outside."""
+        if isinstance(atom, Literal):
+            return atom
+        if atom in self.program.jaxpr.invars:
+            return self.eqn.invars[self.program.jaxpr.invars.index(atom)]
+        return Inner(self.eqn, atom, atom.aval)
+
+    def evaluate(self, values: list[Any], wanted: list[Var | Inner]) -> list[Any]:
+        """Evaluate results of the call, and inner values."""
+        if self.eqn.params.get("prevent_cse", False):
+            # As JAX does: what a checkpoint computes again must not be looked up.
+            values = jax.lax.optimization_barrier(values)
+        outs = dict(zip(self.eqn.outvars, self.program.jaxpr.outvars, strict=True))
+        return self.program.evaluate(
+            values, [w.atom if isinstance(w, Inner) else outs[w] for w in wanted]
+        )
+
+
+class Loop:
+    """A scan. What is inside comes out stacked, with the steps in front."""
+
+    def __init__(self, eqn: JaxprEqn):
+        self.eqn = eqn
+        self.program = Program(eqn.params["jaxpr"])
+        self.length: int = eqn.params["length"]
+        inside = self.program.jaxpr
+        # Stacked ones have a dimension more outside; so no parameter need tell.
+        pairs = zip(eqn.outvars, inside.outvars, strict=True)
+        self.carried = sum(o.aval.ndim == i.aval.ndim for o, i in pairs)
+        pairs = zip(eqn.invars, inside.invars, strict=True)
+        self.sliced = sum(o.aval.ndim != i.aval.ndim for o, i in pairs)
+        self.constant = len(eqn.invars) - self.carried - self.sliced
+
+    def outside(self, atom: Atom) -> tuple[Atom, bool]:
+        """Name an inner value from outside, and tell whether it is stacked there."""
+        if isinstance(atom, Literal):
+            return atom, False
+        invars = self.program.jaxpr.invars
+        position = invars.index(atom) if atom in invars else -1
+        if 0 <= position < self.constant:
+            return self.eqn.invars[position], False
+        if position >= self.constant + self.carried:
+            return self.eqn.invars[position], True
+        shape = (self.length, *atom.aval.shape)
+        aval = jax.ShapeDtypeStruct(shape, atom.aval.dtype)
+        return Inner(self.eqn, atom, aval), True
+
+    def _carries_for(self, wanted: list[Atom], kept: set[int]) -> list[int]:
+        """Find the carried values that matter; gradients summed up do no more."""
+        inside = self.program.jaxpr
+        while True:
+            asked = [*wanted, *(inside.outvars[i] for i in sorted(kept))]
+            read = self.program.needs(asked)[1]
+            read |= {atom for atom in asked if isinstance(atom, Var)}
+            carries = range(self.carried)
+            more = {i for i in carries if inside.invars[self.constant + i] in read}
+            if more <= kept:
+                return sorted(kept)
+            kept |= more
+
+    def evaluate(self, values: list[Any], wanted: list[Var | Inner]) -> list[Any]:
+        """Evaluate results of the scan, and inner values."""
+        outvars, inside = self.eqn.outvars, self.program.jaxpr
+        first = self.constant + self.carried
+        consts, start = values[: self.constant], values[self.constant : first]
+        position = {out: i for i, out in enumerate(outvars)}
+        carried = {w for w in wanted if position.get(w, first) < self.carried}
+        stacked = [w for w in wanted if w not in carried]
+        asked = [
+            w.atom if isinstance(w, Inner) else inside.outvars[position[w]]
+            for w in stacked
+        ]
+        kept = self._carries_for(asked, {position[w] for w in carried})
+
+        def body(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
+            full = [None] * self.carried
+            for i, value in zip(kept, carry, strict=True):
+                full[i] = value
+            outs = self.program.evaluate(
+                [*consts, *full, *slices], [*(inside.outvars[i] for i in kept), *asked]
+            )
+            return outs[: len(kept)], outs[len(kept) :]
+
+        last, stacks = jax.lax.scan(
+            body,
+            [start[i] for i in kept],
+            values[first:],
+            length=self.length,
+            reverse=self.eqn.params["reverse"],
+            unroll=self.eqn.params["unroll"],
+        )
+        found: dict[Any, Any] = dict(zip(stacked, stacks, strict=True))
+        found |= {outvars[i]: value for i, value in zip(kept, last, strict=True)}
+        return [found[w] for w in wanted]
+
+
+class Choice:
+    """A conditional. What is inside a branch is zero where another is taken."""
+
+    def __init__(self, eqn: JaxprEqn):
+        self.eqn = eqn
+        self.programs = [Program(branch) for branch in eqn.params["branches"]]
+
+    def outside(self, branch: int, atom: Atom) -> Inner:
+        """Name a value inside a branch from outside."""
+        return Inner(self.eqn, atom, atom.aval, branch)
+
+    def evaluate(self, values: list[Any], wanted: list[Var | Inner]) -> list[Any]:
+        """Evaluate results of the conditional, and inner values."""
+
+        def taken(branch: int, program: Program):
+            def function(*operands: Any) -> list[Any]:
+                outs = dict(zip(self.eqn.outvars, program.jaxpr.outvars, strict=True))
+                here = {
+                    w: w.atom if isinstance(w, Inner) else outs[w]
+                    for w in wanted
+                    if not isinstance(w, Inner) or w.branch == branch
+                }
+                found = program.evaluate(operands, list(here.values()))
+                known = dict(zip(here, found, strict=True))
+                return [
+                    known[w] if w in known else jnp.zeros(w.aval.shape, w.aval.dtype)
+                    for w in wanted
+                ]
+
+            return function
+
+        branches = [taken(*each) for each in enumerate(self.programs)]
+        return jax.lax.switch(values[0], branches, *values[1:])
+
+
+Call = Inlined | Loop | Choice
+
+# Rules for derivatives, which are taken already: these are evaluated as they stand.
+CUSTOM = ("closed_call", "custom_jvp_call", "custom_vjp_call")
+
+CALLS: dict[str, type[Inlined] | type[Loop] | type[Choice]] = {
+    "jit": Inlined,
+    "pjit": Inlined,  # called so before JAX 0.7.2
+    "closed_call": Inlined,
+    "custom_jvp_call": Inlined,
+    "custom_vjp_call": Inlined,
+    "checkpoint": Inlined,
+    "remat2": Inlined,
+    "scan": Loop,
+    "cond": Choice,
+}

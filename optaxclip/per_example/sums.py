@@ -1,0 +1,163 @@
+"""The clipped gradients of a batch, added up, all at once or chunk by chunk."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from optaxclip.leaves import AxisName, as_tuple
+from optaxclip.measuring import measuring_dtype
+from optaxclip.per_example import batches
+from optaxclip.per_example.limits import Limits
+from optaxclip.per_example.tracing import Recorded, Traced, checked_params, trace
+from optaxclip.per_example.weights import decide, measure
+from optaxclip.reductions import vary, varying_axes
+from optaxclip.responses import Response
+
+
+class PerExample(NamedTuple):
+    """What is known of each example; every array has the examples in front.
+
+    Attributes:
+      value: its loss.
+      aux: what the loss returned beside that.
+      norm: the norm of its gradient before clipping; where there are several limits,
+        one for each, arranged like these.
+    """
+
+    value: Float[Array, "examples"]
+    aux: PyTree
+    norm: PyTree[Float[Array, "examples ..."]]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of one example.
+
+    Attributes:
+      function: takes the parameters and one example.
+      has_aux: whether it returns something beside the loss.
+    """
+
+    function: Callable[..., Any]
+    has_aux: bool
+
+
+class Examples(NamedTuple):
+    """A batch that was checked, with its examples in front.
+
+    Attributes:
+      params: the parameters.
+      in_axes: 0 for what has the examples in front, None for what they share.
+      batch: the arguments of the loss after the parameters.
+      mask: which examples count.
+    """
+
+    params: PyTree
+    in_axes: tuple[Any, ...]
+    batch: batches.Batch
+    mask: Bool[Array, "examples"]
+
+    def trace(self, loss: Loss) -> Traced:
+        """Trace the gradient of one example."""
+        example = batches.one_example(self.in_axes, self.batch)
+        return trace(loss.function, self.params, example, loss.has_aux)
+
+    def dtype(self) -> np.dtype:
+        """Find the type in which norms are measured."""
+        return measuring_dtype(jax.tree.leaves(self.params))
+
+
+def prepare(
+    params: PyTree, batch: tuple, in_axes: Any, mask: Any, axis_name: AxisName
+) -> Examples:
+    """Check what the user gave."""
+    params = checked_params(params)
+    axes = batches.axes_of(in_axes, batch)
+    number = batches.number_of_examples(axes, batch)
+    axes, batch = batches.examples_first(axes, batch, number, as_tuple(axis_name))
+    mask = jnp.ones(number, bool) if mask is None else jnp.asarray(mask)
+    if mask.shape != (number,) or mask.dtype != bool:
+        raise ValueError(
+            f"mask must be a bool for each of the {number} examples, not "
+            f"{mask.dtype} of shape {mask.shape}."
+        )
+    # Of parameters that all devices share JAX would add up the gradients of all.
+    varying = frozenset().union(*map(varying_axes, jax.tree.leaves((batch, mask))))
+    params = jax.tree.map(lambda x: vary(x, varying), params)
+    return Examples(params, axes, batch, vary(mask, varying))
+
+
+def add_up(
+    loss: Loss, limits: Limits, response: Response, examples: Examples
+) -> tuple[PerExample, list[Array]]:
+    """Clip each example's gradient, and add them up leaf by leaf."""
+    traced = examples.trace(loss)
+    recorded = traced.record(examples.params, examples.batch, examples.in_axes)
+    ways = [plan.way for plan in traced.plans]
+    mask, dtype = examples.mask, examples.dtype()
+    sizes = measure(ways, recorded.kept, limits.groups, mask, dtype)
+    weights = decide(sizes, limits, response, mask)
+    factor_of = {
+        i: factor
+        for group, factor in zip(limits.groups, weights.factors, strict=True)
+        for i in group
+    }
+    totals = [
+        jnp.zeros_like(leaf)
+        if way is None
+        else way.total(held, factor_of[i], weights.good)
+        for i, (way, held, leaf) in enumerate(
+            zip(ways, recorded.kept, jax.tree.leaves(examples.params), strict=True)
+        )
+    ]
+    return _told(recorded, limits.like_given(weights.norms)), totals
+
+
+def _told(recorded: Recorded, norm: PyTree) -> PerExample:
+    return PerExample(recorded.value, recorded.aux, norm)
+
+
+def measure_norms(loss: Loss, groups: Limits, examples: Examples) -> PerExample:
+    """Measure each example's gradient."""
+    traced = examples.trace(loss)
+    recorded = traced.record(examples.params, examples.batch, examples.in_axes)
+    ways = [plan.way for plan in traced.plans]
+    sizes = measure(
+        ways, recorded.kept, groups.groups, examples.mask, examples.dtype()
+    )
+    return _told(recorded, groups.like_given([size.plain for size in sizes]))
+
+
+def in_chunks(
+    function: Callable[[Examples], tuple[PerExample, list[Array]]],
+    examples: Examples,
+    size: int,
+) -> tuple[PerExample, list[Array]]:
+    """Call a function for chunks of the examples, one after another."""
+    number = len(examples.mask)
+    if number % size:
+        raise ValueError(
+            f"microbatch_size must divide the batch of {number} examples, which "
+            f"{size} does not; pad the batch and leave the padding out by mask."
+        )
+    chunks, together = batches.in_microbatches(examples.in_axes, examples.batch, size)
+
+    def one(chunk: Any) -> tuple[PerExample, list[Array]]:
+        parts, mask = chunk
+        return function(examples._replace(batch=together(parts), mask=mask))
+
+    chunks = (chunks, examples.mask.reshape(-1, size))
+    totals = jax.eval_shape(one, jax.tree.map(lambda x: x[0], chunks))[1]
+
+    def step(sums: list[Array], chunk: Any) -> tuple[list[Array], PerExample]:
+        told, totals = one(chunk)
+        return [s + t.astype(s.dtype) for s, t in zip(sums, totals, strict=True)], told
+
+    start = [jnp.zeros_like(t) for t in totals]
+    sums, told = jax.lax.scan(step, start, chunks)
+    return jax.tree.map(lambda x: x.reshape(number, *x.shape[2:]), told), sums

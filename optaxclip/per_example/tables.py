@@ -1,0 +1,149 @@
+"""Tables of which an example reads a few rows, maybe tied to a dense layer.
+
+A read is the product of a matrix that holds a one in each line and of the rows'
+cotangents. The inner product of two of its lines says whether they read the same row,
+so the table never stands in memory for each example.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from optaxclip.magnitudes import widen
+from optaxclip.per_example.products import (
+    assemble,
+    concatenate,
+    contract,
+    gram,
+    matrices,
+    ordered,
+)
+from optaxclip.per_example.program import Atom
+from optaxclip.per_example.terms import Factor, Product, size
+from optaxclip.per_example.ways import Kept, PerExample, in_units, only_good, weigh
+
+
+def read_rows(indices: Array, read: Product) -> Int[Array, "examples positions"]:
+    """Number the rows that are read; those to be left out get a number beyond all."""
+    factor = read.left
+    rows = read.own(factor)
+    indices = matrices(indices, factor, read)[:, 0]
+    indices = indices[..., np.asarray([factor.rows.index(axis) for axis in rows])]
+    sizes = np.asarray([axis.size for axis in rows])
+    top = jnp.asarray(sizes - 1, indices.dtype)
+    among = jnp.clip(indices, 0, top)
+    strides = np.cumprod([1, *sizes[:0:-1]])[::-1]
+    row = jnp.sum(among * jnp.asarray(strides, indices.dtype), axis=-1)
+    inside = jnp.all(among == indices, axis=-1) | (not factor.drops)
+    return jnp.where(inside, row.astype(jnp.int32), size(rows))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows read by an index, and products of the same layout beside them.
+
+    Attributes:
+      reads: where rows of the table were read; the left factors hold the indices.
+      products: where the table was multiplied, as a tied output matrix is.
+    """
+
+    reads: tuple[Product, ...]
+    products: tuple[Product, ...]
+
+    @property
+    def _rows(self) -> int:
+        return size(self.reads[0].own(self.reads[0].left))
+
+    @property
+    def _entries(self) -> int:
+        return size(self.reads[0].own(self.reads[0].right))
+
+    def _pair(self, product: Product) -> tuple[Factor, Factor]:
+        """Put that factor first whose axes are the rows of the table."""
+        first, second = ordered(product)
+        rows_first = ordered(self.reads[0])[0] is self.reads[0].left
+        return (first, second) if rows_first else (second, first)
+
+    @property
+    def atoms(self) -> tuple[Atom, ...]:
+        """See `Way.atoms`."""
+        pairs = [self._pair(p) for p in (*self.reads, *self.products)]
+        return tuple(factor.atom for pair in pairs for factor in pair)
+
+    @property
+    def _positions(self) -> tuple[int, int]:
+        reads, others = self.reads, self.products
+        return sum(size(p.summed) for p in reads), sum(size(p.summed) for p in others)
+
+    @property
+    def cost(self) -> int:
+        """See `Way.cost`."""
+        read, multiplied = self._positions
+        both = (read + multiplied) ** 2 * self._entries
+        return both + multiplied**2 * self._rows
+
+    @property
+    def memory(self) -> int:
+        """See `Way.memory`."""
+        read, multiplied = self._positions
+        return (read + multiplied) ** 2 + multiplied**2
+
+    def hold(self, values: Sequence[Array]) -> Kept:
+        """See `Way.hold`."""
+        found: list[list[Array]] = [[], [], [], []]
+        pairs = zip(values[::2], values[1::2], strict=True)
+        for product, (a, b) in zip((*self.reads, *self.products), pairs, strict=True):
+            first, second = self._pair(product)
+            b = matrices(b, second, product)[:, 0]
+            b = b if product.scale == 1 else b * product.scale
+            if first.rows:
+                row = read_rows(a, product)
+                here = (row < self._rows)[..., None]
+                found[0].append(row)
+                found[1].append(jnp.where(here, b, jnp.zeros_like(b)))
+            else:
+                found[2].append(matrices(a, first, product)[:, 0])
+                found[3].append(b)
+        return tuple(concatenate(x, 1) for x in found if x)
+
+    def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
+        """See `Way.rescale`."""
+        rows, read = kept[0], kept[1]
+        read, unit = in_units(read)
+        if len(kept) == 2:
+            return (rows, read), unit
+        (a, of_a), (b, of_b) = map(in_units, kept[2:])
+        common = jnp.maximum(unit, of_a * of_b)
+        read = read * (unit / common)[:, None, None]
+        return (rows, read, a, b * (of_a * of_b / common)[:, None, None]), common
+
+    def squares(self, kept: Kept) -> PerExample:
+        """See `Way.squares`; rounding must not make a square negative."""
+        rows, read = kept[0], kept[1]
+        same = rows[:, :, None] == rows[:, None, :]
+        inner = gram(read, read)
+        total = jnp.sum(jnp.where(same, inner, jnp.zeros_like(inner)), axis=(1, 2))
+        if len(kept) == 4:
+            a, b = kept[2:]
+            found = jnp.minimum(rows, self._rows - 1)[:, None, :]
+            at_rows = widen(jnp.take_along_axis(a, found, axis=2))
+            total += 2 * jnp.sum(at_rows * gram(b, read), axis=(1, 2))
+            total += jnp.sum(gram(a, a) * gram(b, b), axis=(1, 2))
+        return jnp.maximum(total, 0)
+
+    def total(self, kept: Kept, weights: PerExample, good: Bool[Array, "n"]) -> Array:
+        """See `Way.total`."""
+        rows, read = kept[0], widen(weigh(kept[1], weights, good))
+        if len(kept) == 4:
+            a, b = only_good(kept[2], good), weigh(kept[3], weights, good)
+            table = contract("nta,ntb->ab", a, b)
+        else:
+            table = jnp.zeros((self._rows, self._entries), read.dtype)
+        added = read.reshape(-1, self._entries)
+        table = table.at[rows.ravel()].add(added, mode="drop")
+        model = self.reads[0]
+        in_order = ordered(model)[0] is model.left
+        return assemble(table if in_order else table.T, model)

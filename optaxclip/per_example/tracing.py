@@ -1,0 +1,106 @@
+"""The gradient of one example traced, and what the plans need of a batch's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from optaxclip.leaves import counts
+from optaxclip.per_example.batches import Batch
+from optaxclip.per_example.plans import Plan, plan_leaf
+from optaxclip.per_example.program import Program
+from optaxclip.per_example.ways import Kept
+
+
+class Recorded(NamedTuple):
+    """What was recorded of each example; all arrays have the examples in front.
+
+    Attributes:
+      value: the loss.
+      aux: what the loss returned beside it.
+      kept: what each leaf's way holds.
+    """
+
+    value: jax.Array
+    aux: PyTree
+    kept: list[Kept]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The gradient of one example as a program, and a plan for each leaf."""
+
+    program: Program
+    plans: list[Plan]
+    aux: Any
+
+    def record(self, params: PyTree, batch: Batch, in_axes: tuple[Any, ...]) -> Recorded:
+        """Evaluate forward and backward once, up to the products' factors."""
+        outvars = self.program.jaxpr.outvars
+        known = outvars[: len(outvars) - len(self.plans)]
+        ways = [plan.way for plan in self.plans]
+        wanted = [atom for way in ways if way is not None for atom in way.atoms]
+
+        def evaluate(*example: Any) -> list[Any]:
+            args = jax.tree.leaves((params, *example))
+            found = self.program.evaluate(args, [*known, *wanted])
+            return [jnp.asarray(x) for x in found]
+
+        found = jax.vmap(evaluate, in_axes)(*batch)
+        values = iter(found[len(known) :])
+        kept = [
+            () if way is None else way.hold([next(values) for _ in way.atoms])
+            for way in ways
+        ]
+        aux = jax.tree.unflatten(self.aux, found[1 : len(known)])
+        return Recorded(found[0], aux, kept)
+
+
+def trace(
+    loss: Callable[..., Any], params: PyTree, example: Batch, has_aux: bool
+) -> Traced:
+    """Trace the gradient of one example, and plan each leaf."""
+
+    def both(params: PyTree, *example: Any) -> tuple[Any, Any]:
+        result = loss(params, *example)
+        if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(
+                "loss must return a pair (value, aux) where has_aux is True, not "
+                f"{type(result).__name__}."
+            )
+        value, aux = result if has_aux else (result, None)
+        shape = getattr(value, "shape", () if isinstance(value, float) else None)
+        if shape != ():
+            told = type(value).__name__ if shape is None else f"an array of {shape}"
+            raise TypeError(
+                f"loss must return one number for one example, not {told}; reduce it "
+                "with a sum or mean over all but the examples, or set has_aux=True."
+            )
+        return value, aux
+
+    gradient = jax.value_and_grad(both, has_aux=True)
+    closed, shape = jax.make_jaxpr(gradient, return_shape=True)(params, *example)
+    (_, aux), grads = shape
+    program = Program(closed)
+    outs = program.jaxpr.outvars
+    number = len(jax.tree.leaves(grads))
+    plans = [plan_leaf(program, atom) for atom in outs[len(outs) - number :]]
+    return Traced(program, plans, jax.tree.structure(aux))
+
+
+def checked_params(params: PyTree) -> PyTree:
+    """Take the parameters as arrays; all must be floating-point numbers."""
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not counts(leaf) and getattr(leaf, "size", None) != 0:
+            name = jax.tree_util.keystr(path) or "itself"
+            told = getattr(leaf, "dtype", type(leaf).__name__)
+            raise TypeError(
+                f"params must hold floating-point arrays alone, but {name} is {told}; "
+                "hand the rest to the loss in another way, such as a closure."
+            )
+    if not jax.tree.leaves(params):
+        raise ValueError("params must hold at least one array, not none.")
+    return jax.tree.map(jnp.asarray, params)

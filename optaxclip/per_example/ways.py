@@ -1,0 +1,128 @@
+"""The ways in which a leaf's gradients are measured, weighed and added up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from optaxclip.magnitudes import modulus, widen
+from optaxclip.per_example.program import Atom
+
+Kept = tuple[Array, ...]
+PerExample = Float[Array, "examples"]
+
+
+class Way(Protocol):
+    """One way. All arrays have the examples in front."""
+
+    @property
+    def atoms(self) -> tuple[Atom, ...]:
+        """The values of the traced gradient that are needed."""
+        ...
+
+    @property
+    def cost(self) -> int:
+        """How many multiplications the norm of one example takes."""
+        ...
+
+    @property
+    def memory(self) -> int:
+        """How many numbers are held for one example, beside the traced values."""
+        ...
+
+    def hold(self, values: Sequence[Array]) -> Kept:
+        """Arrange what was traced, for the three questions below."""
+        ...
+
+    def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
+        """Measure in units in which no square overflows or vanishes."""
+        ...
+
+    def squares(self, kept: Kept) -> PerExample:
+        """Measure the squared norm of each example's gradient."""
+        ...
+
+    def total(self, kept: Kept, weights: PerExample, good: Bool[Array, "n"]) -> Array:
+        """Add up the gradients of good examples, multiplied by their weights."""
+        ...
+
+
+def beside(per_example: Array, x: Array) -> Array:
+    """Shape a number for each example so that it meets an array of them."""
+    return per_example.reshape(per_example.shape + (1,) * (x.ndim - 1))
+
+
+def weigh(x: Array, weights: PerExample, good: Bool[Array, "n"]) -> Array:
+    """Multiply each example; what is broken is zero, which NaN * 0 would not be."""
+    product = widen(x) * beside(weights, x).astype(jnp.finfo(widen(x).dtype).dtype)
+    return jnp.where(beside(good, x), product, 0).astype(x.dtype)
+
+
+def only_good(x: Array, good: Bool[Array, "n"]) -> Array:
+    """Put zeros for the broken examples."""
+    return jnp.where(beside(good, x), x, jnp.zeros_like(x))
+
+
+def in_units(x: Array) -> tuple[Array, PerExample]:
+    """Divide each example by a power of two, so that its largest number is about 1."""
+    wide = widen(x)
+    largest = jnp.max(modulus(wide).reshape(len(x), -1), axis=1, initial=0.0)
+    usual = (largest > 0) & (largest < jnp.inf)
+    _, exponent = jnp.frexp(jnp.where(usual, largest, 1))
+    unit = jnp.ldexp(jnp.ones_like(largest), exponent)
+    return wide / beside(unit, wide), unit
+
+
+def sum_of_squares(x: Array) -> PerExample:
+    """Square and add up each example, in at least float32."""
+    return jnp.sum(jnp.square(modulus(widen(x))).reshape(len(x), -1), axis=1)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Each example's gradient as it is: small, or of a kind that has no rule.
+
+    Attributes:
+      gradient: the leaf's gradient.
+    """
+
+    gradient: Atom
+
+    @property
+    def atoms(self) -> tuple[Atom, ...]:
+        """See `Way.atoms`."""
+        return (self.gradient,)
+
+    @property
+    def cost(self) -> int:
+        """See `Way.cost`."""
+        return self.gradient.aval.size
+
+    @property
+    def memory(self) -> int:
+        """See `Way.memory`."""
+        return self.gradient.aval.size
+
+    def hold(self, values: Sequence[Array]) -> Kept:
+        """See `Way.hold`."""
+        return (values[0],)
+
+    def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
+        """See `Way.rescale`."""
+        x, unit = in_units(kept[0])
+        return (x,), unit
+
+    def squares(self, kept: Kept) -> PerExample:
+        """See `Way.squares`."""
+        return sum_of_squares(kept[0])
+
+    def total(self, kept: Kept, weights: PerExample, good: Bool[Array, "n"]) -> Array:
+        """See `Way.total`."""
+        return jnp.sum(weigh(widen(kept[0]), weights, good), axis=0)
+
+
+def as_values(values: Sequence[Any]) -> list[Array]:
+    """Take literals as arrays."""
+    return [jnp.asarray(value) for value in values]

@@ -1,0 +1,95 @@
+"""How big is each example's gradient, and by how much is it multiplied?"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from optaxclip.clipper import tidy
+from optaxclip.magnitudes import Magnitude
+from optaxclip.per_example.limits import Limits
+from optaxclip.per_example.ways import Kept, PerExample, Way
+from optaxclip.responses import Response
+
+Groups = tuple[tuple[int, ...], ...]
+Sums = tuple[list[Array], list[Array]]
+
+
+class Weights(NamedTuple):
+    """What is decided for each example.
+
+    Attributes:
+      norms: how big its gradient is, in each group.
+      factors: by what that is multiplied.
+      good: whether the example counts and all of its gradient is finite.
+    """
+
+    norms: list[PerExample]
+    factors: list[PerExample]
+    good: Bool[Array, "examples"]
+
+
+def measure(
+    ways: list[Way | None], kept: list[Kept], groups: Groups, mask: Array, dtype: np.dtype
+) -> list[Magnitude]:
+    """Measure each group of leaves.
+
+    Where a square overflowed or all but vanished, everything is measured again in
+    units in which that cannot be. Usual gradients are measured once.
+    """
+    zero, one = jnp.zeros(mask.shape, dtype), jnp.ones(mask.shape, dtype)
+    # Below this, terms lost to underflow may reach the last bit of a sum.
+    faint = float(jnp.finfo(dtype).tiny) / float(jnp.finfo(dtype).eps) * 2.0**20
+
+    def in_group(terms: list[Array], group: tuple[int, ...]) -> Array:
+        return functools.reduce(jnp.add, (terms[i] for i in group), zero)
+
+    def plainly(kept: list[Kept]) -> Sums:
+        squares = [
+            zero if way is None else way.squares(held).astype(dtype)
+            for way, held in zip(ways, kept, strict=True)
+        ]
+        return [in_group(squares, group) for group in groups], [one for _ in groups]
+
+    def in_units(kept: list[Kept]) -> Sums:
+        squares, units = [], []
+        for way, held in zip(ways, kept, strict=True):
+            if way is None:
+                squares.append(zero)
+                units.append(zero)
+            else:
+                scaled, unit = way.rescale(held)
+                squares.append(way.squares(scaled).astype(dtype))
+                units.append(jnp.where(squares[-1] == 0, zero, unit.astype(dtype)))
+        common = [
+            functools.reduce(jnp.maximum, (units[i] for i in group), zero)
+            for group in groups
+        ]
+        common = [jnp.where(unit == 0, one, unit) for unit in common]
+        sums = [
+            in_group([s * jnp.square(u / unit) for s, u in zip(squares, units)], group)
+            for unit, group in zip(common, groups, strict=True)
+        ]
+        return sums, common
+
+    found = plainly(kept)
+    usual = [~mask | (s >= faint) & (s < jnp.inf) for s in found[0]]
+    sums, units = jax.lax.cond(
+        jnp.all(jnp.stack(usual)), lambda kept: found, in_units, kept
+    )
+    return [Magnitude(jnp.sqrt(s), u) for s, u in zip(sums, units, strict=True)]
+
+
+def decide(
+    sizes: list[Magnitude], limits: Limits, response: Response, mask: Array
+) -> Weights:
+    """Weigh each example by the response; what is broken in part is broken."""
+    factors, good = [], mask
+    for size, limit in zip(sizes, limits.values, strict=True):
+        good &= jnp.isfinite(size.value) & jnp.isfinite(size.unit)
+        weights = response.weigh(*size, tidy(size.value, limit))
+        factors.append(functools.reduce(jnp.multiply, weights))
+    return Weights([size.plain for size in sizes], factors, good)
