@@ -53,7 +53,9 @@ def clipped_value_and_grad(
         number = jnp.sum(examples.mask, dtype=jnp.float32)
         if axis_name is not None:
             totals, number = jax.lax.psum((totals, number), axis_name)
-        share = 1 / (jnp.maximum(number, 1) if denominator is None else as_number(denominator))
+        share = 1 / (
+            jnp.maximum(number, 1) if denominator is None else as_number(denominator)
+        )
         leaves, treedef = jax.tree.flatten(examples.params)
         means = [
             (widen(t) * share.astype(widen(t).real.dtype)).astype(leaf.dtype)

@@ -98,7 +98,9 @@ class _Kernel:
         params = self.term.params
         strides = (1, 1, *params["rhs_dilation"], 1, 1)
         for place in itertools.product(*map(range, self.places)):
-            first = [p * s for p, s in zip(place, params["window_strides"], strict=True)]
+            first = [
+                p * s for p, s in zip(place, params["window_strides"], strict=True)
+            ]
             extents = [
                 (n - 1) * s + 1
                 for n, s in zip(self.positions[1:], params["rhs_dilation"], strict=True)

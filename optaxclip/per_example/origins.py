@@ -283,4 +283,3 @@ def _through_loop(program: Program, call: Loop, position: int) -> list[Term]:
             term = replace(term, axes=(axis, *term.axes), steps=steps)
         found.append(term)
     return found
-

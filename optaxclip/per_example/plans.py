@@ -58,7 +58,9 @@ def plan_leaf(program: Program, gradient: Atom) -> Plan:
 
 def _of_kernel(term: Convolution) -> Plan:
     gram, direct = KernelGram(term), KernelDirect(term)
-    shape = f"a kernel of {direct.memory} numbers on {math.prod(gram.positions)} positions"
+    shape = (
+        f"a kernel of {direct.memory} numbers on {math.prod(gram.positions)} positions"
+    )
     if gram.cost < direct.cost:
         return Plan(gram, "inner products", shape)
     return Plan(direct, "example by example", shape)

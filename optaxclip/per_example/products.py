@@ -1,4 +1,4 @@
-"""Gradients that are two matrices multiplied, measured without multiplying them out.
+"""Gradients that are two arrays multiplied, measured without multiplying them out.
 
 The gradient of one example is $G = \\sum_t a_t b_t^\\top$, t being its T positions. Its
 squared norm is $\\sum_{s, t} (a_s \\cdot a_t) (b_s \\cdot b_t)$, which takes
@@ -9,7 +9,7 @@ is multiplied out where $A B \\le T (A + B)$, and else $T^2 < T \\min(A, B)$.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,7 @@ from optaxclip.per_example.ways import (
 )
 
 
-def layout(product: Product) -> tuple[tuple[int, ...], ...]:
-    """Tell which axes of a product stand in both factors, the first and the second."""
-    first, second = ordered(product)
-    return tuple(
-        tuple(product.axes.index(a) for a in axes)
-        for axes in (product.shared, product.own(first), product.own(second))
-    )
+HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def ordered(product: Product) -> tuple[Factor, Factor]:
@@ -47,35 +41,83 @@ def ordered(product: Product) -> tuple[Factor, Factor]:
     return first, second
 
 
-def matrices(x: Array, factor: Factor, product: Product) -> Array:
-    """Arrange a factor as (examples, shared axes, positions, own axes or index)."""
-    own = factor.axes[-1:] if factor.rows else product.own(factor)
-    blocks = (product.shared, product.summed, own)
-    wanted = [axis for block in blocks for axis in block]
-    present = [axis for axis in wanted if axis in factor.axes]
-    x = jnp.transpose(x, (0, *(1 + factor.axes.index(axis) for axis in present)))
-    shape = (len(x), *(a.size if a in present else 1 for a in wanted))
-    full = (len(x), *(a.size for a in wanted))
-    x = jnp.broadcast_to(x.reshape(shape), full)
-    return x.reshape(len(x), *(size(block) for block in blocks))
+def blocks(product: Product) -> tuple[Axes, Axes, Axes]:
+    """Give the axes in both factors, in the first alone and in the second alone."""
+    first, second = ordered(product)
+    return product.shared, product.own(first), product.own(second)
+
+
+def layout(product: Product) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Tell places and sizes of `blocks`: products of one layout can be joined."""
+    return tuple(
+        tuple((product.axes.index(axis), axis.size) for axis in block)
+        for block in blocks(product)
+    )
 
 
 def counts(products: Sequence[Product]) -> tuple[int, int, int, int]:
     """Count shared entries, all positions, and the entries of each factor alone."""
-    model = products[0]
-    first, second = ordered(model)
-    positions = sum(size(product.summed) for product in products)
-    own = size(model.own(first)), size(model.own(second))
-    return size(model.shared), positions, *own
+    shared, first, second = map(size, blocks(products[0]))
+    return shared, sum(size(p.summed) for p in products), first, second
+
+
+def matrices(x: Array, factor: Factor, product: Product) -> Array:
+    """Arrange a factor as (examples, shared axes, positions, own axes or index)."""
+    own = factor.axes[-1:] if factor.rows else product.own(factor)
+    parts = (product.shared, product.summed, own)
+    wanted = [axis for part in parts for axis in part]
+    present = [axis for axis in wanted if axis in factor.axes]
+    x = jnp.transpose(x, (0, *(1 + factor.axes.index(axis) for axis in present)))
+    shape = (len(x), *(a.size if a in present else 1 for a in wanted))
+    x = jnp.broadcast_to(x.reshape(shape), (len(x), *(a.size for a in wanted)))
+    return x.reshape(len(x), *map(size, parts))
 
 
 def assemble(total: Array, product: Product) -> Array:
     """Bring a sum (shared, first's own, second's own) to the parameter's shape."""
-    first, second = ordered(product)
-    order: Axes = (*product.shared, *product.own(first), *product.own(second))
+    order = [axis for block in blocks(product) for axis in block]
     total = total.reshape([axis.size for axis in order])
     total = jnp.transpose(total, [order.index(axis) for axis in product.axes])
     return finish(product.steps, total)
+
+
+def join(arrays: list[Array], axis: int) -> Array:
+    """Put the positions of several products one after another."""
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis)
+
+
+def contract(subscripts: str, a: Array, b: Array, **options: Any) -> Array:
+    """Multiply and add up in at least float32."""
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+        return jnp.einsum(subscripts, a, b, preferred_element_type=dtype, **options)
+
+
+def gram(a: Array, b: Array) -> Array:
+    """Multiply the positions of one array with those of another, in full precision."""
+    return contract("...ta,...sa->...ts", a, b, precision=HIGHEST)
+
+
+class Letters(NamedTuple):
+    """Names of axes, for `jnp.einsum`.
+
+    Attributes:
+      first: the axes of the first factor.
+      second: the axes of the second.
+      shared: those that the factors share with their product.
+      summed: those that they share and are summed over.
+    """
+
+    first: str
+    second: str
+    shared: str
+    summed: str
+
+    @property
+    def result(self) -> str:
+        """The axes of the product: shared, of the first alone, of the second alone."""
+        apart = self.first + self.second
+        return self.shared + "".join(a for a in apart if apart.count(a) == 1)
 
 
 @dataclass(frozen=True)
@@ -93,15 +135,38 @@ class _Products:
         """See `Way.atoms`."""
         return tuple(f.atom for p in self.products for f in ordered(p))
 
+    @property
+    def _in_place(self) -> bool:
+        """Whether the factors can be used as they are: to rearrange is to copy."""
+        product = self.products[0]
+        axes = set(product.left.axes) & set(product.right.axes)
+        return len(self.products) == 1 and axes >= {*product.shared, *product.summed}
+
+    @property
+    def _letters(self) -> Letters:
+        """Name the axes of the factors as they are held."""
+        if not self._in_place:
+            return Letters("zta", "ztb", "z", "t")
+        product = self.products[0]
+        order = (*product.axes, *product.summed)
+        name = {axis: chr(ord("a") + i) for i, axis in enumerate(order)}
+        parts = [f.axes for f in ordered(product)]
+        parts += [product.shared, product.summed]
+        return Letters(*("".join(name[axis] for axis in part) for part in parts))
+
     def _factors(self, values: Sequence[Array]) -> tuple[Array, Array]:
         found: tuple[list[Array], list[Array]] = ([], [])
-        for i, product in enumerate(self.products):
-            first, second = ordered(product)
-            a = matrices(values[2 * i], first, product)
-            b = matrices(values[2 * i + 1], second, product)
+        pairs = zip(values[::2], values[1::2], strict=True)
+        for product, (a, b) in zip(self.products, pairs, strict=True):
+            if not self._in_place:
+                first, second = ordered(product)
+                a, b = matrices(a, first, product), matrices(b, second, product)
             found[0].append(a)
             found[1].append(b if product.scale == 1 else b * product.scale)
-        return concatenate(found[0], 2), concatenate(found[1], 2)
+        return join(found[0], 2), join(found[1], 2)
+
+    def _assemble(self, total: Array) -> Array:
+        return assemble(total, self.products[0])
 
 
 class Gram(_Products):
@@ -130,18 +195,35 @@ class Gram(_Products):
 
     def squares(self, kept: Kept) -> PerExample:
         """See `Way.squares`; rounding must not make a square negative."""
-        a, b = kept
-        if a.shape[2] == 1:
-            each = [jnp.sum(jnp.square(widen(x)), axis=(2, 3)) for x in kept]
-            return jnp.sum(each[0] * each[1], axis=1)
-        grams = [gram(x, x) for x in kept]
-        return jnp.maximum(jnp.sum(grams[0] * grams[1], axis=(1, 2, 3)), 0)
+        letters = self._letters
+        grams = [
+            self._gram(x, axes, letters)
+            for x, axes in zip(kept, (letters.first, letters.second), strict=True)
+        ]
+        total = grams[0] * grams[1]
+        return jnp.maximum(jnp.sum(total.reshape(len(total), -1), axis=1), 0)
+
+    def _gram(self, x: Array, axes: str, letters: Letters) -> Array:
+        """Multiply all positions with each other, apart for each shared entry."""
+        if counts(self.products)[1] == 1:
+            own = [1 + i for i, a in enumerate(axes) if a not in letters.shared]
+            squares = jnp.sum(jnp.square(widen(x)), axis=own)
+            order = [
+                1 + [a for a in axes if a in letters.shared].index(a)
+                for a in letters.shared
+            ]
+            return jnp.transpose(squares, (0, *order))
+        other = "".join(a.upper() if a in letters.summed else a for a in axes)
+        out = letters.shared + letters.summed + letters.summed.upper()
+        return contract(f"N{axes},N{other}->N{out}", x, x, precision=HIGHEST)
 
     def total(self, kept: Kept, weights: PerExample, good: Bool[Array, "n"]) -> Array:
         """See `Way.total`."""
-        a, b = kept
-        a, b = only_good(a, good), weigh(b, weights, good)
-        return assemble(contract("neta,netb->eab", a, b), self.products[0])
+        a, b = only_good(kept[0], good), weigh(kept[1], weights, good)
+        letters = self._letters
+        return self._assemble(
+            contract(f"N{letters.first},N{letters.second}->{letters.result}", a, b)
+        )
 
 
 class Direct(_Products):
@@ -161,7 +243,9 @@ class Direct(_Products):
 
     def hold(self, values: Sequence[Array]) -> Kept:
         """See `Way.hold`."""
-        return (contract("neta,netb->neab", *self._factors(values)),)
+        letters = self._letters
+        subscripts = f"N{letters.first},N{letters.second}->N{letters.result}"
+        return (contract(subscripts, *self._factors(values)),)
 
     def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
         """See `Way.rescale`."""
@@ -174,23 +258,4 @@ class Direct(_Products):
 
     def total(self, kept: Kept, weights: PerExample, good: Bool[Array, "n"]) -> Array:
         """See `Way.total`."""
-        return assemble(
-            jnp.sum(weigh(kept[0], weights, good), axis=0), self.products[0]
-        )
-
-
-def contract(subscripts: str, a: Array, b: Array, **options: Any) -> Array:
-    """Multiply and add up in at least float32."""
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
-        return jnp.einsum(subscripts, a, b, preferred_element_type=dtype, **options)
-
-
-def gram(a: Array, b: Array) -> Array:
-    """Multiply the positions of one array with those of another, in full precision."""
-    return contract("...ta,...sa->...ts", a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def concatenate(arrays: list[Array], axis: int) -> Array:
-    """Put the positions of several products one after another."""
-    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis)
+        return self._assemble(jnp.sum(weigh(kept[0], weights, good), axis=0))

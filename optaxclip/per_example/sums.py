@@ -127,9 +127,7 @@ def measure_norms(loss: Loss, groups: Limits, examples: Examples) -> PerExample:
     traced = examples.trace(loss)
     recorded = traced.record(examples.params, examples.batch, examples.in_axes)
     ways = [plan.way for plan in traced.plans]
-    sizes = measure(
-        ways, recorded.kept, groups.groups, examples.mask, examples.dtype()
-    )
+    sizes = measure(ways, recorded.kept, groups.groups, examples.mask, examples.dtype())
     return _told(recorded, groups.like_given([size.plain for size in sizes]))
 
 

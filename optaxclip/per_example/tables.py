@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Int
 from optaxclip.magnitudes import widen
 from optaxclip.per_example.products import (
     assemble,
-    concatenate,
     contract,
     gram,
+    join,
     matrices,
     ordered,
 )
@@ -107,7 +107,7 @@ class Table:
             else:
                 found[2].append(matrices(a, first, product)[:, 0])
                 found[3].append(b)
-        return tuple(concatenate(x, 1) for x in found if x)
+        return tuple(join(x, 1) for x in found if x)
 
     def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
         """See `Way.rescale`."""

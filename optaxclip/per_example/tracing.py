@@ -37,7 +37,9 @@ class Traced:
     plans: list[Plan]
     aux: Any
 
-    def record(self, params: PyTree, batch: Batch, in_axes: tuple[Any, ...]) -> Recorded:
+    def record(
+        self, params: PyTree, batch: Batch, in_axes: tuple[Any, ...]
+    ) -> Recorded:
         """Evaluate forward and backward once, up to the products' factors."""
         outvars = self.program.jaxpr.outvars
         known = outvars[: len(outvars) - len(self.plans)]

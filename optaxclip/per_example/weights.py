@@ -33,7 +33,11 @@ class Weights(NamedTuple):
 
 
 def measure(
-    ways: list[Way | None], kept: list[Kept], groups: Groups, mask: Array, dtype: np.dtype
+    ways: list[Way | None],
+    kept: list[Kept],
+    groups: Groups,
+    mask: Array,
+    dtype: np.dtype,
 ) -> list[Magnitude]:
     """Measure each group of leaves.
 
