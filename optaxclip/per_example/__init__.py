@@ -4,7 +4,7 @@ from optaxclip.per_example.clipped import (
     PerExample,
     clipped_grad,
     clipped_value_and_grad,
+    per_example_norms,
 )
-from optaxclip.per_example.clipped import per_example_norms
 
 __all__ = ["PerExample", "clipped_grad", "clipped_value_and_grad", "per_example_norms"]

@@ -1,15 +1,16 @@
 """Gradients of a loss with every example's clipped, and the norms by themselves."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from optaxclip.leaves import AxisName
-from optaxclip.magnitudes import as_number, widen
+from optaxclip.magnitudes import as_number
 from optaxclip.per_example.limits import arrange, check_limits
 from optaxclip.per_example.sums import (
     Loss,
@@ -35,33 +36,28 @@ def clipped_value_and_grad(
 ) -> Callable[..., tuple[PerExample, PyTree]]:
     check_limits(max_norm)
     _check_response(response)
-    traced_loss = Loss(loss, has_aux)
 
     def value_and_grad(
         params: PyTree, *batch: Any, mask: Any = None
     ) -> tuple[PerExample, PyTree]:
         examples = prepare(params, batch, in_axes, mask, axis_name)
         limits = arrange(max_norm, examples.params)
-
-        def function(examples):
-            return add_up(traced_loss, limits, response, examples)
-
-        if microbatch_size is None:
-            told, totals = function(examples)
+        if denominator is None:
+            number = jnp.sum(examples.mask, dtype=jnp.float32)
+            number = number if axis_name is None else jax.lax.psum(number, axis_name)
+            share = 1 / jnp.maximum(number, 1)
         else:
-            told, totals = in_chunks(function, examples, microbatch_size)
-        number = jnp.sum(examples.mask, dtype=jnp.float32)
+            share = 1 / as_number(denominator)
+        function = partial(add_up, Loss(loss, has_aux), limits, response, share)
+        if microbatch_size is None:
+            told, sums = function(examples)
+        else:
+            told, sums = in_chunks(function, examples, microbatch_size)
         if axis_name is not None:
-            totals, number = jax.lax.psum((totals, number), axis_name)
-        share = 1 / (
-            jnp.maximum(number, 1) if denominator is None else as_number(denominator)
-        )
+            sums = jax.lax.psum(sums, axis_name)
         leaves, treedef = jax.tree.flatten(examples.params)
-        means = [
-            (widen(t) * share.astype(widen(t).real.dtype)).astype(leaf.dtype)
-            for t, leaf in zip(totals, leaves, strict=True)
-        ]
-        return told, jax.tree.unflatten(treedef, means)
+        grads = [s.astype(x.dtype) for s, x in zip(sums, leaves, strict=True)]
+        return told, jax.tree.unflatten(treedef, grads)
 
     return value_and_grad
 

@@ -8,16 +8,18 @@ from the gradient itself or from the positions' inner products, as for products.
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
+from optaxclip.magnitudes import widen
 from optaxclip.per_example.products import contract, gram
 from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Convolution, finish
 from optaxclip.per_example.ways import (
+    Good,
     Kept,
     PerExample,
     in_units,
@@ -158,13 +160,13 @@ class KernelGram(_Kernel):
         total = jnp.sum(seen * gram(cotangent, cotangent), axis=(1, 2, 3))
         return jnp.maximum(total, 0)
 
-    def total(self, kept: Kept, weights: PerExample, good: Bool[Array, "n"]) -> Array:
+    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
         """See `Way.total`; all examples are one image of a larger batch."""
         specs = self._specs
-        image = _in_one(only_good(kept[0], good), specs[0][1])
+        image = _in_one(widen(only_good(kept[0], good)), specs[0][1])
         cotangent = _in_one(weigh(kept[1], weights, good), specs[1][1])
         params = dict(self.term.params)
-        params["preferred_element_type"] = jnp.promote_types(image.dtype, jnp.float32)
+        params["preferred_element_type"] = None
         params.pop("out_sharding", None)
         total = jax.lax.conv_general_dilated(image, cotangent, **params)
         return finish(self.term.steps, total)
@@ -199,7 +201,7 @@ class KernelDirect(_Kernel):
         """See `Way.squares`."""
         return sum_of_squares(kept[0])
 
-    def total(self, kept: Kept, weights: PerExample, good: Bool[Array, "n"]) -> Array:
+    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
         """See `Way.total`."""
         return self._assemble(jnp.sum(weigh(kept[0], weights, good), axis=0))
 

@@ -6,6 +6,7 @@ computes it; so a missing rule costs time and memory, and is never wrong.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +76,9 @@ def _dot_general(program: Program, eqn: JaxprEqn) -> list[Term]:
     (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     left = [Axis(n) for n in eqn.invars[0].aval.shape]
     right = [Axis(n) for n in eqn.invars[1].aval.shape]
-    for mine, yours in zip((*left_sum, *left_batch), (*right_sum, *right_batch)):
+    for mine, yours in zip(
+        (*left_sum, *left_batch), (*right_sum, *right_batch), strict=True
+    ):
         right[yours] = left[mine]
     axes = [left[d] for d in left_batch]
     axes += [a for d, a in enumerate(left) if d not in (*left_sum, *left_batch)]
@@ -250,7 +253,7 @@ def _through_choice(call: Choice, position: int) -> list[Term]:
         for term in origins(program, program.jaxpr.outvars[position]):
             if isinstance(term, Passed):
                 return [Opaque("a branch passes it on")]
-            found.append(_renamed(term, lambda atom: call.outside(branch, atom)))
+            found.append(_renamed(term, partial(call.outside, branch)))
     return found
 
 

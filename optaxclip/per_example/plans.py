@@ -1,7 +1,6 @@
 """Which way each leaf takes, and why."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from optaxclip.per_example.convolutions import KernelDirect, KernelGram
@@ -14,7 +13,6 @@ from optaxclip.per_example.terms import (
     Opaque,
     Passed,
     Product,
-    Term,
 )
 from optaxclip.per_example.ways import Way, Whole
 

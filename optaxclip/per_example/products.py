@@ -1,10 +1,10 @@
-"""Gradients that are two arrays multiplied, measured without multiplying them out.
+r"""Gradients that are two arrays multiplied, measured without multiplying them out.
 
-The gradient of one example is $G = \\sum_t a_t b_t^\\top$, t being its T positions. Its
-squared norm is $\\sum_{s, t} (a_s \\cdot a_t) (b_s \\cdot b_t)$, which takes
+The gradient of one example is $G = \sum_t a_t b_t^\top$, t being its T positions. Its
+squared norm is $\sum_{s, t} (a_s \cdot a_t) (b_s \cdot b_t)$, which takes
 $T^2 (A + B)$ multiplications for a matrix of A by B, while G itself takes T A B. The
 cheaper is taken. So either way what is held is no larger than a and b themselves: G
-is multiplied out where $A B \\le T (A + B)$, and else $T^2 < T \\min(A, B)$.
+is multiplied out where $A B \le T (A + B)$, and else $T^2 < T \min(A, B)$.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from optaxclip.magnitudes import widen
 from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Axes, Factor, Product, finish, size
 from optaxclip.per_example.ways import (
+    Good,
     Kept,
     PerExample,
     in_units,
@@ -26,7 +27,6 @@ from optaxclip.per_example.ways import (
     sum_of_squares,
     weigh,
 )
-
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -217,7 +217,7 @@ class Gram(_Products):
         out = letters.shared + letters.summed + letters.summed.upper()
         return contract(f"N{axes},N{other}->N{out}", x, x, precision=HIGHEST)
 
-    def total(self, kept: Kept, weights: PerExample, good: Bool[Array, "n"]) -> Array:
+    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
         """See `Way.total`."""
         a, b = only_good(kept[0], good), weigh(kept[1], weights, good)
         letters = self._letters
@@ -256,6 +256,6 @@ class Direct(_Products):
         """See `Way.squares`."""
         return sum_of_squares(kept[0])
 
-    def total(self, kept: Kept, weights: PerExample, good: Bool[Array, "n"]) -> Array:
+    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
         """See `Way.total`."""
         return self._assemble(jnp.sum(weigh(kept[0], weights, good), axis=0))

@@ -93,9 +93,13 @@ def prepare(
 
 
 def add_up(
-    loss: Loss, limits: Limits, response: Response, examples: Examples
+    loss: Loss,
+    limits: Limits,
+    response: Response,
+    share: Array,
+    examples: Examples,
 ) -> tuple[PerExample, list[Array]]:
-    """Clip each example's gradient, and add them up leaf by leaf."""
+    """Clip each example's gradient, and add up a share of each, leaf by leaf."""
     traced = examples.trace(loss)
     recorded = traced.record(examples.params, examples.batch, examples.in_axes)
     ways = [plan.way for plan in traced.plans]
@@ -103,7 +107,7 @@ def add_up(
     sizes = measure(ways, recorded.kept, limits.groups, mask, dtype)
     weights = decide(sizes, limits, response, mask)
     factor_of = {
-        i: factor
+        i: factor * share.astype(factor.dtype)
         for group, factor in zip(limits.groups, weights.factors, strict=True)
         for i in group
     }

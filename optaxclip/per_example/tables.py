@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from optaxclip.magnitudes import widen
 from optaxclip.per_example.products import (
@@ -23,7 +23,14 @@ from optaxclip.per_example.products import (
 )
 from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Factor, Product, size
-from optaxclip.per_example.ways import Kept, PerExample, in_units, only_good, weigh
+from optaxclip.per_example.ways import (
+    Good,
+    Kept,
+    PerExample,
+    in_units,
+    only_good,
+    weigh,
+)
 
 
 def read_rows(indices: Array, read: Product) -> Int[Array, "examples positions"]:
@@ -134,7 +141,7 @@ class Table:
             total += jnp.sum(gram(a, a) * gram(b, b), axis=(1, 2))
         return jnp.maximum(total, 0)
 
-    def total(self, kept: Kept, weights: PerExample, good: Bool[Array, "n"]) -> Array:
+    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
         """See `Way.total`."""
         rows, read = kept[0], widen(weigh(kept[1], weights, good))
         if len(kept) == 4:

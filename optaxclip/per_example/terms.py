@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jaxtyping import Array
 
@@ -52,7 +51,11 @@ class Step:
 
     def __call__(self, gradient: Array) -> Array:
         """Apply the step to a gradient."""
-        change: Callable[..., Any] = lambda x: self.primitive.bind(x, **self.params)
+
+        def once(x: Array) -> Array:
+            return self.primitive.bind(x, **self.params)
+
+        change: Callable[[Array], Array] = once
         for _ in range(self.stacked):
             change = jax.vmap(change)
         return change(gradient)
@@ -172,8 +175,3 @@ class Opaque:
 
 
 Term = Product | Convolution | Passed | Opaque
-
-
-def as_array(value: Any) -> Array:
-    """Take a literal of a program as an array."""
-    return value if isinstance(value, jax.Array) else jnp.asarray(value)

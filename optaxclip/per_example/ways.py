@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -12,6 +12,7 @@ from optaxclip.per_example.program import Atom
 
 Kept = tuple[Array, ...]
 PerExample = Float[Array, "examples"]
+Good = Bool[Array, "examples"]
 
 
 class Way(Protocol):
@@ -44,7 +45,7 @@ class Way(Protocol):
         """Measure the squared norm of each example's gradient."""
         ...
 
-    def total(self, kept: Kept, weights: PerExample, good: Bool[Array, "n"]) -> Array:
+    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
         """Add up the gradients of good examples, multiplied by their weights."""
         ...
 
@@ -54,13 +55,14 @@ def beside(per_example: Array, x: Array) -> Array:
     return per_example.reshape(per_example.shape + (1,) * (x.ndim - 1))
 
 
-def weigh(x: Array, weights: PerExample, good: Bool[Array, "n"]) -> Array:
+def weigh(x: Array, weights: PerExample, good: Good) -> Array:
     """Multiply each example; what is broken is zero, which NaN * 0 would not be."""
-    product = widen(x) * beside(weights, x).astype(jnp.finfo(widen(x).dtype).dtype)
-    return jnp.where(beside(good, x), product, 0).astype(x.dtype)
+    wide = widen(x)
+    product = wide * beside(weights, x).astype(jnp.finfo(wide.dtype).dtype)
+    return jnp.where(beside(good, x), product, jnp.zeros_like(product))
 
 
-def only_good(x: Array, good: Bool[Array, "n"]) -> Array:
+def only_good(x: Array, good: Good) -> Array:
     """Put zeros for the broken examples."""
     return jnp.where(beside(good, x), x, jnp.zeros_like(x))
 
@@ -118,11 +120,6 @@ class Whole:
         """See `Way.squares`."""
         return sum_of_squares(kept[0])
 
-    def total(self, kept: Kept, weights: PerExample, good: Bool[Array, "n"]) -> Array:
+    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
         """See `Way.total`."""
         return jnp.sum(weigh(widen(kept[0]), weights, good), axis=0)
-
-
-def as_values(values: Sequence[Any]) -> list[Array]:
-    """Take literals as arrays."""
-    return [jnp.asarray(value) for value in values]

@@ -24,7 +24,7 @@ class Weights(NamedTuple):
     Attributes:
       norms: how big its gradient is, in each group.
       factors: by what that is multiplied.
-      good: whether the example counts and all of its gradient is finite.
+      good: whether all of its gradient is finite, and the example counts.
     """
 
     norms: list[PerExample]
@@ -74,7 +74,10 @@ def measure(
         ]
         common = [jnp.where(unit == 0, one, unit) for unit in common]
         sums = [
-            in_group([s * jnp.square(u / unit) for s, u in zip(squares, units)], group)
+            in_group(
+                [s * jnp.square(u / unit) for s, u in zip(squares, units, strict=True)],
+                group,
+            )
             for unit, group in zip(common, groups, strict=True)
         ]
         return sums, common
