@@ -4,6 +4,14 @@ from importlib.metadata import version
 
 from optaxclip import norms, responses, scopes, thresholds
 from optaxclip.clipper import clipper
+from optaxclip.per_example import (
+    PerExample,
+    clip_per_example,
+    clipped_grad,
+    clipped_value_and_grad,
+    explain,
+    per_example_norms,
+)
 from optaxclip.reports import ClipReport, ClipState, report
 from optaxclip.strategies.agc import agc
 from optaxclip.strategies.norm_limits import (
@@ -22,16 +30,22 @@ __version__ = version("optaxclip")
 __all__ = [
     "ClipReport",
     "ClipState",
+    "PerExample",
     "agc",
     "clip_global_norm",
     "clip_group_norm",
+    "clip_per_example",
     "clip_scaled_value",
     "clip_tensor_norm",
     "clip_tensor_rms",
     "clip_unit_norm",
     "clip_value",
+    "clipped_grad",
+    "clipped_value_and_grad",
     "clipper",
+    "explain",
     "norms",
+    "per_example_norms",
     "report",
     "responses",
     "scopes",

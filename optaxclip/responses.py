@@ -22,6 +22,7 @@ What every strategy does at the edges, written once:
 | subnormal numbers | 0 wherever XLA flushes them, as on CPU when multiplying |
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -97,10 +98,13 @@ class _Shrink(_Scaling):
 
 @dataclass(frozen=True)
 class _Normalize(_Scaling):
+    gamma: float = 0.0
+
     def weigh(self, value: Number, unit: Number, limit: Number) -> Weights:
-        left = (value == 0) | (limit == jnp.inf)
+        raised = value + self.gamma / unit
+        left = (raised == 0) | (limit == jnp.inf)
         one = jnp.ones_like(value)
-        ratio = _ratio(jnp.where(left, one, value), unit, limit)
+        ratio = _ratio(jnp.where(left, one, raised), unit, limit)
         return tuple(jnp.where(left, one, factor) for factor in ratio)
 
 
@@ -213,6 +217,31 @@ pseudo_huber = Curve(
     lambda r: 1 / jnp.sqrt(1 + jnp.square(r)),
     lambda q: 1 / jnp.sqrt(1 + jnp.square(q)),
 )
+
+
+def auto_s(gamma: float = 0.01) -> Response:
+    r"""Give the response that normalizes stably, as automatic clipping does.
+
+    $$u \leftarrow u \cdot \frac{c}{m + \gamma}$$
+
+    Small magnitudes m are not blown up to the limit c, and none exceeds it.
+
+    Args:
+      gamma: what is added to the magnitude, at least 0; with 0 this is `normalize`.
+
+    Returns:
+      The response.
+
+    Raises:
+      ValueError: if `gamma` is negative, NaN or infinite.
+
+    References:
+      Bu et al., Automatic clipping: differentially private deep learning made easier
+      and stronger, 2022, arXiv:2206.07136.
+    """
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma must be at least 0 and finite, not {gamma}.")
+    return _Normalize(float(gamma))
 
 
 def soften(curve: Curve = tanh) -> Response:

@@ -23,7 +23,7 @@ FLOORS = [
     {"measuring", "scopes"},
     {"thresholds", "responses", "reports"},
     {"clipper"},
-    {"strategies", "trees"},
+    {"strategies", "trees", "per_example"},
     {"__init__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

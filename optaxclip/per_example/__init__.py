@@ -1,10 +1,26 @@
-"""Every example's gradient clipped, at about the cost of one batch gradient."""
+"""Every example's gradient clipped, at about the cost of one batch gradient.
+
+The gradient of one example is traced, and each leaf's gradient walked back to the
+products that it is a sum of (`origins`). A plan is chosen for each leaf (`plans`); the
+trace is then evaluated for all examples at once, up to the factors of those products
+(`tracing`, `program`). From the factors come the norms (`weights`) and the weighted
+sums, leaf by leaf (`products`, `tables`, `convolutions`, `ways`).
+"""
 
 from optaxclip.per_example.clipped import (
-    PerExample,
     clipped_grad,
     clipped_value_and_grad,
     per_example_norms,
 )
+from optaxclip.per_example.explain import explain
+from optaxclip.per_example.stacked import clip_per_example
+from optaxclip.per_example.sums import PerExample
 
-__all__ = ["PerExample", "clipped_grad", "clipped_value_and_grad", "per_example_norms"]
+__all__ = [
+    "PerExample",
+    "clip_per_example",
+    "clipped_grad",
+    "clipped_value_and_grad",
+    "explain",
+    "per_example_norms",
+]

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from optaxclip.leaves import AxisName
 from optaxclip.magnitudes import as_number
-from optaxclip.per_example.limits import arrange, check_limits
+from optaxclip.per_example.limits import arrange, check_limits, check_response
 from optaxclip.per_example.sums import (
     Loss,
     PerExample,
@@ -20,7 +20,8 @@ from optaxclip.per_example.sums import (
     measure_norms,
     prepare,
 )
-from optaxclip.responses import Response, clamp, shrink
+from optaxclip.responses import Response, shrink
+from optaxclip.thresholds import check_limit
 
 
 def clipped_value_and_grad(
@@ -34,20 +35,90 @@ def clipped_value_and_grad(
     microbatch_size: int | None = None,
     axis_name: AxisName = None,
 ) -> Callable[..., tuple[PerExample, PyTree]]:
+    r"""Differentiate a loss with every example's gradient clipped; no noise is added.
+
+    No privacy is counted either. This is the first half of private training, and of
+    training that no single example can spoil.
+
+    $$\bar g = \frac1n \sum_i g_i \min(1, c / \lVert g_i \rVert)$$
+
+    The gradients of single examples are not formed. One forward and one backward pass
+    for the batch give the inputs of each layer and the cotangents of its outputs; the
+    norms come from these, and the sum is one contraction a parameter. What the loss
+    does is found by tracing it, so any function, module or scan will do. A parameter
+    that no rule covers is differentiated example by example; `explain` tells.
+
+    Args:
+      loss: the loss of ONE example, ``loss(params, *example)``, which returns a number.
+      max_norm: the largest norm of an example's gradient, c >= 0. Of a prefix tree of
+        params each number limits what is below it, so that ``{"body": 1.0, "head":
+        0.5}`` limits two norms; an array limits each leaf of params by an entry.
+      has_aux: whether the loss returns a pair of a number and anything else.
+      response: what happens to a gradient above the limit: `responses.shrink`,
+        `drop`, `normalize`, `auto_s` or any other that multiplies it by a number.
+      denominator: by what the sum is divided: how many examples count, on all of the
+        mesh, if not given; 1 gives the sum.
+      in_axes: along which axis the arguments after the parameters have the examples:
+        an int, None for what all examples share, or a tuple with a tree of these for
+        each argument, as in ``jax.vmap``.
+      microbatch_size: how many examples are in memory at a time; all if not given.
+      axis_name: mesh axes over which the examples are spread inside
+        ``jax.shard_map``; gradients are added up over them.
+
+    Returns:
+      A function of the parameters, the batch and optionally ``mask``, a bool for each
+      example, False for padding. A single ``jax.random.key`` in the batch is split,
+      one key for each example. It returns a `PerExample` and the gradient, like params.
+      An example whose gradient is not finite counts as zeros.
+
+    Raises:
+      TypeError: if `max_norm` or `response` has the wrong type; when called, if params
+        holds what is no float, or the loss is no number.
+      ValueError: if `max_norm` is negative or NaN; when called, if the arguments have
+        different numbers of examples, or none.
+
+    Examples:
+      >>> def loss(w, x, y):
+      ...     return (x @ w - y) ** 2 / 2
+      >>> gradient = optaxclip.clipped_value_and_grad(loss, max_norm=1.0)
+      >>> x, y = jnp.array([[3.0, 4.0], [0.0, 0.5]]), jnp.array([-1.0, -1.0])
+      >>> examples, grads = gradient(jnp.zeros(2), x, y)
+      >>> examples.norm
+      Array([5. , 0.5], dtype=float32)
+      >>> grads
+      Array([0.3 , 0.65], dtype=float32)
+
+      Optax's noise, for a batch of expected size 256:
+
+      >>> gradient = optaxclip.clipped_grad(loss, 1.0, denominator=256)
+      >>> noise = optax.add_noise(eta=(1.1 / 256) ** 2, gamma=0.0, key=0)
+      >>> optimizer = optax.chain(noise, optax.sgd(0.1))
+
+    References:
+      Abadi et al., Deep learning with differential privacy, 2016, arXiv:1607.00133.
+      Bu et al., Differentially private optimization on large model at small cost, 2022,
+      arXiv:2210.00038.
+
+    Note:
+      Adding or removing one example changes the sum by at most c in norm, by
+      $\sqrt{\sum_l c_l^2}$ for several limits, up to rounding; replacing one, by twice
+      that. A fixed `denominator` d divides these bounds. The default one is fixed
+      only for batches of one size; for batches sampled at random give the expected
+      size. With `normalize` and a single limit zero gradients stay zero, and the bounds
+      hold. Examples that are not finite still count in the denominator.
+      The paper's reference code adds 1e-6 to the norm before it divides; this does not.
+    """
     check_limits(max_norm)
-    _check_response(response)
+    check_response(response)
+    if denominator is not None:
+        check_limit(denominator, "denominator")
 
     def value_and_grad(
         params: PyTree, *batch: Any, mask: Any = None
     ) -> tuple[PerExample, PyTree]:
         examples = prepare(params, batch, in_axes, mask, axis_name)
         limits = arrange(max_norm, examples.params)
-        if denominator is None:
-            number = jnp.sum(examples.mask, dtype=jnp.float32)
-            number = number if axis_name is None else jax.lax.psum(number, axis_name)
-            share = 1 / jnp.maximum(number, 1)
-        else:
-            share = 1 / as_number(denominator)
+        share = 1 / _number_of(examples.mask, denominator, axis_name)
         function = partial(add_up, Loss(loss, has_aux), limits, response, share)
         if microbatch_size is None:
             told, sums = function(examples)
@@ -62,30 +133,114 @@ def clipped_value_and_grad(
     return value_and_grad
 
 
-def clipped_grad(loss, max_norm, *, has_aux: bool = False, **options):
-    both = clipped_value_and_grad(loss, max_norm, has_aux=has_aux, **options)
+def _number_of(
+    mask: Bool[Array, "examples"], denominator: ArrayLike | None, axis_name: AxisName
+) -> Float[Array, ""]:
+    if denominator is not None:
+        return as_number(denominator)
+    number = jnp.sum(mask, dtype=jnp.float32)
+    if axis_name is not None:
+        number = jax.lax.psum(number, axis_name)
+    return jnp.maximum(number, 1)
 
-    def grad(params: PyTree, *batch: Any, mask: Any = None):
+
+def clipped_grad(
+    loss: Callable[..., Any],
+    max_norm: PyTree[ArrayLike],
+    *,
+    has_aux: bool = False,
+    response: Response = shrink,
+    denominator: ArrayLike | None = None,
+    in_axes: Any = 0,
+    microbatch_size: int | None = None,
+    axis_name: AxisName = None,
+) -> Callable[..., Any]:
+    r"""Differentiate a loss with every example's gradient clipped; no noise is added.
+
+    No privacy is counted either. It takes what `clipped_value_and_grad` takes, whose
+    notes on noise and sensitivity hold here too, and is used like ``jax.grad``.
+
+    $$\bar g = \frac1n \sum_i g_i \min(1, c / \lVert g_i \rVert)$$
+
+    Args:
+      loss: the loss of ONE example, ``loss(params, *example)``.
+      max_norm: the largest norm of an example's gradient, or several limits.
+      has_aux: whether the loss returns a pair of a number and anything else.
+      response: what happens to a gradient above the limit.
+      denominator: by what the sum is divided; the number of examples if not given.
+      in_axes: along which axis each argument has the examples.
+      microbatch_size: how many examples are in memory at a time; all if not given.
+      axis_name: mesh axes over which the examples are spread.
+
+    Returns:
+      A function of the parameters, the batch and optionally ``mask`` that returns the
+      gradient; with `has_aux` a pair of it and aux, with the examples in front.
+
+    Raises:
+      TypeError: as `clipped_value_and_grad` does.
+      ValueError: as `clipped_value_and_grad` does.
+
+    Examples:
+      >>> def loss(w, x):
+      ...     return jnp.dot(x, w)
+      >>> gradient = optaxclip.clipped_grad(loss, max_norm=1.0)
+      >>> gradient(jnp.zeros(2), jnp.array([[3.0, 4.0], [0.0, 0.5]]))
+      Array([0.3 , 0.65], dtype=float32)
+    """
+    both = clipped_value_and_grad(
+        loss,
+        max_norm,
+        has_aux=has_aux,
+        response=response,
+        denominator=denominator,
+        in_axes=in_axes,
+        microbatch_size=microbatch_size,
+        axis_name=axis_name,
+    )
+
+    def grad(params: PyTree, *batch: Any, mask: Any = None) -> Any:
         told, grads = both(params, *batch, mask=mask)
         return (grads, told.aux) if has_aux else grads
 
     return grad
 
 
-def per_example_norms(loss, *, has_aux=False, prefix=0, in_axes=0):
-    traced_loss = Loss(loss, has_aux)
+def per_example_norms(
+    loss: Callable[..., Any],
+    *,
+    prefix: PyTree = 0,
+    has_aux: bool = False,
+    in_axes: Any = 0,
+) -> Callable[..., PyTree]:
+    r"""Measure the gradient of every example, at the cost of one batch gradient.
 
-    def norms(params: PyTree, *batch: Any):
+    Nothing is clipped, no noise is added and no privacy is counted: norms tell of the
+    examples, so limits chosen by them are not private.
+
+    Args:
+      loss: the loss of ONE example, ``loss(params, *example)``.
+      prefix: a prefix tree of params; what is below each entry is measured together,
+        all of params if not given. The entries themselves do not matter.
+      has_aux: whether the loss returns a pair of a number and anything else.
+      in_axes: along which axis each argument has the examples.
+
+    Returns:
+      A function of the parameters and the batch that returns the norms, arranged as
+      `prefix`, with the examples in front.
+
+    Raises:
+      TypeError: when called, as `clipped_value_and_grad` does.
+      ValueError: when called, as `clipped_value_and_grad` does.
+
+    Examples:
+      >>> norms = optaxclip.per_example_norms(lambda w, x: jnp.dot(x, w))
+      >>> norms(jnp.zeros(2), jnp.array([[3.0, 4.0], [0.0, 0.5]]))
+      Array([5. , 0.5], dtype=float32)
+    """
+
+    def norms(params: PyTree, *batch: Any) -> PyTree:
         examples = prepare(params, batch, in_axes, None, None)
         groups = arrange(jax.tree.map(lambda _: 0.0, prefix), examples.params)
-        return measure_norms(traced_loss, groups, examples).norm
+        return measure_norms(Loss(loss, has_aux), groups, examples).norm
 
     return norms
-
-
-def _check_response(response: Response) -> None:
-    if response is clamp or not isinstance(response, Response):
-        raise ValueError(
-            "response must multiply a whole gradient, as responses.shrink does, not "
-            f"{response!r}."
-        )

@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree
 
 from optaxclip.leaves import counted, of_leaves
 from optaxclip.magnitudes import as_number
+from optaxclip.responses import Response, clamp
 from optaxclip.thresholds import check_limit
 
 
@@ -32,6 +33,13 @@ class Limits:
         if self.structure is None:
             return jnp.stack(per_group, axis=-1)
         return jax.tree.unflatten(self.structure, per_group)
+
+    def of_leaves(self, per_group: list[Array]) -> list[Array]:
+        """Give each leaf what its group has."""
+        found = {
+            i: x for group, x in zip(self.groups, per_group, strict=True) for i in group
+        }
+        return [found[i] for i in sorted(found)]
 
 
 def check_limits(max_norm: PyTree[ArrayLike]) -> None:
@@ -69,3 +77,12 @@ def arrange(max_norm: PyTree[ArrayLike], params: PyTree) -> Limits:
         for group in range(len(given))
     )
     return Limits(groups, [as_number(limit) for limit in given], structure)
+
+
+def check_response(response: Response) -> None:
+    """Refuse what does not multiply a whole gradient by a number."""
+    if response is clamp or not isinstance(response, Response):
+        raise TypeError(
+            "response must multiply a whole gradient, as responses.shrink does, not "
+            f"{response!r}."
+        )

@@ -59,7 +59,7 @@ def _origins_of_summand(
         return _through_choice(call, eqn.outvars.index(atom))
     rule = RULES.get(eqn.primitive.name)
     if rule is None or not is_float(eqn.outvars[0]):
-        return [Opaque(f"{eqn.primitive.name} has no rule")]
+        return [Opaque(f"it is made by {eqn.primitive.name}, which has no rule")]
     return rule(program, eqn)
 
 
@@ -163,7 +163,11 @@ def _step(program: Program, eqn: JaxprEqn) -> list[Term]:
 
 def _zeros(program: Program, eqn: JaxprEqn) -> list[Term]:
     made_of = [_is_zero(atom) for atom in eqn.invars]
-    return [] if all(made_of) else [Opaque(f"{eqn.primitive.name} has no rule")]
+    return (
+        []
+        if all(made_of)
+        else [Opaque(f"it is made by {eqn.primitive.name}, which has no rule")]
+    )
 
 
 def _transpose(program: Program, eqn: JaxprEqn) -> list[Term]:
@@ -196,11 +200,11 @@ def _scaled(program: Program, eqn: JaxprEqn) -> list[Term]:
     first, second = eqn.invars
     number, atom = (first, second) if isinstance(first, Literal) else (second, first)
     if not isinstance(number, Literal) or np.ndim(number.val) != 0:
-        return [Opaque("it is multiplied by numbers that may differ")]
+        return [Opaque(f"it is made by {eqn.primitive.name}")]
     factor = float(number.val)
     if eqn.primitive.name == "div":
         if number is first:
-            return [Opaque("it is divided by")]
+            return [Opaque("it is made by div")]
         factor = 1 / factor
     return _each(program, atom, lambda p: replace(p, scale=p.scale * factor), None)
 

@@ -106,17 +106,17 @@ def add_up(
     mask, dtype = examples.mask, examples.dtype()
     sizes = measure(ways, recorded.kept, limits.groups, mask, dtype)
     weights = decide(sizes, limits, response, mask)
-    factor_of = {
-        i: factor * share.astype(factor.dtype)
-        for group, factor in zip(limits.groups, weights.factors, strict=True)
-        for i in group
-    }
+    leaves = jax.tree.leaves(examples.params)
     totals = [
         jnp.zeros_like(leaf)
         if way is None
-        else way.total(held, factor_of[i], weights.good)
-        for i, (way, held, leaf) in enumerate(
-            zip(ways, recorded.kept, jax.tree.leaves(examples.params), strict=True)
+        else way.total(held, factor * share.astype(factor.dtype), weights.good)
+        for way, held, factor, leaf in zip(
+            ways,
+            recorded.kept,
+            limits.of_leaves(weights.factors),
+            leaves,
+            strict=True,
         )
     ]
     return _told(recorded, limits.like_given(weights.norms)), totals

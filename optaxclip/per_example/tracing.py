@@ -105,4 +105,6 @@ def checked_params(params: PyTree) -> PyTree:
             )
     if not jax.tree.leaves(params):
         raise ValueError("params must hold at least one array, not none.")
-    return jax.tree.map(jnp.asarray, params)
+    return jax.tree.map(
+        lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x), params
+    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -15,6 +15,7 @@ PerExample = Float[Array, "examples"]
 Good = Bool[Array, "examples"]
 
 
+@runtime_checkable
 class Way(Protocol):
     """One way. All arrays have the examples in front."""
 

@@ -1,0 +1,164 @@
+"""Gradients of single examples that someone stacked: clipped, and their mean taken."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
+
+from optaxclip.groupings import Bundled
+from optaxclip.leaves import AxisName, counted, counts
+from optaxclip.magnitudes import Magnitude
+from optaxclip.measuring import measure
+from optaxclip.norms import l2
+from optaxclip.per_example.limits import Limits, arrange, check_response
+from optaxclip.per_example.ways import weigh
+from optaxclip.per_example.weights import Weights, decide
+from optaxclip.reports import ClipReport, ClipState, empty_report, state_type
+from optaxclip.responses import Response, shrink
+from optaxclip.thresholds import Constant, Observation, Scheduled, as_threshold
+
+NAME = "clip_per_example"
+
+
+def clip_per_example(
+    max_norm: PyTree[ArrayLike | optax.Schedule],
+    *,
+    response: Response = shrink,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clip gradients stacked along axis 0, and take their mean; no noise is added.
+
+    No privacy is counted either; chain ``optax.add_noise`` or what jax-privacy offers
+    behind it. Where you have the loss, `clipped_grad` does without stacked gradients.
+
+    $$u \leftarrow \frac1n \sum_i u_i \min(1, c / \lVert u_i \rVert)$$
+
+    Args:
+      max_norm: the largest norm of an example's gradient, c >= 0: a number, an array or
+        a schedule of the transformation's own step. Of a prefix tree each number limits
+        what is below it; an array limits each leaf by an entry.
+      response: what happens to a gradient above the limit, one of
+        `optaxclip.responses` that multiplies it by a number.
+      axis_name: mesh axes over which the examples are spread inside
+        ``jax.shard_map``; the mean is over all of them.
+
+    Returns:
+      A transformation whose updates have the examples in front and come back without.
+      Examples that are not finite count as zeros. The report has the largest finite
+      norm and limit, and the share of examples above a limit.
+
+    Raises:
+      TypeError: if `max_norm` or `response` has the wrong type.
+      ValueError: if `max_norm` is negative or NaN, or leaves differ in their number of
+        examples.
+
+    Examples:
+      >>> clip = optaxclip.clip_per_example(1.0)
+      >>> state = clip.init(jnp.zeros(2))
+      >>> updates, state = clip.update(jnp.array([[3.0, 4.0], [0.0, 0.5]]), state)
+      >>> updates
+      Array([0.3 , 0.65], dtype=float32)
+
+    References:
+      Abadi et al., Deep learning with differential privacy, 2016, arXiv:1607.00133.
+
+    Note:
+      Adding or removing an example changes the sum by at most c in norm, by
+      $\sqrt{\sum_l c_l^2}$ for several limits. The mean divides by all examples.
+    """
+    threshold = as_threshold(max_norm, "max_norm")
+    if not isinstance(threshold, Constant | Scheduled):
+        raise TypeError(
+            "max_norm must be a number, an array, a schedule or a tree of these, not "
+            f"{max_norm!r}."
+        )
+    check_response(response)
+
+    def init(params: PyTree) -> ClipState:
+        memory = threshold.init(jax.ShapeDtypeStruct((), jnp.float32))
+        return state_type(NAME)(memory, empty_report(()))
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, ClipState]:
+        del params
+        leaves = counted(updates)
+        number = _number_of_examples(updates)
+        seen = Observation([], leaves, number, list, lambda spec: spec, extra)
+        given, memory = threshold.update(seen, state.threshold)
+        limits = arrange(given, updates)
+        sizes = [_measure([leaves[i] for i in group]) for group in limits.groups]
+        weights = decide(sizes, limits, response, jnp.ones(number, bool))
+        total = jax.lax.psum(number, axis_name) if axis_name else number
+        means = iter(
+            _sum(weigh(leaf, factor / total, weights.good), axis_name).astype(
+                leaf.dtype
+            )
+            for leaf, factor in zip(
+                leaves, limits.of_leaves(weights.factors), strict=True
+            )
+        )
+        mean = jax.tree.map(lambda x: next(means) if counts(x) else x, updates)
+        report = _report(state.report, limits, weights, axis_name)
+        return mean, state_type(NAME)(memory, report)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _number_of_examples(updates: PyTree) -> int:
+    """Count the examples; all leaves must agree."""
+    sizes = {
+        jax.tree_util.keystr(path) or "the update": jnp.shape(leaf)
+        for path, leaf in jax.tree.leaves_with_path(updates)
+        if counts(leaf)
+    }
+    for name, shape in sizes.items():
+        first = next(iter(sizes))
+        if not shape or shape[0] != sizes[first][0]:
+            raise ValueError(
+                "updates must have as many examples along axis 0 of all leaves; "
+                f"{name} has shape {shape} and {first} {sizes[first]}."
+            )
+    return next(iter(sizes.values()))[0] if sizes else 1
+
+
+def _measure(leaves: list[Array]) -> Magnitude:
+    """Measure each example of some leaves together."""
+    flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
+    shapes = tuple(leaf.shape for leaf in flat)
+    each = ((1,),) * len(flat), ((),) * len(flat)
+    return measure(l2, Bundled(shapes, *each, (tuple(range(len(flat))),)), flat)
+
+
+def _sum(leaf: Array, factor: Array, weights: Weights, axis_name: AxisName) -> Array:
+    total = jnp.sum(weigh(leaf, factor, weights.good), axis=0)
+    total = jax.lax.psum(total, axis_name) if axis_name else total
+    return total.astype(leaf.dtype)
+
+
+def _report(
+    before: ClipReport, limits: Limits, weights: Weights, axis_name: AxisName
+) -> ClipReport:
+    """Show the largest of all examples that are finite, and how many were clipped."""
+    norms = jnp.stack([x.astype(jnp.float32) for x in weights.norms])
+    factors = jnp.stack([x.astype(jnp.float32) for x in weights.factors])
+    bounds = jnp.stack([limit.astype(jnp.float32) for limit in limits.values])
+    good = weights.good[None, :]
+    above = jnp.any(~(norms <= bounds[:, None]), axis=0)
+    fraction = jnp.mean(above, dtype=jnp.float32)
+    largest = [
+        jnp.max(jnp.where(good, x, jnp.zeros_like(x))) for x in (norms, norms * factors)
+    ]
+    if axis_name:
+        fraction = jax.lax.pmean(fraction, axis_name)
+        largest = jax.lax.pmax(largest, axis_name)
+    steps = before.clipped_steps
+    return ClipReport(
+        *largest,
+        jnp.max(bounds),
+        fraction,
+        jnp.where(fraction > 0, optax.safe_increment(steps), steps),
+    )

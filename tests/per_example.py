@@ -1,0 +1,43 @@
+"""The oracle of per-example clipping: JAX's own gradients, clipped in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def stacked_gradients(loss, params, batch, in_axes=None, has_aux=False):
+    """The gradient of every example, a list of float64 arrays."""
+    in_axes = (0,) * len(batch) if in_axes is None else in_axes
+    gradient = jax.jit(jax.vmap(jax.grad(loss, has_aux=has_aux), (None, *in_axes)))
+    found = gradient(params, *batch)
+    return [np.asarray(g, np.float64) for g in jax.tree.leaves(found)]
+
+
+def norms_of(gradients):
+    """The norm of each example."""
+    return np.sqrt(sum((g.reshape(len(g), -1) ** 2).sum(1) for g in gradients))
+
+
+def clipped_mean(gradients, limit):
+    """The mean of the gradients, each shrunk to the limit."""
+    factors = np.minimum(1, limit / np.maximum(norms_of(gradients), 1e-300))
+    return [np.einsum("n,n...->...", factors, g) / len(g) for g in gradients]
+
+
+def distance(actual, desired):
+    """The largest error of a leaf relative to the norm of all leaves."""
+    got = [np.asarray(x, np.float64) for x in jax.tree.leaves(actual)]
+    whole = np.sqrt(sum((x**2).sum() for x in desired))
+    pairs = zip(got, desired, strict=True)
+    return max(np.linalg.norm(a - b) for a, b in pairs) / whole
+
+
+def random(seed, *shape, scale=1.0, dtype=jnp.float32):
+    """Normal numbers."""
+    number = np.random.default_rng(seed).normal(size=shape) * scale
+    return jnp.asarray(number, dtype)
+
+
+def integers(seed, high, *shape):
+    """Whole numbers from 0 on."""
+    return jnp.asarray(np.random.default_rng(seed).integers(0, high, shape), jnp.int32)

@@ -1,0 +1,356 @@
+"""What can be asked of per-example clipping beside the gradient itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+from per_example import clipped_mean, distance, norms_of, random, stacked_gradients
+
+import optaxclip
+from optaxclip import responses
+
+PARAMS = {"body": {"b": random(0, 5), "w": random(1, 7, 5)}, "head": random(2, 5, 3)}
+X = random(3, 8, 2, 7)
+LABELS = jnp.asarray([0, 1, 2, 0, 1, 2, 0, 1], jnp.int32)
+
+
+def loss(params, x, label):
+    """Two positions, two layers."""
+    y = x @ params["body"]["w"]
+    y = jnp.tanh(y + jnp.broadcast_to(params["body"]["b"], y.shape))
+    logits = (y @ params["head"]).mean(0)
+    return jax.nn.logsumexp(logits) - logits[label]
+
+
+GRADIENTS = stacked_gradients(loss, PARAMS, (X, LABELS))
+NORMS = norms_of(GRADIENTS)
+LIMIT = float(np.median(NORMS))
+
+
+def run(max_norm=LIMIT, params=PARAMS, batch=(X, LABELS), mask=None, **options):
+    """One jitted step."""
+    step = optaxclip.clipped_value_and_grad(loss, max_norm, **options)
+    return jax.jit(step)(params, *batch, mask=mask)
+
+
+def test_the_two_gradients_and_the_norms_agree():
+    examples, grads = run()
+    alone = optaxclip.clipped_grad(loss, LIMIT)(PARAMS, X, LABELS)
+    assert distance(alone, jax.tree.leaves(grads)) < 1e-6
+    norms = optaxclip.per_example_norms(loss)(PARAMS, X, LABELS)
+    np.testing.assert_allclose(norms, examples.norm, rtol=1e-6)
+
+
+def test_aux_comes_back_for_each_example():
+    def with_aux(params, x, label):
+        return loss(params, x, label), {"sum": x.sum()}
+
+    both = optaxclip.clipped_value_and_grad(with_aux, LIMIT, has_aux=True)
+    examples, grads = both(PARAMS, X, LABELS)
+    np.testing.assert_allclose(examples.aux["sum"], X.sum((1, 2)), rtol=1e-5)
+    alone, aux = optaxclip.clipped_grad(with_aux, LIMIT, has_aux=True)(
+        PARAMS, X, LABELS
+    )
+    np.testing.assert_array_equal(aux["sum"], examples.aux["sum"])
+    assert distance(alone, jax.tree.leaves(grads)) < 1e-6
+
+
+def test_a_prefix_tree_limits_what_is_below_each_entry():
+    body, head = norms_of(GRADIENTS[:2]), norms_of(GRADIENTS[2:])
+    limits = {"body": float(np.median(body)), "head": float(np.median(head))}
+    examples, grads = run(limits)
+    np.testing.assert_allclose(examples.norm["body"], body, rtol=1e-5)
+    np.testing.assert_allclose(examples.norm["head"], head, rtol=1e-5)
+    expected = clipped_mean(GRADIENTS[:2], limits["body"])
+    expected += clipped_mean(GRADIENTS[2:], limits["head"])
+    assert distance(grads, expected) < 1e-5
+    prefix = {"body": None, "head": 0}
+    norms = optaxclip.per_example_norms(loss, prefix=jax.tree.map(lambda _: 0, limits))
+    np.testing.assert_allclose(norms(PARAMS, X, LABELS)["body"], body, rtol=1e-5)
+    del prefix
+
+
+def test_an_array_limits_each_leaf_and_may_be_traced():
+    limits = np.asarray([np.median(norms_of([g])) for g in GRADIENTS], np.float32)
+
+    @jax.jit
+    def step(limits):
+        return optaxclip.clipped_value_and_grad(loss, limits)(PARAMS, X, LABELS)
+
+    examples, grads = step(limits)
+    assert examples.norm.shape == (8, 3)
+    pairs = zip(GRADIENTS, limits, strict=True)
+    expected = [clipped_mean([g], limit)[0] for g, limit in pairs]
+    assert distance(grads, expected) < 1e-5
+
+
+def weighted(factors):
+    """The mean of the examples with these factors."""
+    return [np.einsum("n,n...->...", factors, g) / len(g) for g in GRADIENTS]
+
+
+def test_responses_drop_normalize_and_auto_s():
+    _, grads = run(response=responses.drop)
+    assert distance(grads, weighted(NORMS <= LIMIT)) < 1e-5
+    _, grads = run(response=responses.normalize)
+    assert distance(grads, weighted(LIMIT / NORMS)) < 1e-5
+    _, grads = run(response=responses.auto_s(0.5))
+    assert distance(grads, weighted(LIMIT / (NORMS + 0.5))) < 1e-5
+
+
+def test_a_denominator_divides_the_sum():
+    _, grads = run(denominator=5)
+    assert distance(grads, [g * 8 / 5 for g in clipped_mean(GRADIENTS, LIMIT)]) < 1e-5
+
+
+def test_padding_leaves_the_mean_of_the_rest():
+    mask = np.arange(8) < 6
+    x = X.at[7].set(jnp.nan)
+    _, grads = run(batch=(x, LABELS), mask=mask)
+    expected = clipped_mean([g[:6] for g in GRADIENTS], LIMIT)
+    assert distance(grads, expected) < 1e-5
+    _, grads = run(mask=np.zeros(8, bool))
+    assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_microbatches_give_the_same(size):
+    mask = np.arange(8) != 3
+    examples, grads = run(mask=mask)
+    chunked, in_chunks = run(mask=mask, microbatch_size=size)
+    assert distance(in_chunks, jax.tree.leaves(grads)) < 1e-6
+    np.testing.assert_allclose(chunked.norm, examples.norm, rtol=1e-6)
+    np.testing.assert_allclose(chunked.value, examples.value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 4])
+def test_axes_are_those_of_vmap_and_a_key_is_split(microbatch_size):
+    def noisy(params, batch, scale, key):
+        kept = jax.random.bernoulli(key, shape=(7,))
+        x = jnp.where(kept, batch["x"], 0.0) * scale
+        return jnp.sum(jnp.tanh(x @ params["body"]["w"]) ** 2)
+
+    batch = {"x": X[:, 0].T, "ignored": 3}
+    in_axes = ({"x": 1, "ignored": None}, None, 0)
+    key = jax.random.key(1)
+    step = optaxclip.clipped_value_and_grad(
+        noisy, LIMIT, in_axes=in_axes, microbatch_size=microbatch_size
+    )
+    examples, grads = jax.jit(step)(PARAMS, batch, 2.0, key)
+    args = (batch, 2.0, jax.random.split(key, 8))
+    gradients = stacked_gradients(noisy, PARAMS, args, in_axes)
+    np.testing.assert_allclose(examples.norm, norms_of(gradients), rtol=1e-5)
+    assert distance(grads, clipped_mean(gradients, LIMIT)) < 1e-5
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_examples_may_be_spread_over_a_mesh(check_vma):
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
+    spread, whole = PartitionSpec("data"), PartitionSpec()
+    step = jax.shard_map(
+        optaxclip.clipped_value_and_grad(loss, LIMIT, axis_name="data"),
+        mesh=mesh,
+        in_specs=(whole, spread, spread),
+        out_specs=(spread, whole),
+        check_vma=check_vma,
+    )
+    examples, grads = jax.jit(step)(PARAMS, X, LABELS)
+    np.testing.assert_allclose(examples.norm, NORMS, rtol=1e-5)
+    assert distance(grads, clipped_mean(GRADIENTS, LIMIT)) < 1e-5
+
+
+def test_a_key_is_folded_differently_on_every_device():
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
+    spread, whole = PartitionSpec("data"), PartitionSpec()
+
+    def drawn(params, x, key):
+        return (params * x).sum(), jax.random.uniform(key)
+
+    step = jax.shard_map(
+        optaxclip.clipped_grad(drawn, 1.0, has_aux=True, axis_name="data"),
+        mesh=mesh,
+        in_specs=(whole, spread, whole),
+        out_specs=(whole, spread),
+    )
+    _, numbers = jax.jit(step)(jnp.ones(3), random(0, 8, 3), jax.random.key(0))
+    assert len(np.unique(numbers)) == 8
+
+
+BROKEN = {"nan": np.nan, "inf": np.inf}
+
+
+@pytest.mark.parametrize("value", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("microbatch_size", [None, 4])
+def test_a_broken_example_counts_as_zeros_and_spoils_no_other(value, microbatch_size):
+    x = X.at[2, 0, 0].set(value)
+
+    def raw(params, x, label):
+        return loss(params, x, label) + 0 * jnp.sum(x)
+
+    step = optaxclip.clipped_value_and_grad(raw, LIMIT, microbatch_size=microbatch_size)
+    examples, grads = jax.jit(step)(PARAMS, x, LABELS)
+    good = np.arange(8) != 2
+    np.testing.assert_allclose(examples.norm[good], NORMS[good], rtol=1e-5)
+    factors = np.where(good, np.minimum(1, LIMIT / NORMS), 0)
+    if value == np.inf:  # tanh(inf) is 1: an infinite input may be a finite gradient
+        assert np.all(
+            np.isfinite(np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)]))
+        )
+    else:
+        assert distance(grads, weighted(factors)) < 1e-5
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-21, 1.0, 1e18, 1e25])
+def test_squares_that_overflow_or_vanish_are_no_matter(scale):
+    def scaled(params, x, label):
+        return loss(params, x, label) * scale
+
+    limit = LIMIT * scale
+    examples, grads = jax.jit(optaxclip.clipped_value_and_grad(scaled, limit))(
+        PARAMS, X, LABELS
+    )
+    np.testing.assert_allclose(examples.norm / scale, NORMS, rtol=1e-5)
+    got = jax.tree.map(lambda g: g / scale, grads)
+    assert distance(got, clipped_mean(GRADIENTS, LIMIT)) < 1e-5
+
+
+def test_edge_limits():
+    _, grads = run(0.0)
+    assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(grads))
+    _, grads = run(np.inf)
+    assert distance(grads, [g.mean(0) for g in GRADIENTS]) < 1e-5
+    traced = jax.jit(lambda c: optaxclip.clipped_grad(loss, c)(PARAMS, X, LABELS))
+    assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(traced(-1.0)))
+    assert all(np.all(np.isnan(g)) for g in jax.tree.leaves(traced(np.nan)))
+
+
+@pytest.mark.parametrize(
+    ("max_norm", "response"),
+    [
+        (0.3, responses.shrink),
+        ({"body": 0.2, "head": 0.4}, responses.shrink),
+        (0.3, responses.normalize),
+        (0.3, responses.auto_s()),
+        (0.3, responses.drop),
+        (0.3, responses.soften()),
+    ],
+)
+def test_no_example_moves_the_sum_by_more_than_the_limits(max_norm, response):
+    bound = np.sqrt(sum(c**2 for c in jax.tree.leaves(max_norm)))
+    x = X.at[5].mul(1e4)
+
+    @jax.jit
+    def total(x, mask):
+        step = optaxclip.clipped_grad(
+            loss, max_norm, response=response, denominator=4.0
+        )
+        return step(PARAMS, x, LABELS, mask=mask)
+
+    whole = total(x, np.ones(8, bool))
+    for i in range(8):
+        rest = total(x, np.arange(8) != i)
+        moved = jax.tree.map(lambda a, b: np.asarray(a - b, np.float64), whole, rest)
+        distance = np.sqrt(sum((m**2).sum() for m in jax.tree.leaves(moved)))
+        assert distance <= bound / 4 * (1 + 1e-5)
+
+
+def test_second_argument_vmaps_over_limits():
+    limits = jnp.asarray([LIMIT / 2, LIMIT, 2 * LIMIT])
+    step = jax.jit(
+        jax.vmap(lambda c: optaxclip.clipped_grad(loss, c)(PARAMS, X, LABELS))
+    )
+    many = step(limits)
+    for i, limit in enumerate(limits):
+        got = jax.tree.map(lambda g, i=i: g[i], many)
+        assert distance(got, clipped_mean(GRADIENTS, float(limit))) < 1e-5
+
+
+def call(params=PARAMS, batch=(X, LABELS), function=loss, mask=None, **options):
+    step = optaxclip.clipped_value_and_grad(function, 1.0, **options)
+    return step(params, *batch, mask=mask)
+
+
+INTEGERS = {"w": jnp.ones(3), "steps": jnp.ones(3, jnp.int32)}
+WRONG = {
+    r"batch argument 2 has 7 examples, but batch argument 1 has 8": {
+        "batch": (X, LABELS[:7])
+    },
+    r"params must hold floating-point arrays alone, but \['steps'\] is int32": {
+        "params": INTEGERS
+    },
+    r"params must hold at least one array": {"params": {}},
+    r"loss must return one number for one example, not an array of \(2, 3\)": {
+        "function": lambda p, x, y: jnp.tanh(x @ p["body"]["w"]) @ p["head"]
+    },
+    r"loss must return one number for one example, not tuple": {
+        "function": lambda p, x, y: (loss(p, x, y), 1)
+    },
+    r"loss must return a pair \(value, aux\) where has_aux is True": {"has_aux": True},
+    r"a batch is missing": {"batch": ()},
+    r"the batch must hold at least one example": {"batch": (X[:0], LABELS[:0])},
+    r"batch argument 1 must have its examples along axis 0, but has shape \(\)": {
+        "batch": (1.0, LABELS)
+    },
+    r"in_axes must have an entry for each of the 2 arguments": {"in_axes": (0,)},
+    r"in_axes must name an axis of examples": {"in_axes": None},
+    r"microbatch_size must divide the batch of 8 examples, which 3 does not": {
+        "microbatch_size": 3
+    },
+    r"microbatch_size must be at least 1, not 0": {"microbatch_size": 0},
+    r"mask must be a bool for each of the 8 examples": {"mask": np.ones(7, bool)},
+    r"response must multiply a whole gradient": {"response": responses.clamp},
+    r"denominator must be at least 0": {"denominator": -1.0},
+}
+
+
+@pytest.mark.parametrize("sentence", WRONG)
+def test_wrong_input_gets_a_sentence(sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        call(**WRONG[sentence])
+
+
+WRONG_LIMITS = {
+    "max_norm must be at least 0": -1.0,
+    "max_norm must be a number": "1",
+    r"max_norm must be one limit or have one for each of the 3": np.ones(2),
+    "max_norm must be one value or a prefix tree": {"body": 1.0},
+    "max_norm must have a single number": {"body": np.ones(2), "head": 1.0},
+}
+
+
+@pytest.mark.parametrize("sentence", WRONG_LIMITS)
+def test_wrong_limits_get_a_sentence(sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        run(WRONG_LIMITS[sentence])
+
+
+def test_explain_tells_the_way_of_each_leaf(capsys):
+    def told(params, x, tokens):
+        y = params["table"][tokens] + x @ params["w"]
+        return jnp.sum(jnp.tanh(jnp.maximum(y, params["floor"]))) + params["n"].sum()
+
+    params = {
+        "table": jnp.ones((40, 9)),
+        "w": jnp.ones((30, 9)),
+        "floor": jnp.ones((4, 9)),
+        "n": jnp.ones((), jnp.float32),
+        "unused": jnp.ones(2),
+    }
+    optaxclip.explain(told, params, jnp.ones((4, 30)), jnp.ones(4, jnp.int32))
+    lines = capsys.readouterr().out.splitlines()
+    found = {line.split()[0]: line for line in lines[1:]}
+    assert "rows" in found["['table']"]
+    assert "inner products" in found["['w']"]
+    assert "example by example" in found["['floor']"]
+    assert "none" in found["['unused']"]
+    assert len({line.find(word) for line, word in zip(lines[1:2], ["exam"])}) == 1
+
+
+def test_optax_noise_follows_in_a_chain():
+    gradient = optaxclip.clipped_grad(loss, 1.0, denominator=8)
+    optimizer = optax.chain(optax.add_noise(1e-4, 0.0, 0), optax.sgd(0.1))
+    state = optimizer.init(PARAMS)
+    updates, _ = optimizer.update(gradient(PARAMS, X, LABELS), state, PARAMS)
+    assert all(np.all(np.isfinite(u)) for u in jax.tree.leaves(updates))
