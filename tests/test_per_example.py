@@ -66,10 +66,8 @@ def test_a_prefix_tree_limits_what_is_below_each_entry():
     expected = clipped_mean(GRADIENTS[:2], limits["body"])
     expected += clipped_mean(GRADIENTS[2:], limits["head"])
     assert distance(grads, expected) < 1e-5
-    prefix = {"body": None, "head": 0}
-    norms = optaxclip.per_example_norms(loss, prefix=jax.tree.map(lambda _: 0, limits))
+    norms = optaxclip.per_example_norms(loss, prefix={"body": 0, "head": 0})
     np.testing.assert_allclose(norms(PARAMS, X, LABELS)["body"], body, rtol=1e-5)
-    del prefix
 
 
 def test_an_array_limits_each_leaf_and_may_be_traced():
@@ -145,12 +143,15 @@ def test_axes_are_those_of_vmap_and_a_key_is_split(microbatch_size):
     assert distance(grads, clipped_mean(gradients, LIMIT)) < 1e-5
 
 
+@pytest.mark.parametrize("microbatch_size", [None, 1])
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_examples_may_be_spread_over_a_mesh(check_vma):
+def test_examples_may_be_spread_over_a_mesh(check_vma, microbatch_size):
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
     spread, whole = PartitionSpec("data"), PartitionSpec()
     step = jax.shard_map(
-        optaxclip.clipped_value_and_grad(loss, LIMIT, axis_name="data"),
+        optaxclip.clipped_value_and_grad(
+            loss, LIMIT, axis_name="data", microbatch_size=microbatch_size
+        ),
         mesh=mesh,
         in_specs=(whole, spread, spread),
         out_specs=(spread, whole),
@@ -187,19 +188,18 @@ def test_a_broken_example_counts_as_zeros_and_spoils_no_other(value, microbatch_
     x = X.at[2, 0, 0].set(value)
 
     def raw(params, x, label):
-        return loss(params, x, label) + 0 * jnp.sum(x)
+        return loss(params, x, label) + jnp.sum(x) * jnp.sum(params["head"])
 
+    gradients = stacked_gradients(raw, PARAMS, (X, LABELS))
     step = optaxclip.clipped_value_and_grad(raw, LIMIT, microbatch_size=microbatch_size)
     examples, grads = jax.jit(step)(PARAMS, x, LABELS)
     good = np.arange(8) != 2
-    np.testing.assert_allclose(examples.norm[good], NORMS[good], rtol=1e-5)
-    factors = np.where(good, np.minimum(1, LIMIT / NORMS), 0)
-    if value == np.inf:  # tanh(inf) is 1: an infinite input may be a finite gradient
-        assert np.all(
-            np.isfinite(np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)]))
-        )
-    else:
-        assert distance(grads, weighted(factors)) < 1e-5
+    norms = norms_of(gradients)
+    np.testing.assert_allclose(examples.norm[good], norms[good], rtol=1e-5)
+    assert not np.isfinite(examples.norm[2])
+    factors = np.where(good, np.minimum(1, LIMIT / norms), 0)
+    expected = [np.einsum("n,n...->...", factors, g) / 8 for g in gradients]
+    assert distance(grads, expected) < 1e-5
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-21, 1.0, 1e18, 1e25])
@@ -313,7 +313,7 @@ def test_wrong_input_gets_a_sentence(sentence):
 
 WRONG_LIMITS = {
     "max_norm must be at least 0": -1.0,
-    "max_norm must be a number": "1",
+    "max_norm must be a number": {},
     r"max_norm must be one limit or have one for each of the 3": np.ones(2),
     "max_norm must be one value or a prefix tree": {"body": 1.0},
     "max_norm must have a single number": {"body": np.ones(2), "head": 1.0},
@@ -345,12 +345,12 @@ def test_explain_tells_the_way_of_each_leaf(capsys):
     assert "inner products" in found["['w']"]
     assert "example by example" in found["['floor']"]
     assert "none" in found["['unused']"]
-    assert len({line.find(word) for line, word in zip(lines[1:2], ["exam"])}) == 1
 
 
 def test_optax_noise_follows_in_a_chain():
     gradient = optaxclip.clipped_grad(loss, 1.0, denominator=8)
     optimizer = optax.chain(optax.add_noise(1e-4, 0.0, 0), optax.sgd(0.1))
-    state = optimizer.init(PARAMS)
-    updates, _ = optimizer.update(gradient(PARAMS, X, LABELS), state, PARAMS)
+    grads = gradient(PARAMS, X, LABELS)
+    with jax.numpy_dtype_promotion("standard"):  # as Optax's noise needs it
+        updates, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
     assert all(np.all(np.isfinite(u)) for u in jax.tree.leaves(updates))

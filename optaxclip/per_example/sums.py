@@ -142,6 +142,8 @@ def in_chunks(
 ) -> tuple[PerExample, list[Array]]:
     """Call a function for chunks of the examples, one after another."""
     number = len(examples.mask)
+    if size < 1:
+        raise ValueError(f"microbatch_size must be at least 1, not {size}.")
     if number % size:
         raise ValueError(
             f"microbatch_size must divide the batch of {number} examples, which "
@@ -160,6 +162,7 @@ def in_chunks(
         told, totals = one(chunk)
         return [s + t.astype(s.dtype) for s, t in zip(sums, totals, strict=True)], told
 
-    start = [jnp.zeros_like(t) for t in totals]
+    over = varying_axes(examples.mask)
+    start = [vary(jnp.zeros(t.shape, t.dtype), over) for t in totals]
     sums, told = jax.lax.scan(step, start, chunks)
     return jax.tree.map(lambda x: x.reshape(number, *x.shape[2:]), told), sums

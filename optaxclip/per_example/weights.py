@@ -12,6 +12,7 @@ from optaxclip.clipper import tidy
 from optaxclip.magnitudes import Magnitude
 from optaxclip.per_example.limits import Limits
 from optaxclip.per_example.ways import Kept, PerExample, Way
+from optaxclip.reductions import vary, varying_axes
 from optaxclip.responses import Response
 
 Groups = tuple[tuple[int, ...], ...]
@@ -44,7 +45,9 @@ def measure(
     Where a square overflowed or all but vanished, everything is measured again in
     units in which that cannot be. Usual gradients are measured once.
     """
-    zero, one = jnp.zeros(mask.shape, dtype), jnp.ones(mask.shape, dtype)
+    over = varying_axes(mask)
+    zero = vary(jnp.zeros(mask.shape, dtype), over)
+    one = vary(jnp.ones(mask.shape, dtype), over)
     # Below this, terms lost to underflow may reach the last bit of a sum.
     faint = float(jnp.finfo(dtype).tiny) / float(jnp.finfo(dtype).eps) * 2.0**20
 

@@ -1,0 +1,108 @@
+"""Gradients that someone stacked, clipped one by one by a transformation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+from per_example import clipped_mean, distance, norms_of, random
+
+import optaxclip
+from optaxclip import responses
+
+PARAMS = {"w": jnp.ones((3, 4)), "b": jnp.ones(4), "n": None}
+UPDATES = {"w": random(0, 6, 3, 4), "b": random(1, 6, 4), "n": None}
+GRADIENTS = [np.asarray(g, np.float64) for g in jax.tree.leaves(UPDATES)]
+LIMIT = float(np.median(norms_of(GRADIENTS)))
+
+
+def clip(max_norm=LIMIT, updates=UPDATES, **options):
+    """The mean, and what was reported."""
+    transformation = optaxclip.clip_per_example(max_norm, **options)
+    mean, state = jax.jit(transformation.update)(updates, transformation.init(PARAMS))
+    return mean, optaxclip.report(state)
+
+
+def test_the_mean_of_the_clipped_comes_back_with_a_report():
+    mean, report = clip()
+    assert distance(mean, clipped_mean(GRADIENTS, LIMIT)) < 1e-6
+    assert jax.tree.structure(mean) == jax.tree.structure(PARAMS)
+    norms = norms_of(GRADIENTS)
+    np.testing.assert_allclose(report["clip/pre_norm"], norms.max(), rtol=1e-6)
+    np.testing.assert_allclose(report["clip/post_norm"], LIMIT, rtol=1e-6)
+    np.testing.assert_allclose(report["clip/limit"], LIMIT, rtol=1e-6)
+    assert report["clip/clipped_fraction"] == np.mean(norms > LIMIT)
+    assert report["clip/clipped_steps"] == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_broken_example_counts_as_zeros(value):
+    updates = UPDATES | {"b": UPDATES["b"].at[2, 1].set(value)}
+    mean, report = clip(updates=updates)
+    kept = [
+        np.where(np.arange(6).reshape(6, *[1] * (g.ndim - 1)) == 2, 0, g)
+        for g in GRADIENTS
+    ]
+    assert distance(mean, clipped_mean(kept, LIMIT)) < 1e-6
+    assert np.isfinite(report["clip/pre_norm"])
+
+
+def test_limits_for_parts_schedules_and_responses():
+    mean, _ = clip({"w": 0.5, "b": lambda step: 0.25 + step})
+    leaves = dict(zip(["b", "w"], GRADIENTS, strict=True))
+    expected = [*clipped_mean([leaves["b"]], 0.25), *clipped_mean([leaves["w"]], 0.5)]
+    assert distance(mean, expected) < 1e-6
+    mean, _ = clip(np.asarray([0.25, 0.5], np.float32))
+    assert distance(mean, expected) < 1e-6
+    mean, _ = clip(response=responses.drop)
+    kept = norms_of(GRADIENTS) <= LIMIT
+    expected = [np.einsum("n,n...->...", kept, g) / 6 for g in GRADIENTS]
+    assert distance(mean, expected) < 1e-6
+
+
+def test_narrow_types_are_summed_in_float32_and_extreme_ones_clipped():
+    ones = {"w": jnp.full((4096, 2), 1.0, jnp.bfloat16), "n": None}
+    mean, _ = clip(1.0, ones)
+    assert mean["w"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(mean["w"], float), 0.5**0.5, rtol=2**-8)
+    huge = {"w": jnp.full((3, 4), 1e30)}
+    np.testing.assert_allclose(clip(1.0, huge)[0]["w"], 0.5, rtol=1e-6)
+
+
+def test_the_state_keeps_its_kind_in_a_chain_and_a_scan():
+    optimizer = optax.chain(optaxclip.clip_per_example(LIMIT), optax.sgd(1.0))
+
+    def step(state, updates):
+        updates, state = optimizer.update(updates, state)
+        return state, updates
+
+    many = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), UPDATES)
+    state, _ = jax.lax.scan(step, optimizer.init(PARAMS), many)
+    assert optaxclip.report(state)["clip/clipped_steps"] == 2
+
+
+def test_examples_may_be_spread_over_a_mesh():
+    clip = optaxclip.clip_per_example(LIMIT, axis_name="data")
+    updates = jax.tree.map(lambda x: x[:4], UPDATES)
+    step = jax.shard_map(
+        clip.update,
+        mesh=Mesh(np.asarray(jax.devices()[:4]), ("data",)),
+        in_specs=(PartitionSpec("data"), PartitionSpec()),
+        out_specs=PartitionSpec(),
+    )
+    mean, state = jax.jit(step)(updates, clip.init(PARAMS))
+    assert distance(mean, clipped_mean([g[:4] for g in GRADIENTS], LIMIT)) < 1e-6
+    norms = norms_of([g[:4] for g in GRADIENTS])
+    np.testing.assert_allclose(state.report.clipped_fraction, np.mean(norms > LIMIT))
+
+
+def test_wrong_input_gets_a_sentence():
+    with pytest.raises(ValueError, match="max_norm must be at least 0, not -1"):
+        optaxclip.clip_per_example(-1.0)
+    with pytest.raises(TypeError, match="max_norm must be a number, an array"):
+        optaxclip.clip_per_example(optaxclip.thresholds.Share(None, 1.0))
+    with pytest.raises(TypeError, match="response must multiply"):
+        optaxclip.clip_per_example(1.0, response=responses.clamp)
+    with pytest.raises(ValueError, match="updates must have as many examples"):
+        clip(updates={"w": jnp.ones((3, 4)), "b": jnp.ones(2)})
