@@ -23,7 +23,6 @@ What every strategy does at the edges, written once:
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -31,7 +30,23 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
+from optaxclip.curves import Curve, algebraic, arctan, pseudo_huber, tanh
 from optaxclip.magnitudes import Leaf, Number, modulus
+
+__all__ = [
+    "Curve",
+    "Response",
+    "algebraic",
+    "arctan",
+    "auto_s",
+    "clamp",
+    "drop",
+    "normalize",
+    "pseudo_huber",
+    "shrink",
+    "soften",
+    "tanh",
+]
 
 Weights = tuple[Number, ...]
 
@@ -118,24 +133,6 @@ class _Drop(_Scaling):
 
 
 @dataclass(frozen=True)
-class Curve:
-    r"""A curve $\varphi$ with slope 1 at 0 that rises to 1.
-
-    Attributes:
-      name: what it prints as.
-      slope: gives $\varphi(r) / r$ for 0 < r <= 1.
-      height: gives $\varphi(r)$ for r >= 1, from 1 / r.
-    """
-
-    name: str
-    slope: Callable[[Number], Number]
-    height: Callable[[Number], Number]
-
-    def __repr__(self) -> str:
-        return f"responses.{self.name}"
-
-
-@dataclass(frozen=True)
 class _Soften(_Scaling):
     curve: Curve
 
@@ -201,22 +198,6 @@ normalize: Response = _Normalize()
 
 drop: Response = _Drop()
 """Set a group to zero if its magnitude is above the limit."""
-
-# tanh(32) is 1 in every type; a larger argument would have no finite derivative.
-tanh = Curve(
-    "tanh", lambda r: jnp.tanh(r) / r, lambda q: jnp.tanh(1 / jnp.maximum(q, 1 / 32))
-)
-arctan = Curve(
-    "arctan",
-    lambda r: jnp.arctan(jnp.pi / 2 * r) / (jnp.pi / 2 * r),
-    lambda q: 1 - jnp.arctan(q / (jnp.pi / 2)) / (jnp.pi / 2),
-)
-algebraic = Curve("algebraic", lambda r: 1 / (1 + r), lambda q: 1 / (1 + q))
-pseudo_huber = Curve(
-    "pseudo_huber",
-    lambda r: 1 / jnp.sqrt(1 + jnp.square(r)),
-    lambda q: 1 / jnp.sqrt(1 + jnp.square(q)),
-)
 
 
 def auto_s(gamma: float = 0.01) -> Response:

@@ -214,7 +214,7 @@ def lora():
 
 def merged_lora():
     """Adapters multiplied with each other before they meet an example."""
-    loss, params, batch = lora()
+    _, params, batch = lora()
 
     def merged(params, x):
         return jnp.sum(jnp.tanh(x @ (params["a"] @ params["b"])) ** 2)

@@ -44,6 +44,7 @@ def test_every_example_is_run():
         "image_classification",
         "linear_regression",
         "mlp_regression",
+        "noisy_labels",
         "recurrent",
         "static_dynamic",
     }
@@ -61,6 +62,13 @@ def test_the_classifier_learns_digits_and_draws_a_picture(tmp_path):
     assert "limit of 0.5" in done.stdout
     assert [f.name for f in tmp_path.iterdir()] == ["image_classification.png"]
     assert is_picture(tmp_path / "image_classification.png")
+
+
+def test_per_example_clipping_withstands_broken_digits(tmp_path):
+    done = run(EXAMPLES / "noisy_labels.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "per-example clipping" in done.stdout
+    assert is_picture(tmp_path / "noisy_labels.png")
 
 
 def rows_of_images(count):

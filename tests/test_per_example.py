@@ -1,5 +1,7 @@
 """What can be asked of per-example clipping beside the gradient itself."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +31,7 @@ NORMS = norms_of(GRADIENTS)
 LIMIT = float(np.median(NORMS))
 
 
-def run(max_norm=LIMIT, params=PARAMS, batch=(X, LABELS), mask=None, **options):
+def run(max_norm: Any = LIMIT, params=PARAMS, batch=(X, LABELS), mask=None, **options):
     """One jitted step."""
     step = optaxclip.clipped_value_and_grad(loss, max_norm, **options)
     return jax.jit(step)(params, *batch, mask=mask)

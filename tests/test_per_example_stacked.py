@@ -1,5 +1,7 @@
 """Gradients that someone stacked, clipped one by one by a transformation."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ GRADIENTS = [np.asarray(g, np.float64) for g in jax.tree.leaves(UPDATES)]
 LIMIT = float(np.median(norms_of(GRADIENTS)))
 
 
-def clip(max_norm=LIMIT, updates=UPDATES, **options):
+def clip(max_norm: Any = LIMIT, updates=UPDATES, **options):
     """The mean, and what was reported."""
     transformation = optaxclip.clip_per_example(max_norm, **options)
     mean, state = jax.jit(transformation.update)(updates, transformation.init(PARAMS))
@@ -49,7 +51,7 @@ def test_a_broken_example_counts_as_zeros(value):
 
 
 def test_limits_for_parts_schedules_and_responses():
-    mean, _ = clip({"w": 0.5, "b": lambda step: 0.25 + step})
+    mean, _ = clip({"w": 0.5, "b": lambda step: 0.25 + step.astype(jnp.float32)})
     leaves = dict(zip(["b", "w"], GRADIENTS, strict=True))
     expected = [*clipped_mean([leaves["b"]], 0.25), *clipped_mean([leaves["w"]], 0.5)]
     assert distance(mean, expected) < 1e-6
@@ -100,8 +102,9 @@ def test_examples_may_be_spread_over_a_mesh():
 def test_wrong_input_gets_a_sentence():
     with pytest.raises(ValueError, match="max_norm must be at least 0, not -1"):
         optaxclip.clip_per_example(-1.0)
+    limit = optaxclip.thresholds.PerRootSize(optaxclip.thresholds.as_threshold(1.0))
     with pytest.raises(TypeError, match="max_norm must be a number, an array"):
-        optaxclip.clip_per_example(optaxclip.thresholds.Share(None, 1.0))
+        optaxclip.clip_per_example(limit)
     with pytest.raises(TypeError, match="response must multiply"):
         optaxclip.clip_per_example(1.0, response=responses.clamp)
     with pytest.raises(ValueError, match="updates must have as many examples"):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from optaxclip.magnitudes import widen
-from optaxclip.per_example.products import contract, gram
+from optaxclip.per_example.layouts import contract, gram
 from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Convolution, finish
 from optaxclip.per_example.ways import (

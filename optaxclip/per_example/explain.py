@@ -47,7 +47,7 @@ def explain(
     """
     params = checked_params(params)
     traced = trace(loss, params, example, has_aux)
-    rows = [_HEADS]
+    rows: list[tuple[str, ...]] = [_HEADS]
     pairs = zip(jax.tree.leaves_with_path(params), traced.plans, strict=True)
     for (path, leaf), plan in pairs:
         shape = "x".join(map(str, leaf.shape)) or "scalar"

@@ -4,9 +4,11 @@ import math
 from dataclasses import dataclass, replace
 
 from optaxclip.per_example.convolutions import KernelDirect, KernelGram
-from optaxclip.per_example.origins import is_float, origins
-from optaxclip.per_example.products import Direct, Gram, counts, layout
+from optaxclip.per_example.layouts import counts, layout
+from optaxclip.per_example.origins import origins
+from optaxclip.per_example.products import Direct, Gram
 from optaxclip.per_example.program import Atom, Program
+from optaxclip.per_example.rules import is_float
 from optaxclip.per_example.tables import Table
 from optaxclip.per_example.terms import (
     Convolution,

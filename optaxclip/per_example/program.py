@@ -30,14 +30,21 @@ Atom = Var | Literal | Inner
 Live = tuple[JaxprEqn, list[Var | Inner]]
 
 
+def aval_of(atom: Any) -> Any:
+    """Tell the shape and type of an atom."""
+    return atom.aval
+
+
 class Program:
     """A jaxpr, evaluated on demand: what nobody asks for is not computed."""
 
     def __init__(self, traced: Jaxpr | ClosedJaxpr):
-        # Since JAX 0.12 both are one class.
-        self.jaxpr: Jaxpr = getattr(traced, "jaxpr", traced)
+        opened: Any = getattr(traced, "jaxpr", traced)  # one class since JAX 0.12
+        self.jaxpr: Jaxpr = opened
         self.consts: Sequence[Any] = getattr(traced, "consts", ())
-        self.producer = {out: eqn for eqn in self.jaxpr.eqns for out in eqn.outvars}
+        self.producer: dict[Any, JaxprEqn] = {}
+        for eqn in self.jaxpr.eqns:
+            self.producer |= dict.fromkeys(eqn.outvars, eqn)
         self._calls: dict[int, Call | None] = {}
 
     def call(self, eqn: JaxprEqn) -> "Call | None":
@@ -100,7 +107,7 @@ class Inlined:
             return atom
         if atom in self.program.jaxpr.invars:
             return self.eqn.invars[self.program.jaxpr.invars.index(atom)]
-        return Inner(self.eqn, atom, atom.aval)
+        return Inner(self.eqn, atom, aval_of(atom))
 
     def evaluate(self, values: list[Any], wanted: list[Var | Inner]) -> list[Any]:
         """Evaluate results of the call, and inner values."""
@@ -122,14 +129,14 @@ class Loop:
         self.length: int = eqn.params["length"]
         inside = self.program.jaxpr
         # Stacked ones have a dimension more outside; so no parameter need tell.
-        pairs = zip(eqn.outvars, inside.outvars, strict=True)
-        self.carried = sum(o.aval.ndim == i.aval.ndim for o, i in pairs)
-        pairs = zip(eqn.invars, inside.invars, strict=True)
-        self.sliced = sum(o.aval.ndim != i.aval.ndim for o, i in pairs)
-        self.constant = len(eqn.invars) - self.carried - self.sliced
+        rank = [aval_of(atom).ndim for atom in (*eqn.invars, *eqn.outvars)]
+        inner = [aval_of(atom).ndim for atom in (*inside.invars, *inside.outvars)]
+        same = [a == b for a, b in zip(rank, inner, strict=True)]
+        self.carried = sum(same[len(eqn.invars) :])
+        self.constant = sum(same[: len(eqn.invars)]) - self.carried
 
     def outside(self, atom: Atom) -> tuple[Atom, bool]:
-        """Name an inner value from outside, and tell whether it is stacked there."""
+        """Name an inner value from outside, and tell whether it is stacked."""
         if isinstance(atom, Literal):
             return atom, False
         invars = self.program.jaxpr.invars
@@ -138,8 +145,8 @@ class Loop:
             return self.eqn.invars[position], False
         if position >= self.constant + self.carried:
             return self.eqn.invars[position], True
-        shape = (self.length, *atom.aval.shape)
-        aval = jax.ShapeDtypeStruct(shape, atom.aval.dtype)
+        shape = (self.length, *aval_of(atom).shape)
+        aval = jax.ShapeDtypeStruct(shape, aval_of(atom).dtype)
         return Inner(self.eqn, atom, aval), True
 
     def _carries_for(self, wanted: list[Atom], kept: set[int]) -> list[int]:
@@ -160,7 +167,7 @@ class Loop:
         outvars, inside = self.eqn.outvars, self.program.jaxpr
         first = self.constant + self.carried
         consts, start = values[: self.constant], values[self.constant : first]
-        position = {out: i for i, out in enumerate(outvars)}
+        position: dict[Any, int] = {out: i for i, out in enumerate(outvars)}
         carried = {w for w in wanted if position.get(w, first) < self.carried}
         stacked = [w for w in wanted if w not in carried]
         asked = [
@@ -170,12 +177,10 @@ class Loop:
         kept = self._carries_for(asked, {position[w] for w in carried})
 
         def body(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
-            full = [None] * self.carried
-            for i, value in zip(kept, carry, strict=True):
-                full[i] = value
-            outs = self.program.evaluate(
-                [*consts, *full, *slices], [*(inside.outvars[i] for i in kept), *asked]
-            )
+            known = dict(zip(kept, carry, strict=True))
+            full = [known.get(i) for i in range(self.carried)]
+            results = [*(inside.outvars[i] for i in kept), *asked]
+            outs = self.program.evaluate([*consts, *full, *slices], results)
             return outs[: len(kept)], outs[len(kept) :]
 
         last, stacks = jax.lax.scan(
@@ -187,7 +192,7 @@ class Loop:
             unroll=self.eqn.params["unroll"],
         )
         found: dict[Any, Any] = dict(zip(stacked, stacks, strict=True))
-        found |= {outvars[i]: value for i, value in zip(kept, last, strict=True)}
+        found |= zip([outvars[i] for i in kept], last, strict=True)
         return [found[w] for w in wanted]
 
 
@@ -200,7 +205,7 @@ class Choice:
 
     def outside(self, branch: int, atom: Atom) -> Inner:
         """Name a value inside a branch from outside."""
-        return Inner(self.eqn, atom, atom.aval, branch)
+        return Inner(self.eqn, atom, aval_of(atom), branch)
 
     def evaluate(self, values: list[Any], wanted: list[Var | Inner]) -> list[Any]:
         """Evaluate results of the conditional, and inner values."""
@@ -216,7 +221,9 @@ class Choice:
                 found = program.evaluate(operands, list(here.values()))
                 known = dict(zip(here, found, strict=True))
                 return [
-                    known[w] if w in known else jnp.zeros(w.aval.shape, w.aval.dtype)
+                    known[w]
+                    if w in known
+                    else jnp.zeros(aval_of(w).shape, aval_of(w).dtype)
                     for w in wanted
                 ]
 

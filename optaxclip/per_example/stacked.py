@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from optaxclip.groupings import Bundled
 from optaxclip.leaves import AxisName, counted, counts
-from optaxclip.magnitudes import Magnitude
+from optaxclip.magnitudes import Magnitude, as_number
 from optaxclip.measuring import measure
 from optaxclip.norms import l2
 from optaxclip.per_example.limits import Limits, arrange, check_response
@@ -18,13 +18,19 @@ from optaxclip.per_example.ways import weigh
 from optaxclip.per_example.weights import Weights, decide
 from optaxclip.reports import ClipReport, ClipState, empty_report, state_type
 from optaxclip.responses import Response, shrink
-from optaxclip.thresholds import Constant, Observation, Scheduled, as_threshold
+from optaxclip.thresholds import (
+    Constant,
+    Observation,
+    Scheduled,
+    Threshold,
+    as_threshold,
+)
 
 NAME = "clip_per_example"
 
 
 def clip_per_example(
-    max_norm: PyTree[ArrayLike | optax.Schedule],
+    max_norm: Threshold | PyTree[ArrayLike | optax.Schedule],
     *,
     response: Response = shrink,
     axis_name: AxisName = None,
@@ -87,25 +93,28 @@ def clip_per_example(
         del params
         leaves = counted(updates)
         number = _number_of_examples(updates)
-        seen = Observation([], leaves, number, list, lambda spec: spec, extra)
+        seen = Observation([], leaves, number, list, _as_numbers, extra)
         given, memory = threshold.update(seen, state.threshold)
         limits = arrange(given, updates)
         sizes = [_measure([leaves[i] for i in group]) for group in limits.groups]
         weights = decide(sizes, limits, response, jnp.ones(number, bool))
         total = jax.lax.psum(number, axis_name) if axis_name else number
+        factors = limits.of_leaves([factor / total for factor in weights.factors])
         means = iter(
-            _sum(weigh(leaf, factor / total, weights.good), axis_name).astype(
-                leaf.dtype
-            )
-            for leaf, factor in zip(
-                leaves, limits.of_leaves(weights.factors), strict=True
-            )
+            [
+                _sum(*each, weights, axis_name)
+                for each in zip(leaves, factors, strict=True)
+            ]
         )
         mean = jax.tree.map(lambda x: next(means) if counts(x) else x, updates)
         report = _report(state.report, limits, weights, axis_name)
         return mean, state_type(NAME)(memory, report)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _as_numbers(limits: PyTree[ArrayLike]) -> PyTree[Array]:
+    return jax.tree.map(as_number, limits)
 
 
 def _number_of_examples(updates: PyTree) -> int:
@@ -157,8 +166,9 @@ def _report(
         largest = jax.lax.pmax(largest, axis_name)
     steps = before.clipped_steps
     return ClipReport(
-        *largest,
-        jnp.max(bounds),
-        fraction,
-        jnp.where(fraction > 0, optax.safe_increment(steps), steps),
+        pre_norm=largest[0],
+        post_norm=largest[1],
+        limit=jnp.max(bounds),
+        clipped_fraction=fraction,
+        clipped_steps=jnp.where(fraction > 0, optax.safe_increment(steps), steps),
     )

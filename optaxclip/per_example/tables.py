@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from optaxclip.magnitudes import widen
-from optaxclip.per_example.products import (
+from optaxclip.per_example.layouts import (
     assemble,
     contract,
     gram,

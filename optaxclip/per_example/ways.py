@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from optaxclip.magnitudes import modulus, widen
-from optaxclip.per_example.program import Atom
+from optaxclip.per_example.program import Atom, aval_of
 
 Kept = tuple[Array, ...]
 PerExample = Float[Array, "examples"]
@@ -101,12 +101,12 @@ class Whole:
     @property
     def cost(self) -> int:
         """See `Way.cost`."""
-        return self.gradient.aval.size
+        return aval_of(self.gradient).size
 
     @property
     def memory(self) -> int:
         """See `Way.memory`."""
-        return self.gradient.aval.size
+        return aval_of(self.gradient).size
 
     def hold(self, values: Sequence[Array]) -> Kept:
         """See `Way.hold`."""

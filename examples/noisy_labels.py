@@ -1,0 +1,147 @@
+"""Train on digits of which some are broken, with per-example and global clipping.
+
+    python noisy_labels.py
+
+A twentieth of the training images has glaring pixels and a wrong label. Their gradients
+are many times as large as others. Clipped as a whole, a batch with one of them points
+where that one wants to go; clipped example by example, each has one vote.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+
+import optaxclip
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+BROKEN = 0.05
+BATCH = 64
+EPOCHS = 12
+LIMIT = 1.0
+PICTURE = "noisy_labels.png"
+
+Params = dict[str, jax.Array]
+
+
+def broken_digits(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Break some training images; the test images stay whole."""
+    images, labels = load_digits(return_X_y=True)
+    order = rng.permutation(len(labels))
+    images = images[order].astype(np.float32) / 16
+    labels = labels[order].astype(np.int32)
+    train, train_labels = images[:1280].copy(), labels[:1280].copy()
+    broken = rng.random(1280) < BROKEN
+    train[broken] *= 50
+    train_labels[broken] = (train_labels[broken] + rng.integers(1, 10)) % 10
+    return train, train_labels, broken, images[1280:], labels[1280:]
+
+
+def initial() -> Params:
+    first, second = jax.random.split(jax.random.key(0))
+    return {
+        "w1": jax.random.normal(first, (64, 64)) / 8,
+        "b1": jnp.zeros(64),
+        "w2": jax.random.normal(second, (64, 10)) / 8,
+        "b2": jnp.zeros(10),
+    }
+
+
+def logits(params: Params, image: jax.Array) -> jax.Array:
+    hidden = jax.nn.relu(image @ params["w1"] + params["b1"])
+    return hidden @ params["w2"] + params["b2"]
+
+
+def loss(params: Params, image: jax.Array, label: jax.Array) -> jax.Array:
+    """The loss of ONE example."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits(params, image), label)
+
+
+def mean_gradient(params: Params, images: jax.Array, labels: jax.Array) -> Params:
+    def mean_loss(params: Params) -> jax.Array:
+        return jax.vmap(loss, (None, 0, 0))(params, images, labels).mean()
+
+    return jax.grad(mean_loss)(params)
+
+
+def train(
+    gradient: Callable[..., Params],
+    optimizer: optax.GradientTransformation,
+    data: tuple[np.ndarray, ...],
+) -> tuple[Params, list[float]]:
+    """Train, and return the accuracy on whole images after each epoch."""
+    images, labels, _, test_images, test_labels = data
+
+    @jax.jit
+    def step(params: Params, state: Any, images: jax.Array, labels: jax.Array):
+        updates, state = optimizer.update(gradient(params, images, labels), state)
+        return optax.apply_updates(params, updates), state
+
+    @jax.jit
+    def accuracy(params: Params) -> jax.Array:
+        guesses = jax.vmap(logits, (None, 0))(params, test_images).argmax(-1)
+        return jnp.mean(guesses == test_labels)
+
+    params: Any = initial()
+    state = optimizer.init(params)
+    shuffle = np.random.default_rng(1)
+    history = []
+    for _ in range(EPOCHS):
+        for rows in shuffle.permutation(len(labels)).reshape(-1, BATCH):
+            params, state = step(params, state, images[rows], labels[rows])
+        history.append(float(accuracy(params)))
+    return params, history
+
+
+def draw(curves: dict[str, list[float]], norms: np.ndarray, broken: np.ndarray) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, accuracies in curves.items():
+        left.plot(range(1, EPOCHS + 1), accuracies, label=name)
+    left.set(xlabel="epoch", ylabel="accuracy on whole images", ylim=(0, 1))
+    left.legend(loc="center right")
+    bins = np.geomspace(norms.min() + 1e-6, norms.max(), 40)
+    for name, chosen in (("whole", ~broken), ("broken", broken)):
+        right.hist(norms[chosen], bins, label=name, alpha=0.7)
+    right.axvline(LIMIT, color="black", linestyle=":", label="limit")
+    right.set(xlabel="norm of an example's first gradient", ylabel="images")
+    right.set(xscale="log", yscale="log")
+    right.legend()
+    figure.savefig(PICTURE, dpi=120)
+
+
+def main() -> None:
+    data = broken_digits(np.random.default_rng(0))
+    images, labels, broken = data[:3]
+    sgd = optax.sgd(0.3)
+    curves = {
+        "no clipping": train(mean_gradient, sgd, data)[1],
+        "global clipping": train(
+            mean_gradient, optax.chain(optaxclip.clip_global_norm(LIMIT), sgd), data
+        )[1],
+        "per-example clipping": train(optaxclip.clipped_grad(loss, LIMIT), sgd, data)[
+            1
+        ],
+    }
+    for name, accuracies in curves.items():
+        print(f"{name:22} accuracy {accuracies[-1]:.1%}")
+    norms = np.asarray(optaxclip.per_example_norms(loss)(initial(), images, labels))
+    print(
+        f"First gradients: broken images {np.median(norms[broken]):.0f}, whole ones "
+        f"{np.median(norms[~broken]):.1f} (medians)."
+    )
+    final = {name: accuracies[-1] for name, accuracies in curves.items()}
+    assert final["per-example clipping"] > 0.9
+    assert final["per-example clipping"] > final["global clipping"] + 0.05
+    draw(curves, norms, broken)
+    print(f"The picture is in {PICTURE}.")
+
+
+if __name__ == "__main__":
+    main()

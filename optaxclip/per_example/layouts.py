@@ -1,0 +1,79 @@
+"""The factors of a product as matrices: their axes in order, and multiplied."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from optaxclip.per_example.terms import Axes, Factor, Product, finish, size
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def ordered(product: Product) -> tuple[Factor, Factor]:
+    """Put that factor first whose axes come first in the product."""
+
+    def place(factor: Factor) -> int:
+        return min(map(product.axes.index, product.own(factor)), default=-1)
+
+    first, second = sorted((product.left, product.right), key=place)
+    return first, second
+
+
+def blocks(product: Product) -> tuple[Axes, Axes, Axes]:
+    """Give the axes in both factors, in the first alone and in the second alone."""
+    first, second = ordered(product)
+    return product.shared, product.own(first), product.own(second)
+
+
+def layout(product: Product) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Tell places and sizes of `blocks`: products of one layout can be joined."""
+    return tuple(
+        tuple((product.axes.index(axis), axis.size) for axis in block)
+        for block in blocks(product)
+    )
+
+
+def counts(products: Sequence[Product]) -> tuple[int, int, int, int]:
+    """Count shared entries, all positions, and the entries of each factor alone."""
+    shared, first, second = map(size, blocks(products[0]))
+    return shared, sum(size(p.summed) for p in products), first, second
+
+
+def matrices(x: Array, factor: Factor, product: Product) -> Array:
+    """Arrange a factor as (examples, shared axes, positions, own axes or index)."""
+    own = factor.axes[-1:] if factor.rows else product.own(factor)
+    parts = (product.shared, product.summed, own)
+    wanted = [axis for part in parts for axis in part]
+    present = [axis for axis in wanted if axis in factor.axes]
+    x = jnp.transpose(x, (0, *(1 + factor.axes.index(axis) for axis in present)))
+    shape = (len(x), *(a.size if a in present else 1 for a in wanted))
+    x = jnp.broadcast_to(x.reshape(shape), (len(x), *(a.size for a in wanted)))
+    return x.reshape(len(x), *map(size, parts))
+
+
+def assemble(total: Array, product: Product) -> Array:
+    """Bring a sum (shared, first's own, second's own) to the parameter's shape."""
+    order = [axis for block in blocks(product) for axis in block]
+    total = total.reshape([axis.size for axis in order])
+    total = jnp.transpose(total, [order.index(axis) for axis in product.axes])
+    return finish(product.steps, total)
+
+
+def join(arrays: list[Array], axis: int) -> Array:
+    """Put the positions of several products one after another."""
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis)
+
+
+def contract(subscripts: str, a: Array, b: Array, **options: Any) -> Array:
+    """Multiply and add up in at least float32."""
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+        return jnp.einsum(subscripts, a, b, preferred_element_type=dtype, **options)
+
+
+def gram(a: Array, b: Array) -> Array:
+    """Multiply the positions of one array with those of another, in full precision."""
+    return contract("...ta,...sa->...ts", a, b, precision=HIGHEST)
