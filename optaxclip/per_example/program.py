@@ -103,11 +103,10 @@ class Inlined:
 
     def outside(self, atom: Atom) -> Atom:
         """Name an inner value from outside."""
+        handed = dict(zip(self.program.jaxpr.invars, self.eqn.invars, strict=True))
         if isinstance(atom, Literal):
             return atom
-        if atom in self.program.jaxpr.invars:
-            return self.eqn.invars[self.program.jaxpr.invars.index(atom)]
-        return Inner(self.eqn, atom, aval_of(atom))
+        return handed[atom] if atom in handed else Inner(self.eqn, atom, aval_of(atom))
 
     def evaluate(self, values: list[Any], wanted: list[Var | Inner]) -> list[Any]:
         """Evaluate results of the call, and inner values."""
@@ -156,8 +155,8 @@ class Loop:
             asked = [*wanted, *(inside.outvars[i] for i in sorted(kept))]
             read = self.program.needs(asked)[1]
             read |= {atom for atom in asked if isinstance(atom, Var)}
-            carries = range(self.carried)
-            more = {i for i in carries if inside.invars[self.constant + i] in read}
+            start = inside.invars[self.constant : self.constant + self.carried]
+            more = {i for i, carry in enumerate(start) if carry in read}
             if more <= kept:
                 return sorted(kept)
             kept |= more
