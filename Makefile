@@ -16,7 +16,7 @@ help:
 	@echo "make test    run all tests and the examples of every docstring"
 	@echo "make lint    check style, spelling and types"
 	@echo "make format  repair what the linter can repair"
-	@echo "make bench   time a training step beside Optax's own clipping"
+	@echo "make bench   time a training step beside Optax's own clipping, and jax-privacy's"
 	@echo "make clean   remove the environment and everything that was built"
 	@echo
 	@echo "Choose another Python by its command: make test PYTHON=python3.13"
@@ -39,6 +39,7 @@ format: $(INSTALLED)-lint
 
 bench: $(INSTALLED)-bench
 	@$(RUN) benchmarks/overhead.py
+	@$(RUN) benchmarks/per_example.py --slow
 
 clean:
 	@rm -rf $(VENV) build dist .hypothesis .pytest_cache .ruff_cache *.png

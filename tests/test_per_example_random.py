@@ -48,7 +48,7 @@ STEPS = {
     "sine": lambda x, p: jnp.sin(x),
     "square": lambda x, p: x * x * 0.3,
     "relu": lambda x, p: jax.nn.relu(x),
-    "outer": lambda x, p: x + jnp.einsum("td,e->te", x, p["c"]),
+    "outer": lambda x, p: x + jnp.einsum("ta,b->tb", x, p["c"]),
     "reshaped": lambda x, p: (
         x.reshape(-1, 2, 2).transpose(0, 2, 1).reshape(-1, WIDTH)
         @ p["a"].reshape(2, 2, WIDTH).reshape(WIDTH, WIDTH)

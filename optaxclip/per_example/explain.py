@@ -41,7 +41,7 @@ def explain(
       >>> optaxclip.explain(loss, params, jnp.ones(64))
       leaf       shape  way                 norm costs  held  why
       ['scale']  32     example by example          32    32  it is made by mul
-      ['w']      64x32  inner products              96     0  64 by 32 on 1 positions
+      ['w']      64x32  inner products              96     0  64 by 32 on 1 position
 
       The costs are multiplications and numbers held, for one example.
     """

@@ -58,9 +58,7 @@ def plan_leaf(program: Program, gradient: Atom) -> Plan:
 
 def _of_kernel(term: Convolution) -> Plan:
     gram, direct = KernelGram(term), KernelDirect(term)
-    shape = (
-        f"a kernel of {direct.memory} numbers on {math.prod(gram.positions)} positions"
-    )
+    shape = f"a kernel of {direct.memory} numbers on {_told(math.prod(gram.positions))}"
     if gram.cost < direct.cost:
         return Plan(gram, "inner products", shape)
     return Plan(direct, "example by example", shape)
@@ -75,7 +73,7 @@ def _of_products(whole: Whole, products: list[Product]) -> Plan:
         return Plan(whole, "example by example", reason)
     shared, positions, a, b = counts(products)
     uses = f"{len(products)} uses, " if len(products) > 1 else ""
-    shape = f"{uses}{a} by {b} on {positions} positions"
+    shape = f"{uses}{a} by {b} on {_told(positions)}"
     if reads:
         if shared > 1 or positions * (a + b) >= a * b:
             return Plan(whole, "example by example", shape)
@@ -89,3 +87,7 @@ def _index_first(product: Product) -> Product:
     if product.left.rows:
         return product
     return replace(product, left=product.right, right=product.left)
+
+
+def _told(positions: int) -> str:
+    return f"{positions} position" + "s" * (positions != 1)
