@@ -4,6 +4,10 @@ A tree is a list of arrays here. `sizes` functions say how big the group of each
 is, `limits` functions how big it may be, and a response makes the two agree.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 
@@ -79,6 +83,12 @@ def shrink(x, size, limit):
     return np.where(np.isinf(limit), x, x * factor)
 
 
+def clamp(x, size, limit):
+    """Bring every number down to the limit, infinite ones too."""
+    direction = np.where(np.isinf(size), np.sign(x), x / np.where(size > 0, size, 1))
+    return np.where(size > limit, direction * limit, x)
+
+
 def soften(curve):
     """Replace the size r of a group by c * curve(r / c)."""
 
@@ -110,3 +120,20 @@ def algebraic(t):
 def pseudo_huber(t):
     """The derivative of the pseudo-Huber loss."""
     return t / np.sqrt(1 + t**2)
+
+
+@dataclass(frozen=True)
+class Groupwise:
+    """The oracle of what measures groups, asks for their limits, and responds."""
+
+    sizes: Callable[..., Any]
+    limits: Callable[..., Any] = as_given
+    respond: Callable[..., Any] = shrink
+
+    def __call__(self, updates, params, limit):
+        """The updates as they must come back."""
+        with np.errstate(all="ignore"):
+            sizes, limits = self.sizes(updates), self.limits(params, limit)
+            return [
+                self.respond(*each) for each in zip(updates, sizes, limits, strict=True)
+            ]

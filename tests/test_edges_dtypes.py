@@ -14,7 +14,7 @@ from trees import (
     tree_of,
     wide,
 )
-from zoo import every_hard_strategy, every_strategy
+from zoo import every_strategy
 
 
 def mixed_tree(size=1.0):
@@ -67,7 +67,7 @@ def test_a_limit_of_any_dtype_works_on_leaves_of_any_dtype(strategy, limit):
 
 
 @every_tree
-@every_hard_strategy
+@every_strategy
 def test_a_group_within_its_limit_keeps_its_bits_in_every_dtype(strategy, tree):
     assert_same_bits(traced_clip(strategy, tree(), 1e3), tree())
 
