@@ -42,6 +42,12 @@ def clip(strategy, updates, limit, params=None, **options):
     return transformation.update(updates, transformation.init(params), params)[0]
 
 
+def constant_clip(strategy, updates, limit, params=None):
+    """Clip once, under jit, with a limit known at construction."""
+    params = params_for(updates) if params is None else params
+    return jax.jit(lambda u, p: clip(strategy, u, limit, p))(updates, params)
+
+
 @partial(jax.jit, static_argnums=0)
 def _traced(strategy, updates, limit, params):
     return clip(strategy, updates, limit, params)
