@@ -122,7 +122,7 @@ def clipper(
         grouping = scope.arrange(updates)
         size = measure(norm, grouping, leaves)
         seen = Observation(
-            magnitude=size.plain,
+            size=size,
             leaves=leaves,
             number=grouping.count(leaves),
             measure_params=functools.partial(
