@@ -1,5 +1,6 @@
 """Many groups, parts of leaves: one array a leaf."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -7,10 +8,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
+from optaxclip.groupings.census import census
 from optaxclip.groupings.grouping import Grouping, copies
 from optaxclip.magnitudes import Leaf, Norm, Number, PerGroup, modulus
 from optaxclip.norms import linf
-from optaxclip.reductions import MAX, SUM, Axes, Reduction, spread_over
+from optaxclip.reductions import MAX, Axes, Reduction, spread_over
 
 
 @dataclass(frozen=True)
@@ -63,26 +65,19 @@ class ByLeaf(Grouping):
         """Say over which mesh axes the groups of each leaf differ."""
         return ((),) * len(self.shapes)
 
-    def _overall(self, op: Reduction, of_group: list[Array]) -> Float[Array, ""]:
-        """Reduce over all groups, on the whole mesh."""
-        named = zip(of_group, self._shards(), strict=True)
-        shards = [spread_over(x, axes) for x, axes in named]
-        parts = []
-        for axes in dict.fromkeys(shards):
-            pairs = zip(of_group, shards, strict=True)
-            alike = [x for x, spread in pairs if spread == axes]
-            parts.append(op.over(op.bundled(alike, None), axes))
-        return op.of(parts) if parts else jnp.zeros(())
-
-    def summary(self, of_group: PerGroup) -> Float[Array, "..."]:
-        """See `Grouping.summary`."""
-        return self._overall(MAX, self.spread(of_group)).astype(jnp.float32)
-
-    def share(self, of_group: PyTree[Bool[Array, "..."]]) -> Float[Array, ""]:
-        """See `Grouping.share`."""
-        held = self._overall(SUM, [x.astype(jnp.float32) for x in of_group])
-        pairs = zip(of_group, self._shards(), strict=True)
-        return held / max(sum(x.size * copies(x, axes) for x, axes in pairs), 1)
+    def digest(
+        self, numbers: Sequence[PerGroup], held: PyTree[Bool[Array, "..."]]
+    ) -> tuple[list[Float[Array, "..."]], Float[Array, ""]]:
+        """See `Grouping.digest`."""
+        pairs = zip(held, self._shards(), strict=True)
+        shards = [spread_over(x, axes) for x, axes in pairs]
+        several = [x for x in numbers if isinstance(x, list)]
+        largest, count = census(several, held, shards)
+        found = iter(largest)
+        summaries = [next(found) if isinstance(x, list) else x for x in numbers]
+        pairs = zip(held, shards, strict=True)
+        size = sum(x.size * copies(x, axes) for x, axes in pairs)
+        return [x.astype(jnp.float32) for x in summaries], count / max(size, 1)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,16 +90,23 @@ class Grouping(ABC):
     @property
     @abstractmethod
     def report_shape(self) -> tuple[int, ...]:
-        """Tell the shape of a `summary`."""
+        """Tell the shape of a number in a `digest`."""
 
     @abstractmethod
     def sizes(self, leaves: list[Leaf], dtype: DTypeLike) -> PerGroup:
         """Tell how many numbers each group holds."""
 
     @abstractmethod
-    def summary(self, of_group: PerGroup) -> Float[Array, "..."]:
-        """Give what a report shows: each group's, or the largest of very many."""
+    def digest(
+        self, numbers: Sequence[PerGroup], held: PyTree[Bool[Array, "..."]]
+    ) -> tuple[list[Float[Array, "..."]], Float[Array, ""]]:
+        """Sum up what a report shows.
 
-    @abstractmethod
-    def share(self, of_group: PyTree[Bool[Array, "..."]]) -> Float[Array, ""]:
-        """Tell for which share of the groups something holds."""
+        Args:
+          numbers: several numbers of each group, none of them negative.
+          held: whether something holds, for each group.
+
+        Returns:
+          Each group's numbers, or the largest of very many groups; and the share of
+          the groups for which something held.
+        """
