@@ -33,7 +33,7 @@ THRESHOLDS = {
     "ema": Ema(decay=0.8),
     "greedy": Greedy(Constant(0.7)),
     "maximum": Maximum(RollingPercentile(30.0, 3), Ema(0.5)),
-    "minimum": Minimum(Ema(1.2), Constant(1.5)),
+    "minimum": Minimum(Ema(0.5), Constant(5.0)),
     "percentile": RollingPercentile(20.0, 4),
     "quantile": TrackedQuantile(Constant(0.5)),
     "sigma": HistoricalSigma(0.5, 4),
@@ -212,8 +212,8 @@ def test_a_finite_extreme_poisons_no_memory_for_ever(size):
     clip = all_at(scopes.whole())
     steps = 3000
     updates = np.ones(steps, np.float32)
-    updates[[1, 9]] = size
-    loss = np.resize(np.float32([1, 2]), steps)
+    updates[1] = updates[9] = np.float32(size)
+    loss = np.resize(np.array([1, 2], np.float32), steps)
     start = clip.init(jnp.zeros(()))
     _, (_, states) = jax.jit(lambda s: run(clip, s, updates, loss))(start)
     for name, (memory, limits) in states.threshold.items():

@@ -47,7 +47,7 @@ def remember(
         size = like(jax.lax.stop_gradient(magnitude), memory[0])
         finite = jnp.isfinite(size)
         limit, new = step(jnp.where(finite, size, jnp.inf), memory, *given)
-        return limit, where(finite, new, memory)
+        return limit, choose(finite, new, memory)
 
     both = each_group(one, magnitude, memory, *of_group)
     if not isinstance(both, list):
@@ -55,14 +55,14 @@ def remember(
     return [limit for limit, _ in both], [new for _, new in both]
 
 
-def where(groups: Bool[Array, "..."], new: Memory, old: Memory) -> Memory:
+def choose(groups: Bool[Array, "..."], new: Memory, old: Memory) -> Memory:
     """Take the new memory of some groups, and keep the old of the others."""
 
-    def choose(new: Array, old: Array) -> Array:
+    def of_one(new: Array, old: Array) -> Array:
         shape = groups.shape + (1,) * (old.ndim - groups.ndim)
         return jnp.where(groups.reshape(shape), new.astype(old.dtype), old)
 
-    return jax.tree.map(choose, new, old)
+    return jax.tree.map(of_one, new, old)
 
 
 def like(value: ArrayLike, number: Number) -> Number:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int32
 from optaxclip.magnitudes import Number, PerGroup
 from optaxclip.thresholds.checks import check_between, check_decay
 from optaxclip.thresholds.constant import check_limit
-from optaxclip.thresholds.memory import begin, count, like, remember, where
+from optaxclip.thresholds.memory import begin, choose, count, like, remember
 from optaxclip.thresholds.threshold import Groups, Observation
 
 
@@ -150,4 +150,4 @@ class ZScore:
             count(step),
         )
         learns = ~(self.skip_update_on_spike & (size > limit))
-        return limit, where(learns, new, memory)
+        return limit, choose(learns, new, memory)
