@@ -133,13 +133,12 @@ def clipper(
         )
         limit, memory = threshold.update(seen, state.threshold)
         limit = each_group(tidy, seen.magnitude, limit)
-        weights = each_group(response.weigh, size.value, size.unit, limit)
-        after = each_group(
-            lambda m, w: response.outcome(m, *w), seen.magnitude, weights
-        )
+        after = each_group(response.reach, seen.magnitude, limit)
         report = next_report(state.report, grouping, seen.magnitude, after, limit)
         _check_groups(name, state.report, report)
-        clipped = respond(response, grouping, updates, weights)
+        suited = response.pointwise() if grouping.pointwise else response
+        weights = each_group(suited.weigh, size.value, size.unit, limit)
+        clipped = respond(suited, grouping, updates, weights)
         return clipped, state_type(name)(memory, report)
 
     return optax.GradientTransformationExtraArgs(init, update)
