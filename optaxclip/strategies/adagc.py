@@ -123,6 +123,8 @@ def _part(size: Magnitude, max_norm: Number) -> Number:
 
 @dataclass(frozen=True)
 class _OwnPast:
+    """A part of the limit of all tensors at first, and then each tensor's own past."""
+
     max_norm: Threshold
     factor: ArrayLike
     decay: ArrayLike

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
 
@@ -72,4 +73,4 @@ def like(value: ArrayLike, number: Number) -> Number:
 
 def count(step: Array) -> Array:
     """Count one more step, up to the largest number there is."""
-    return jnp.where(step < jnp.iinfo(step.dtype).max, step + 1, step)
+    return jnp.asarray(optax.safe_increment(step))
