@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,7 +87,7 @@ def assert_close(actual, desired, working=jnp.float32):
 
 def assert_same_bits(actual, desired):
     """The same structure, and leaf by leaf the same dtype, shape and bits."""
-    assert jax.tree.structure(actual) == jax.tree.structure(desired)
+    chex.assert_trees_all_equal_structs(actual, desired)
     for got, want in zip(
         jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True
     ):
