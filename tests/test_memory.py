@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from trees import assert_same_bits
+from trees import assert_close, assert_same_bits
 from unchecked import unchecked
 
 import optaxclip
@@ -164,7 +164,7 @@ def test_on_a_mesh_the_memory_of_units_is_sharded_as_they_are():
         on_mesh = jax.device_put(updates, NamedSharding(mesh, P(None, None, "x")))
         state = clip.init(on_mesh[0])
         after, (found, _) = jax.jit(lambda s, u: run(clip, s, u, loss))(state, on_mesh)
-    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    assert_close(found, wanted)
     mean = after.threshold["ema"][0][0].mean
     assert mean.sharding.spec == P(None, "x")
 
