@@ -5,7 +5,11 @@ from importlib.metadata import version
 from optaxclip import norms, responses, scopes, thresholds
 from optaxclip.clipper import clipper
 from optaxclip.reports import ClipReport, ClipState, report
+from optaxclip.strategies.adagc import adagc
 from optaxclip.strategies.agc import agc
+from optaxclip.strategies.aggc import aggc
+from optaxclip.strategies.autoclip import autoclip
+from optaxclip.strategies.greedy_clip import greedy_clip
 from optaxclip.strategies.norm_limits import (
     clip_global_norm,
     clip_group_norm,
@@ -13,8 +17,10 @@ from optaxclip.strategies.norm_limits import (
     clip_tensor_rms,
     clip_unit_norm,
 )
+from optaxclip.strategies.quantile_clip import quantile_clip
 from optaxclip.strategies.soft import soft_clip_global_norm, soft_clip_value
 from optaxclip.strategies.values import clip_scaled_value, clip_value
+from optaxclip.strategies.zclip import zclip
 from optaxclip.trees import shrink_tree, tree_norm
 
 __version__ = version("optaxclip")
@@ -22,7 +28,10 @@ __version__ = version("optaxclip")
 __all__ = [
     "ClipReport",
     "ClipState",
+    "adagc",
     "agc",
+    "aggc",
+    "autoclip",
     "clip_global_norm",
     "clip_group_norm",
     "clip_scaled_value",
@@ -31,7 +40,9 @@ __all__ = [
     "clip_unit_norm",
     "clip_value",
     "clipper",
+    "greedy_clip",
     "norms",
+    "quantile_clip",
     "report",
     "responses",
     "scopes",
@@ -40,4 +51,5 @@ __all__ = [
     "soft_clip_value",
     "thresholds",
     "tree_norm",
+    "zclip",
 ]

@@ -1,5 +1,6 @@
 """Every strategy of the library; a later one joins the matrix by one entry here."""
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import oracles
 import pytest
 from oracles import Groupwise
@@ -40,6 +42,21 @@ class Strategy:
 def by_rank(tree):
     """Label every leaf by the number of its axes."""
     return jax.tree.map(lambda x: "matrices" if np.ndim(x) >= 2 else "others", tree)
+
+
+def at_constant_loss(factory):
+    """A strategy that needs the loss, and is given 1 where the row has none."""
+
+    @functools.wraps(factory)
+    def make(**options):
+        inner = factory(**options)
+
+        def update(updates, state, params=None, *, value=1.0, **extra):
+            return inner.update(updates, state, params, value=value, **extra)
+
+        return optax.GradientTransformationExtraArgs(inner.init, update)
+
+    return make
 
 
 def exempt(reason: str, *rows: str) -> dict[str, str]:
@@ -147,6 +164,51 @@ STRATEGIES = [
         "clipping",
         Groupwise(oracles.unit_norm, oracles.share_of_unit),
         needs_params=True,
+    ),
+    Strategy(
+        "autoclip",
+        optaxclip.autoclip,
+        None,
+        Groupwise(oracles.global_norm(2), oracles.unlimited),
+        options={"window": 8},
+        exempt=LIMITLESS,
+    ),
+    Strategy(
+        "zclip",
+        optaxclip.zclip,
+        "max_norm",
+        Groupwise(oracles.global_norm(2)),
+    ),
+    Strategy(
+        "adagc",
+        optaxclip.adagc,
+        "max_norm",
+        Groupwise(oracles.global_norm(2)),
+    ),
+    Strategy(
+        "aggc",
+        optaxclip.aggc,
+        None,
+        Groupwise(oracles.rank_norm, oracles.unlimited),
+        options={"labels": by_rank},
+        exempt=LIMITLESS,
+    ),
+    Strategy(
+        "quantile_clip",
+        optaxclip.quantile_clip,
+        "init_norm",
+        Groupwise(oracles.global_norm(2)),
+        exempt=exempt(
+            "its limit is that of the first step alone",
+            "test_inject_hyperparams_sets_the_limit",
+            "test_the_transformation_may_be_built_anew_at_every_step",
+        ),
+    ),
+    Strategy(
+        "greedy_clip",
+        at_constant_loss(optaxclip.greedy_clip),
+        "max_norm",
+        Groupwise(oracles.global_norm(2)),
     ),
 ]
 
