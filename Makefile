@@ -39,6 +39,7 @@ format: $(INSTALLED)-lint
 
 bench: $(INSTALLED)-bench
 	@$(RUN) benchmarks/overhead.py
+	@$(RUN) benchmarks/memory.py
 	@$(RUN) benchmarks/per_example.py --slow
 
 clean:

@@ -110,7 +110,8 @@ def clipper(
 
     def init(params: PyTree) -> ClipState:
         grouping = scope.arrange(params)
-        groups = grouping.like(measuring_dtype(counted(params)))
+        leaves = counted(params)
+        groups = grouping.like(leaves, measuring_dtype(leaves))
         return state_type(name)(
             threshold.init(groups), empty_report(grouping.report_shape)
         )
@@ -122,7 +123,7 @@ def clipper(
         grouping = scope.arrange(updates)
         size = measure(norm, grouping, leaves)
         seen = Observation(
-            magnitude=size.plain,
+            size=size,
             leaves=leaves,
             number=grouping.count(leaves),
             measure_params=functools.partial(
@@ -133,13 +134,12 @@ def clipper(
         )
         limit, memory = threshold.update(seen, state.threshold)
         limit = each_group(tidy, seen.magnitude, limit)
-        weights = each_group(response.weigh, size.value, size.unit, limit)
-        after = each_group(
-            lambda m, w: response.outcome(m, *w), seen.magnitude, weights
-        )
+        after = each_group(response.reach, seen.magnitude, limit)
         report = next_report(state.report, grouping, seen.magnitude, after, limit)
         _check_groups(name, state.report, report)
-        clipped = respond(response, grouping, updates, weights)
+        suited = response.pointwise() if grouping.pointwise else response
+        weights = each_group(suited.weigh, size.value, size.unit, limit)
+        clipped = respond(suited, grouping, updates, weights)
         return clipped, state_type(name)(memory, report)
 
     return optax.GradientTransformationExtraArgs(init, update)

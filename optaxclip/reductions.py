@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jaxtyping import Array
 _BUNDLE = 16
 
 Axes = tuple[str, ...]
+Numbers = Any  # an array, or a tuple of them that is reduced in one pass
 
 
 def varying_axes(x: Array) -> frozenset[str]:
@@ -36,16 +38,17 @@ def vary(x: Array, axes: frozenset[str]) -> Array:
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
-def _likeness(x: Array, position: int) -> Hashable:
+def _likeness(x: Numbers, position: int) -> Hashable:
     """Tell which arrays can be added element by element without moving any data.
 
     Where XLA chooses the sharding it is unknown here, so no two arrays are alike.
     """
-    kind = jax.typeof(x)
+    first = jax.tree.leaves(x)[0]
+    kind = jax.typeof(first)
     mesh = kind.sharding.mesh
     if any(mesh.shape[axis] > 1 for axis in mesh.auto_axes):
         return position
-    return kind.shape, kind.dtype, kind.sharding, varying_axes(x)
+    return kind.shape, kind.dtype, kind.sharding, varying_axes(first)
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,11 @@ class Reduction:
       across: combines arrays across mesh axes.
     """
 
-    between: Callable[[Array, Array], Array]
-    within: Callable[..., Array]
-    across: Callable[..., Array]
+    between: Callable[[Numbers, Numbers], Numbers]
+    within: Callable[..., Numbers]
+    across: Callable[..., Numbers]
 
-    def of(self, arrays: Iterable[Array]) -> Array:
+    def of(self, arrays: Iterable[Numbers]) -> Numbers:
         """Combine arrays of one shape, in pairs for accuracy."""
         found = list(arrays)
         while len(found) > 1:
@@ -73,9 +76,11 @@ class Reduction:
             ]
         return found[0]
 
-    def bundled(self, arrays: Sequence[Array], dims: tuple[int, ...] | None) -> Array:
+    def bundled(
+        self, arrays: Sequence[Numbers], dims: tuple[int, ...] | None
+    ) -> Numbers:
         """Reduce each array along `dims` and combine, with as few kernels as can be."""
-        alike: dict[Hashable, list[Array]] = {}
+        alike: dict[Hashable, list[Numbers]] = {}
         for position, x in enumerate(arrays):
             alike.setdefault(_likeness(x, position), []).append(x)
         return self.of(
@@ -84,9 +89,9 @@ class Reduction:
             for start in range(0, len(same), _BUNDLE)
         )
 
-    def over(self, x: Array, axes: Axes) -> Array:
+    def over(self, x: Numbers, axes: Axes) -> Numbers:
         """Combine across the mesh axes over which an array is spread."""
-        axes = spread_over(x, axes)
+        axes = spread_over(jax.tree.leaves(x)[0], axes)
         return self.across(x, axes) if axes else x
 
 

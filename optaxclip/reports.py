@@ -59,14 +59,14 @@ def next_report(
     def above(magnitude: Number, limit: Number) -> Bool[Array, "..."]:
         return ~(magnitude <= limit) & (limit < jnp.inf)
 
-    fraction = grouping.share(each_group(above, before, limit))
+    numbers, fraction = grouping.digest(
+        (before, after, limit), each_group(above, before, limit)
+    )
     steps = previous.clipped_steps
     return ClipReport(
-        grouping.summary(before),
-        grouping.summary(after),
-        grouping.summary(limit),
-        fraction,
-        jnp.where(fraction > 0, optax.safe_increment(steps), steps),
+        *numbers,
+        clipped_fraction=fraction,
+        clipped_steps=jnp.where(fraction > 0, optax.safe_increment(steps), steps),
     )
 
 

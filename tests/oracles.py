@@ -4,6 +4,10 @@ A tree is a list of arrays here. `sizes` functions say how big the group of each
 is, `limits` functions how big it may be, and a response makes the two agree.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 
@@ -59,6 +63,11 @@ def as_given(params, limit):
     return [np.asarray(limit, np.float64) for _ in params]
 
 
+def unlimited(params, limit):
+    """No limit, whatever is given for one: there is no history yet."""
+    return as_given(params, np.inf)
+
+
 def per_root_size(params, limit):
     """The limit over the root of the number of parameters."""
     return as_given(params, limit / np.sqrt(max(sum(x.size for x in params), 1)))
@@ -77,6 +86,12 @@ def shrink(x, size, limit):
     factor = np.where(size > limit, limit / size, 1.0)
     factor = np.where(np.isfinite(size), factor, np.nan)
     return np.where(np.isinf(limit), x, x * factor)
+
+
+def clamp(x, size, limit):
+    """Bring every number down to the limit, infinite ones too."""
+    direction = np.where(np.isinf(size), np.sign(x), x / np.where(size > 0, size, 1))
+    return np.where(size > limit, direction * limit, x)
 
 
 def soften(curve):
@@ -110,3 +125,20 @@ def algebraic(t):
 def pseudo_huber(t):
     """The derivative of the pseudo-Huber loss."""
     return t / np.sqrt(1 + t**2)
+
+
+@dataclass(frozen=True)
+class Groupwise:
+    """The oracle of what measures groups, asks for their limits, and responds."""
+
+    sizes: Callable[..., Any]
+    limits: Callable[..., Any] = as_given
+    respond: Callable[..., Any] = shrink
+
+    def __call__(self, updates, params, limit):
+        """The updates as they must come back."""
+        with np.errstate(all="ignore"):
+            sizes, limits = self.sizes(updates), self.limits(params, limit)
+            return [
+                self.respond(*each) for each in zip(updates, sizes, limits, strict=True)
+            ]

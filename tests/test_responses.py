@@ -165,7 +165,7 @@ def test_a_curve_bends_the_norm_of_a_group_and_keeps_its_direction(curve, formul
 
 
 def test_a_curve_of_ones_own_is_taken():
-    corner = responses.Curve("corner", jnp.ones_like, jnp.ones_like)
+    corner = responses.Curve("corner", lambda r: jnp.where(r < 1, r, 1))
     x = f32([3, -4])
     for limit in (1.0, 7.0):
         wanted = respond(responses.shrink, x, limit)
@@ -193,3 +193,14 @@ def test_the_report_says_what_is_left(response):
     np.testing.assert_allclose(
         state.report.post_norm, np.linalg.norm(np.asarray(clipped)), 1e-6
     )
+
+
+def test_auto_s_normalizes_by_the_magnitude_raised_by_gamma():
+    for size in (1e-30, 1e-3, 1.0, 1e30):
+        x = np.asarray([0.6, 0.8]) * size
+        wanted = x * (2.0 / (size + 0.01))
+        got = respond(responses.auto_s(), np.float32(x), 2.0)
+        np.testing.assert_allclose(got, wanted, 1e-6)
+    for wrong in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="gamma must be at least 0 and finite"):
+            responses.auto_s(wrong)

@@ -1,9 +1,12 @@
 """Nothing is left out of the matrix."""
 
+import ast
 import inspect
+from pathlib import Path
 
 import optax
-from zoo import STRATEGIES
+import pytest
+from zoo import STRATEGIES, named
 
 import optaxclip
 
@@ -24,3 +27,17 @@ def test_every_public_strategy_is_in_the_zoo():
 def test_no_two_strategies_of_the_zoo_share_a_name():
     names = [strategy.name for strategy in STRATEGIES]
     assert len(set(names)) == len(names)
+
+
+def written_tests():
+    """The names of all tests."""
+    for file in Path(__file__).parent.glob("test_*.py"):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.FunctionDef):
+                yield node.name
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=named)
+def test_a_strategy_is_exempt_from_rows_that_exist_and_says_why(strategy):
+    assert set(strategy.exempt) <= set(written_tests())
+    assert all(strategy.exempt.values())

@@ -1,49 +1,42 @@
 """Every strategy of the library; a later one joins the matrix by one entry here."""
 
+import functools
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 import oracles
 import pytest
+from oracles import Groupwise
 
 import optaxclip
-from optaxclip import norms, responses
+from optaxclip import norms
 
 
 @dataclass(frozen=True, eq=False)
 class Strategy:
-    """A strategy, its oracle, and what the matrix must know of it."""
+    """A strategy, its oracle, and what the matrix must know of it.
+
+    The oracle takes the updates and params, as lists of float64 arrays, and the limit;
+    it gives the updates as the first step must return them.
+    """
 
     name: str
     factory: Callable[..., Any]
-    limit: str  # the name of its limit
-    sizes: Callable[..., Any]  # oracle: how big the group of each number is
-    limits: Callable[..., Any] = oracles.as_given  # oracle: how big it may be
-    respond: Callable[..., Any] = oracles.shrink  # oracle: what then happens
+    limit: str | None  # the name of its limit, if it has one
+    oracle: Callable[..., list[np.ndarray]]
     options: Mapping[str, Any] = field(default_factory=dict)
-    soft: bool = False  # alters values below the limit
-    clamps: bool = False  # maps inf to the limit
+    exempt: Mapping[str, str] = field(default_factory=dict)  # rows, each with a reason
     needs_params: bool = False
 
     def make(self, limit, **options):
         """The transformation with this limit."""
-        return self.factory(**{self.limit: limit}, **self.options, **options)
-
-    def oracle(self, updates, params, limit):
-        """The updates as they must come back, a list of float64 arrays."""
-        with np.errstate(all="ignore"):
-            return [
-                self.respond(x, size, bound)
-                for x, size, bound in zip(
-                    updates,
-                    self.sizes(updates),
-                    self.limits(params, limit),
-                    strict=True,
-                )
-            ]
+        given = {} if self.limit is None else {self.limit: limit}
+        return self.factory(**given, **self.options, **options)
 
 
 def by_rank(tree):
@@ -51,37 +44,77 @@ def by_rank(tree):
     return jax.tree.map(lambda x: "matrices" if np.ndim(x) >= 2 else "others", tree)
 
 
-CURVES = ("tanh", "arctan", "algebraic", "pseudo_huber")
-ORDERS = {"l1": norms.l1, "linf": norms.linf, "p3": norms.p_norm(3)}
+def at_constant_loss(factory):
+    """A strategy that needs the loss, and is given 1 where the row has none."""
+
+    @functools.wraps(factory)
+    def make(**options):
+        inner = factory(**options)
+
+        def update(updates, state, params=None, *, value=1.0, **extra):
+            return inner.update(updates, state, params, value=value, **extra)
+
+        return optax.GradientTransformationExtraArgs(inner.init, update)
+
+    return make
+
+
+def exempt(reason: str, *rows: str) -> dict[str, str]:
+    """Rows that do not apply, for one reason."""
+    return dict(zip(rows, itertools.repeat(reason), strict=False))
+
+
+SOFT = exempt(
+    "it bends values below the limit too",
+    "test_a_group_within_its_limit_keeps_its_bits",
+    "test_a_group_within_its_limit_keeps_its_bits_in_every_dtype",
+    "test_tiny_values_within_the_limit_keep_their_bits",
+    "test_what_a_bad_element_leaves_alone_keeps_its_bits",
+    "test_clipping_twice_is_clipping_once",
+    "test_what_is_within_the_limit_keeps_its_bits",
+)
+
+# What a strategy without a limit to set, or one that its first step does not use, is
+# exempt from.
+LIMITLESS = exempt(
+    "it has no limit that the first step obeys",
+    "test_limit_zero_gives_zeros",
+    "test_a_negative_or_nan_limit_is_refused_at_construction",
+    "test_a_traced_negative_limit_acts_as_zero",
+    "test_a_traced_nan_limit_makes_the_update_nan",
+    "test_a_complex_number_is_clipped_by_its_modulus_and_keeps_its_phase",
+    "test_no_group_exceeds_its_limit",
+)
+
+# Those that are measured in a way of their own; the curves of soft clipping are too
+# much alike to be asked one by one.
+ORDERS = {np.inf: norms.linf, 3: norms.p_norm(3)}
 
 STRATEGIES = [
     Strategy(
         "clip_value",
         optaxclip.clip_value,
         "max_value",
-        oracles.element,
-        clamps=True,
+        Groupwise(oracles.element, respond=oracles.clamp),
     ),
     Strategy(
         "clip_scaled_value",
         optaxclip.clip_scaled_value,
         "scale",
-        oracles.element,
-        oracles.per_root_size,
-        clamps=True,
+        Groupwise(oracles.element, oracles.per_root_size, oracles.clamp),
     ),
     Strategy(
         "clip_global_norm",
         optaxclip.clip_global_norm,
         "max_norm",
-        oracles.global_norm(2),
+        Groupwise(oracles.global_norm(2)),
     ),
     *[
         Strategy(
             f"clip_global_norm_{order}",
             optaxclip.clip_global_norm,
             "max_norm",
-            oracles.global_norm({"l1": 1, "linf": np.inf, "p3": 3}[order]),
+            Groupwise(oracles.global_norm(order)),
             options={"ord": measure},
         )
         for order, measure in ORDERS.items()
@@ -90,54 +123,92 @@ STRATEGIES = [
         "clip_tensor_norm",
         optaxclip.clip_tensor_norm,
         "max_norm",
-        oracles.tensor_norm,
+        Groupwise(oracles.tensor_norm),
     ),
     Strategy(
         "clip_tensor_rms",
         optaxclip.clip_tensor_rms,
         "max_rms",
-        oracles.tensor_rms,
+        Groupwise(oracles.tensor_rms),
     ),
     Strategy(
         "clip_unit_norm",
         optaxclip.clip_unit_norm,
         "max_norm",
-        oracles.unit_norm,
+        Groupwise(oracles.unit_norm),
     ),
     Strategy(
         "clip_group_norm",
         optaxclip.clip_group_norm,
         "max_norms",
-        oracles.rank_norm,
+        Groupwise(oracles.rank_norm),
         options={"labels": by_rank},
     ),
-    *[
-        Strategy(
-            f"soft_clip_value_{curve}",
-            optaxclip.soft_clip_value,
-            "max_value",
-            oracles.element,
-            respond=oracles.soften(getattr(oracles, curve)),
-            options={"curve": getattr(responses, curve)},
-            soft=True,
-        )
-        for curve in CURVES
-    ],
+    Strategy(
+        "soft_clip_value",
+        optaxclip.soft_clip_value,
+        "max_value",
+        Groupwise(oracles.element, respond=oracles.soften(oracles.tanh)),
+        exempt=SOFT,
+    ),
     Strategy(
         "soft_clip_global_norm",
         optaxclip.soft_clip_global_norm,
         "max_norm",
-        oracles.global_norm(2),
-        respond=oracles.soften(oracles.tanh),
-        soft=True,
+        Groupwise(oracles.global_norm(2), respond=oracles.soften(oracles.tanh)),
+        exempt=SOFT,
     ),
     Strategy(
         "agc",
         optaxclip.agc,
         "clipping",
-        oracles.unit_norm,
-        oracles.share_of_unit,
+        Groupwise(oracles.unit_norm, oracles.share_of_unit),
         needs_params=True,
+    ),
+    Strategy(
+        "autoclip",
+        optaxclip.autoclip,
+        None,
+        Groupwise(oracles.global_norm(2), oracles.unlimited),
+        options={"window": 8},
+        exempt=LIMITLESS,
+    ),
+    Strategy(
+        "zclip",
+        optaxclip.zclip,
+        "max_norm",
+        Groupwise(oracles.global_norm(2)),
+    ),
+    Strategy(
+        "adagc",
+        optaxclip.adagc,
+        "max_norm",
+        Groupwise(oracles.global_norm(2)),
+    ),
+    Strategy(
+        "aggc",
+        optaxclip.aggc,
+        None,
+        Groupwise(oracles.rank_norm, oracles.unlimited),
+        options={"labels": by_rank},
+        exempt=LIMITLESS,
+    ),
+    Strategy(
+        "quantile_clip",
+        optaxclip.quantile_clip,
+        "init_norm",
+        Groupwise(oracles.global_norm(2)),
+        exempt=exempt(
+            "its limit is that of the first step alone",
+            "test_inject_hyperparams_sets_the_limit",
+            "test_the_transformation_may_be_built_anew_at_every_step",
+        ),
+    ),
+    Strategy(
+        "greedy_clip",
+        at_constant_loss(optaxclip.greedy_clip),
+        "max_norm",
+        Groupwise(oracles.global_norm(2)),
     ),
 ]
 
@@ -147,7 +218,11 @@ def named(strategy):
     return strategy.name
 
 
-every_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=named)
-every_hard_strategy = pytest.mark.parametrize(
-    "strategy", [s for s in STRATEGIES if not s.soft], ids=named
-)
+ROWS = {}
+
+
+def every_strategy(row):
+    """Ask a row of every strategy that is not exempt from it."""
+    ROWS[row.__name__] = row
+    asked = [s for s in STRATEGIES if row.__name__ not in s.exempt]
+    return pytest.mark.parametrize("strategy", asked, ids=named)(row)

@@ -1,6 +1,7 @@
 """Few groups, of whole leaves: one array for all of them, however many leaves."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -83,7 +84,7 @@ class Bundled(Grouping):
         start = jnp.full(self.report_shape, value, dtype)
         return vary(start, frozenset().union(*varying))
 
-    def like(self, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+    def like(self, leaves: list[Leaf], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
         """See `Grouping.like`."""
         return jax.ShapeDtypeStruct(self.report_shape, dtype)
 
@@ -99,13 +100,14 @@ class Bundled(Grouping):
         vector = np.repeat(np.asarray(totals, dtype), self.lengths)
         return jnp.asarray(vector.sum() if self.single else vector, dtype)
 
-    def summary(self, of_group: PerGroup) -> Float[Array, "..."]:
-        """See `Grouping.summary`."""
-        return jnp.broadcast_to(of_group, self.report_shape).astype(jnp.float32)
-
-    def share(self, of_group: PyTree[Bool[Array, "..."]]) -> Float[Array, ""]:
-        """See `Grouping.share`."""
-        return jnp.sum(of_group, dtype=jnp.float32) / max(of_group.size, 1)
+    def digest(
+        self, numbers: Sequence[PerGroup], held: PyTree[Bool[Array, "..."]]
+    ) -> tuple[list[Float[Array, "..."]], Float[Array, ""]]:
+        """See `Grouping.digest`."""
+        each = [
+            jnp.broadcast_to(x, self.report_shape).astype(jnp.float32) for x in numbers
+        ]
+        return each, jnp.sum(held, dtype=jnp.float32) / max(held.size, 1)
 
 
 @dataclass(frozen=True)

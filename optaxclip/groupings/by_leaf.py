@@ -1,5 +1,7 @@
 """Many groups, parts of leaves: one array a leaf."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -7,10 +9,19 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
+from optaxclip.groupings.census import census
 from optaxclip.groupings.grouping import Grouping, copies
-from optaxclip.magnitudes import Leaf, Norm, Number, PerGroup, modulus
+from optaxclip.magnitudes import (
+    Leaf,
+    Magnitude,
+    Norm,
+    Number,
+    PerGroup,
+    Pool,
+    modulus,
+)
 from optaxclip.norms import linf
-from optaxclip.reductions import MAX, SUM, Axes, Reduction, spread_over
+from optaxclip.reductions import MAX, Axes, Reduction, spread_over, varying_axes
 
 
 @dataclass(frozen=True)
@@ -41,13 +52,16 @@ class ByLeaf(Grouping):
         like = self.reduce(MAX, leaves, [modulus(leaf) for leaf in leaves])
         return [jnp.where(found == found, given, given) for found in like]
 
-    def like(self, dtype: DTypeLike) -> list[jax.ShapeDtypeStruct]:
+    def like(self, leaves: list[Leaf], dtype: DTypeLike) -> list[jax.ShapeDtypeStruct]:
         """See `Grouping.like`."""
+
+        def of_leaf(leaf: Leaf, dims: tuple[int, ...]) -> Number:
+            largest = MAX.within(modulus(leaf), axis=dims, keepdims=True)
+            return largest.astype(dtype)
+
         return [
-            jax.ShapeDtypeStruct(
-                tuple(1 if d in dims else n for d, n in enumerate(shape)), dtype
-            )
-            for shape, dims in zip(self.shapes, self.dims, strict=True)
+            jax.eval_shape(functools.partial(of_leaf, dims=dims), leaf)
+            for leaf, dims in zip(leaves, self.dims, strict=True)
         ]
 
     @property
@@ -63,35 +77,50 @@ class ByLeaf(Grouping):
         """Say over which mesh axes the groups of each leaf differ."""
         return ((),) * len(self.shapes)
 
-    def _overall(self, op: Reduction, of_group: list[Array]) -> Float[Array, ""]:
-        """Reduce over all groups, on the whole mesh."""
-        named = zip(of_group, self._shards(), strict=True)
-        shards = [spread_over(x, axes) for x, axes in named]
-        parts = []
-        for axes in dict.fromkeys(shards):
-            pairs = zip(of_group, shards, strict=True)
-            alike = [x for x, spread in pairs if spread == axes]
-            parts.append(op.over(op.bundled(alike, None), axes))
-        return op.of(parts) if parts else jnp.zeros(())
+    def digest(
+        self, numbers: Sequence[PerGroup], held: PyTree[Bool[Array, "..."]]
+    ) -> tuple[list[Float[Array, "..."]], Float[Array, ""]]:
+        """See `Grouping.digest`."""
+        pairs = zip(held, self._shards(), strict=True)
+        shards = [
+            tuple(sorted({*spread_over(x, axes), *varying_axes(x)}))
+            for x, axes in pairs
+        ]
+        several = [x for x in numbers if isinstance(x, list)]
+        largest, count = census(several, held, shards)
+        found = iter(largest)
+        summaries = [next(found) if isinstance(x, list) else x for x in numbers]
+        pairs = zip(held, shards, strict=True)
+        size = sum(x.size * copies(x, axes) for x, axes in pairs)
+        return [x.astype(jnp.float32) for x in summaries], count / max(size, 1)
 
-    def summary(self, of_group: PerGroup) -> Float[Array, "..."]:
-        """See `Grouping.summary`."""
-        return self._overall(MAX, self.spread(of_group)).astype(jnp.float32)
 
-    def share(self, of_group: PyTree[Bool[Array, "..."]]) -> Float[Array, ""]:
-        """See `Grouping.share`."""
-        held = self._overall(SUM, [x.astype(jnp.float32) for x in of_group])
-        pairs = zip(of_group, self._shards(), strict=True)
-        return held / max(sum(x.size * copies(x, axes) for x, axes in pairs), 1)
+@dataclass(frozen=True)
+class _Modulus:
+    """The magnitude of single numbers, which every float holds."""
+
+    def measure(self, pool: Pool) -> Magnitude:
+        """See `Norm.measure`."""
+        unit = pool.full(1.0)
+        return Magnitude(linf.value(pool, unit), unit)
+
+    def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
+        """See `Norm.value`."""
+        return linf.value(pool, unit)
 
 
 @dataclass(frozen=True)
 class Elements(ByLeaf):
     """Every number is a group of its own."""
 
+    @property
+    def pointwise(self) -> bool:
+        """See `Grouping.pointwise`."""
+        return True
+
     def suited(self, norm: Norm) -> Norm:
         """See `Grouping.suited`."""
-        return linf
+        return _Modulus()
 
     def reduce(
         self, op: Reduction, leaves: list[Leaf], terms: list[Number]

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,11 @@ class Grouping(ABC):
         """Whether there is but one group, kept as a scalar."""
         return False
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether every number is a group of its own."""
+        return False
+
     def count(self, leaves: list[Leaf]) -> int:
         """Count the numbers of all leaves, on the whole mesh."""
         return sum(
@@ -84,22 +89,31 @@ class Grouping(ABC):
         """Give each group the same number."""
 
     @abstractmethod
-    def like(self, dtype: DTypeLike) -> PyTree[jax.ShapeDtypeStruct]:
-        """Tell in which shapes numbers for the groups come."""
+    def like(
+        self, leaves: list[Leaf], dtype: DTypeLike
+    ) -> PyTree[jax.ShapeDtypeStruct]:
+        """Tell in which shapes, and how sharded, numbers for the groups come."""
 
     @property
     @abstractmethod
     def report_shape(self) -> tuple[int, ...]:
-        """Tell the shape of a `summary`."""
+        """Tell the shape of a number in a `digest`."""
 
     @abstractmethod
     def sizes(self, leaves: list[Leaf], dtype: DTypeLike) -> PerGroup:
         """Tell how many numbers each group holds."""
 
     @abstractmethod
-    def summary(self, of_group: PerGroup) -> Float[Array, "..."]:
-        """Give what a report shows: each group's, or the largest of very many."""
+    def digest(
+        self, numbers: Sequence[PerGroup], held: PyTree[Bool[Array, "..."]]
+    ) -> tuple[list[Float[Array, "..."]], Float[Array, ""]]:
+        """Sum up what a report shows.
 
-    @abstractmethod
-    def share(self, of_group: PyTree[Bool[Array, "..."]]) -> Float[Array, ""]:
-        """Tell for which share of the groups something holds."""
+        Args:
+          numbers: several numbers of each group, none of them negative.
+          held: whether something holds, for each group.
+
+        Returns:
+          Each group's numbers, or the largest of very many groups; and the share of
+          the groups for which something held.
+        """

@@ -10,7 +10,8 @@ from jaxtyping import Array, PyTree
 
 from optaxclip.leaves import counted, of_leaves
 from optaxclip.magnitudes import as_number
-from optaxclip.responses import Response, clamp
+from optaxclip.responses import Response
+from optaxclip.responses.pointwise import Pointwise
 from optaxclip.thresholds import check_limit
 
 
@@ -81,7 +82,7 @@ def arrange(max_norm: PyTree[ArrayLike], params: PyTree) -> Limits:
 
 def check_response(response: Response) -> None:
     """Refuse what does not multiply a whole gradient by a number."""
-    if response is clamp or not isinstance(response, Response):
+    if isinstance(response, Pointwise) or not isinstance(response, Response):
         raise TypeError(
             "response must multiply a whole gradient, as responses.shrink does, not "
             f"{response!r}."

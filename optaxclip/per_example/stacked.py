@@ -93,7 +93,7 @@ def clip_per_example(
         del params
         leaves = counted(updates)
         number = _number_of_examples(updates)
-        seen = Observation([], leaves, number, list, _as_numbers, extra)
+        seen = Observation(Magnitude([], []), leaves, number, list, _as_numbers, extra)
         given, memory = threshold.update(seen, state.threshold)
         limits = arrange(given, updates)
         sizes = [_measure([leaves[i] for i in group]) for group in limits.groups]
