@@ -39,11 +39,11 @@ def read_rows(indices: Array, read: Product) -> Int[Array, "examples positions"]
     rows = read.own(factor)
     indices = matrices(indices, factor, read)[:, 0]
     indices = indices[..., np.asarray([factor.rows.index(axis) for axis in rows])]
-    sizes = np.asarray([axis.size for axis in rows])
-    top = jnp.asarray(sizes - 1, indices.dtype)
-    among = jnp.clip(indices, 0, top)
-    strides = np.cumprod([1, *sizes[:0:-1]])[::-1]
-    row = jnp.sum(among * jnp.asarray(strides, indices.dtype), axis=-1)
+    sizes = np.asarray([axis.size for axis in rows], indices.dtype)
+    strides = np.cumprod([1, *sizes[:0:-1]])[::-1].astype(indices.dtype)
+    sizes, strides = (x.reshape(1, 1, -1) for x in (sizes, strides))
+    among = jnp.clip(indices, 0, sizes - 1)
+    row = jnp.sum(among * strides, axis=-1)
     inside = jnp.all(among == indices, axis=-1) | (not factor.drops)
     return jnp.where(inside, row.astype(jnp.int32), size(rows))
 

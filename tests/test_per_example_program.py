@@ -1,0 +1,99 @@
+"""A traced program gives what is asked for, and computes nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from per_example import random
+
+from optaxclip.per_example.batches import one_example
+from optaxclip.per_example.tracing import trace
+
+
+def traced(loss, params, *batch):
+    """A trace with its plans, and the batch's recorded evaluation as a jaxpr."""
+    in_axes = (0,) * len(batch)
+    found = trace(loss, params, one_example(in_axes, batch), False)
+    record = jax.make_jaxpr(lambda p, *b: found.record(p, b, in_axes))(params, *batch)
+    return found, record
+
+
+def shapes_in(jaxpr):
+    """The shapes of all values that a jaxpr computes, also inside its calls."""
+    for eqn in jaxpr.eqns:
+        yield from (out.aval.shape for out in eqn.outvars)
+        for value in eqn.params.values():
+            parts = value if isinstance(value, tuple) else (value,)
+            for part in parts:
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    yield from shapes_in(inner)
+
+
+def looped(params, sequence):
+    def step(h, x):
+        h = jnp.tanh(x @ params["x"] + h @ params["h"])
+        return h, h
+
+    return jnp.sum(jax.lax.scan(step, jnp.zeros(17), sequence)[1] ** 2)
+
+
+def layered(params, x):
+    @jax.checkpoint
+    def layer(x, w):
+        return jnp.tanh(x @ w), None
+
+    return jnp.sum(jax.lax.scan(layer, x, params)[0] ** 2)
+
+
+def embedded(table, tokens):
+    return jnp.sum(jnp.tanh(jnp.take(table, tokens, axis=0).mean(0)))
+
+
+CASES = {
+    "recurrent": (
+        looped,
+        {"x": random(0, 13, 17), "h": random(1, 17, 17)},
+        (random(2, 5, 3, 13),),
+        {(5, 13, 17), (5, 17, 13), (5, 17, 17)},
+    ),
+    "layers": (
+        layered,
+        random(0, 4, 11, 11),
+        (random(1, 5, 3, 11),),
+        {(5, 11, 11), (5, 4, 11, 11), (4, 5, 11, 11)},
+    ),
+    "table": (
+        embedded,
+        random(0, 43, 7),
+        (jnp.zeros((5, 3), jnp.int32),),
+        {(5, 43, 7)},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_gradient_of_a_single_example_is_formed(case):
+    loss, params, batch, stacked = CASES[case]
+    _, record = traced(loss, params, *batch)
+    assert not stacked & set(shapes_in(record.jaxpr))
+    whole = jax.make_jaxpr(jax.vmap(jax.grad(loss), (None, 0)))(params, *batch)
+    assert stacked & set(shapes_in(whole.jaxpr))  # so the test would see one
+
+
+def test_what_a_checkpoint_computes_again_is_kept_apart():
+    _, params, batch, _ = CASES["layers"]
+    _, record = traced(layered, params, *batch)
+    assert "optimization_barrier" in str(record)
+
+
+def test_a_random_key_may_be_part_of_a_program():
+    def loss(w, x, key):
+        return jnp.sum(x * w) * jax.random.uniform(key)
+
+    keys = jax.random.split(jax.random.key(0), 5)
+    found, _ = traced(loss, jnp.ones(3), jnp.ones((5, 3)), keys)
+    recorded = found.record(jnp.ones(3), (jnp.ones((5, 3)), keys), (0, 0))
+    np.testing.assert_allclose(
+        recorded.value, 3 * jax.vmap(jax.random.uniform)(keys), rtol=1e-6
+    )
