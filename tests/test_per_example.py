@@ -204,7 +204,7 @@ def test_a_broken_example_counts_as_zeros_and_spoils_no_other(value, microbatch_
     assert distance(grads, expected) < 1e-5
 
 
-@pytest.mark.parametrize("scale", [1e-25, 1e-21, 1.0, 1e18, 1e25])
+@pytest.mark.parametrize("scale", [1e-30, 1e-21, 1.0, 1e18, 1e37])
 def test_squares_that_overflow_or_vanish_are_no_matter(scale):
     def scaled(params, x, label):
         return loss(params, x, label) * scale
@@ -216,6 +216,34 @@ def test_squares_that_overflow_or_vanish_are_no_matter(scale):
     np.testing.assert_allclose(examples.norm / scale, NORMS, rtol=1e-5)
     got = jax.tree.map(lambda g: g / scale, grads)
     assert distance(got, clipped_mean(GRADIENTS, LIMIT)) < 1e-5
+
+
+def test_float64_is_measured_in_float64():
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda p: np.asarray(p, np.float64), PARAMS)
+        x = np.asarray(X, np.float64)
+        gradients = stacked_gradients(loss, params, (x, LABELS))
+        step = optaxclip.clipped_value_and_grad(loss, LIMIT)
+        examples, grads = jax.jit(step)(params, x, LABELS)
+        np.testing.assert_allclose(examples.norm, norms_of(gradients), rtol=1e-13)
+        assert distance(grads, clipped_mean(gradients, LIMIT)) < 1e-13
+
+
+def test_complex_parameters_are_clipped_by_modulus():
+    params = jax.lax.complex(random(0, 4, 3), random(1, 4, 3))
+
+    def modulus(params, x):
+        return jnp.sum(jnp.abs(x.astype(jnp.complex64) @ params) ** 2)
+
+    batch = (random(2, 5, 4),)
+    gradients = jax.vmap(jax.grad(modulus), (None, 0))(params, *batch)
+    norms = np.linalg.norm(np.abs(gradients).reshape(5, -1), axis=1)
+    limit = float(np.median(norms))
+    factors = np.minimum(1, limit / norms)
+    expected = np.einsum("n,n...->...", factors, np.asarray(gradients)) / 5
+    examples, grads = optaxclip.clipped_value_and_grad(modulus, limit)(params, *batch)
+    np.testing.assert_allclose(examples.norm, norms, rtol=1e-5)
+    np.testing.assert_allclose(grads, expected, rtol=1e-4)
 
 
 def test_edge_limits():

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from optaxclip.leaves import AxisName
 from optaxclip.magnitudes import as_number
 from optaxclip.per_example.limits import arrange, check_limits, check_response
 from optaxclip.per_example.sums import (
+    Examples,
     Loss,
     PerExample,
     add_up,
@@ -106,6 +107,8 @@ def clipped_value_and_grad(
       only for batches of one size; for batches sampled at random give the expected
       size. With `normalize` and a single limit zero gradients stay zero, and the bounds
       hold. Examples that are not finite still count in the denominator.
+      What is held are the inputs and cotangents of all layers, so that checkpoints save
+      less memory than in a plain gradient; `microbatch_size` bounds it.
       The paper's reference code adds 1e-6 to the norm before it divides; this does not.
     """
     check_limits(max_norm)
@@ -118,7 +121,7 @@ def clipped_value_and_grad(
     ) -> tuple[PerExample, PyTree]:
         examples = prepare(params, batch, in_axes, mask, axis_name)
         limits = arrange(max_norm, examples.params)
-        share = 1 / _number_of(examples.mask, denominator, axis_name)
+        share = 1 / _number_of(examples, denominator, axis_name)
         function = partial(add_up, Loss(loss, has_aux), limits, response, share)
         if microbatch_size is None:
             told, sums = function(examples)
@@ -134,11 +137,11 @@ def clipped_value_and_grad(
 
 
 def _number_of(
-    mask: Bool[Array, "examples"], denominator: ArrayLike | None, axis_name: AxisName
+    examples: Examples, denominator: ArrayLike | None, axis_name: AxisName
 ) -> Float[Array, ""]:
     if denominator is not None:
         return as_number(denominator)
-    number = jnp.sum(mask, dtype=jnp.float32)
+    number = jnp.sum(examples.mask, dtype=examples.dtype())
     if axis_name is not None:
         number = jax.lax.psum(number, axis_name)
     return jnp.maximum(number, 1)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from optaxclip.magnitudes import modulus, widen
 from optaxclip.per_example.program import Atom, aval_of
+from optaxclip.responses.pointwise import multiply
 
 Kept = tuple[Array, ...]
 PerExample = Float[Array, "examples"]
@@ -59,7 +60,8 @@ def beside(per_example: Array, x: Array) -> Array:
 def weigh(x: Array, weights: PerExample, good: Good) -> Array:
     """Multiply each example; what is broken is zero, which NaN * 0 would not be."""
     wide = widen(x)
-    product = wide * beside(weights, x).astype(jnp.finfo(wide.dtype).dtype)
+    factors = beside(weights, x).astype(jnp.finfo(wide.dtype).dtype)
+    product = multiply(wide, factors)
     return jnp.where(beside(good, x), product, jnp.zeros_like(product))
 
 
@@ -74,8 +76,9 @@ def in_units(x: Array) -> tuple[Array, PerExample]:
     largest = jnp.max(modulus(wide).reshape(len(x), -1), axis=1, initial=0.0)
     usual = (largest > 0) & (largest < jnp.inf)
     _, exponent = jnp.frexp(jnp.where(usual, largest, 1))
+    exponent = jnp.minimum(exponent, jnp.finfo(largest.dtype).maxexp - 1)
     unit = jnp.ldexp(jnp.ones_like(largest), exponent)
-    return wide / beside(unit, wide), unit
+    return multiply(wide, 1 / beside(unit, wide)), unit
 
 
 def sum_of_squares(x: Array) -> PerExample:
