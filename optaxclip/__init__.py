@@ -4,8 +4,16 @@ from importlib.metadata import version
 
 from optaxclip import norms, responses, scopes, thresholds
 from optaxclip.clipper import clipper
+from optaxclip.feedback import error_feedback
+from optaxclip.guards import (
+    skip_nonfinite,
+    skip_spikes,
+    stop_on_streak,
+    zero_nonfinite,
+)
 from optaxclip.reports import ClipReport, ClipState, report
 from optaxclip.strategies.agc import agc
+from optaxclip.strategies.clippy import clippy
 from optaxclip.strategies.norm_limits import (
     clip_global_norm,
     clip_group_norm,
@@ -14,6 +22,10 @@ from optaxclip.strategies.norm_limits import (
     clip_unit_norm,
 )
 from optaxclip.strategies.soft import soft_clip_global_norm, soft_clip_value
+from optaxclip.strategies.spam import spam_clip
+from optaxclip.strategies.stable_adam import scale_by_stable_adam
+from optaxclip.strategies.stable_spam import adaclip, adagn
+from optaxclip.strategies.trust_ratio import clip_trust_ratio
 from optaxclip.strategies.values import clip_scaled_value, clip_value
 from optaxclip.trees import shrink_tree, tree_norm
 
@@ -22,22 +34,33 @@ __version__ = version("optaxclip")
 __all__ = [
     "ClipReport",
     "ClipState",
+    "adaclip",
+    "adagn",
     "agc",
     "clip_global_norm",
     "clip_group_norm",
     "clip_scaled_value",
     "clip_tensor_norm",
     "clip_tensor_rms",
+    "clip_trust_ratio",
     "clip_unit_norm",
     "clip_value",
     "clipper",
+    "clippy",
+    "error_feedback",
     "norms",
     "report",
     "responses",
+    "scale_by_stable_adam",
     "scopes",
     "shrink_tree",
+    "skip_nonfinite",
+    "skip_spikes",
     "soft_clip_global_norm",
     "soft_clip_value",
+    "spam_clip",
+    "stop_on_streak",
     "thresholds",
     "tree_norm",
+    "zero_nonfinite",
 ]

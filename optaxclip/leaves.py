@@ -1,10 +1,12 @@
 """Which leaves of a tree count, and what a prefix tree says of each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from optaxclip.magnitudes import Leaf
@@ -24,6 +26,24 @@ def counted(tree: PyTree) -> list[Leaf]:
     """Give the leaves that count, as arrays."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if counts(leaf)]
     return [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in leaves]
+
+
+def filled(tree: PyTree, leaves: Iterable[Leaf]) -> PyTree:
+    """Put others in the places of the leaves that count, in the order of the tree."""
+    given = iter(leaves)
+    return jax.tree.map(lambda x: next(given) if counts(x) else x, tree)
+
+
+def zeros_for(tree: PyTree, dtype_of: Callable[[Leaf], DTypeLike]) -> PyTree:
+    """Give a buffer for each leaf that counts, and ``MaskedNode`` for the others."""
+
+    def zeros(leaf: Any) -> Any:
+        if not counts(leaf):
+            return optax.MaskedNode()
+        leaf = jnp.asarray(leaf)
+        return jnp.zeros_like(leaf, dtype_of(leaf))
+
+    return jax.tree.map(zeros, tree)
 
 
 def is_axes(spec: Any) -> bool:

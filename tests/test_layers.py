@@ -18,12 +18,13 @@ PACKAGE = Path(optaxclip.__file__).parent
 # that is a folder is one room.
 FLOORS = [
     {"magnitudes", "reductions"},
-    {"norms", "leaves"},
+    {"norms", "leaves", "averages"},
     {"groupings"},
     {"measuring", "scopes"},
     {"thresholds", "responses", "reports"},
     {"clipper"},
     {"strategies", "trees"},
+    {"guards", "feedback"},
     {"__init__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,42 @@
+"""Exponential averages that are right from their first number on."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from optaxclip.magnitudes import Number
+
+
+def newest_share(decay: ArrayLike, number: Array) -> Number:
+    r"""Give the share of the newest number in a debiased average of so many.
+
+    $$\frac{1 - \beta}{1 - \beta^t}$$
+
+    Averaging with it, $a \leftarrow a + s (x - a)$, is the usual exponential average
+    divided by its bias $1 - \beta^t$, and the first number is taken exactly.
+
+    Args:
+      decay: the decay β of the average.
+      number: how many numbers it holds, the newest included; 0 is taken as 1.
+    """
+    # The distance from 1 is exact in float32, where β itself and its powers are not.
+    rate = jnp.log1p(jnp.asarray(decay - 1.0, jnp.float32))
+    steps = jnp.maximum(number, 1).astype(jnp.float32)
+    return jnp.expm1(rate) / jnp.expm1(steps * rate)
+
+
+def root_mean_square(old: Number, new: Number, share: Number) -> Number:
+    """Average squares, but keep and give their root, as no square may fit a float."""
+    return jnp.hypot(jnp.sqrt(1 - share) * old, jnp.sqrt(share) * new)
+
+
+def check_decay(decay: Any, argument: str) -> None:
+    """Refuse what is no number from 0 to 1, 1 excluded, as far as it is known now."""
+    if not isinstance(decay, Tracer) and not 0 <= decay < 1:
+        raise ValueError(
+            f"{argument} must be at least 0 and below 1, not {decay}; 0.99 averages "
+            "over about 100 steps."
+        )
