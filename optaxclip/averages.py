@@ -25,12 +25,21 @@ def newest_share(decay: ArrayLike, number: Array) -> Number:
     # The distance from 1 is exact in float32, where β itself and its powers are not.
     rate = jnp.log1p(jnp.asarray(decay - 1.0, jnp.float32))
     steps = jnp.maximum(number, 1).astype(jnp.float32)
-    return jnp.expm1(rate) / jnp.expm1(steps * rate)
+    share = jnp.expm1(rate) / jnp.expm1(steps * rate)
+    return jnp.where(steps == 1, jnp.ones_like(share), share)
 
 
 def root_mean_square(old: Number, new: Number, share: Number) -> Number:
-    """Average squares, but keep and give their root, as no square may fit a float."""
-    return jnp.hypot(jnp.sqrt(1 - share) * old, jnp.sqrt(share) * new)
+    """Average squares, but keep and give their root, as a square may not fit a float.
+
+    Its derivative at 0 is 0, not infinite.
+    """
+    largest = jnp.maximum(old, new)
+    some = largest > 0
+    unit = jnp.where(some, largest, jnp.ones_like(largest))
+    total = (1 - share) * jnp.square(old / unit) + share * jnp.square(new / unit)
+    root = jnp.sqrt(jnp.where(some, total, jnp.ones_like(total)))
+    return jnp.where(some, unit * root, jnp.zeros_like(largest))
 
 
 def check_decay(decay: Any, argument: str) -> None:

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
-from optaxclip.magnitudes import Leaf, Number, modulus
+from optaxclip.magnitudes import Leaf, Number, modulus, times
 
 Weights = tuple[Number, ...]
 
@@ -71,19 +71,13 @@ class _Scaling:
 
     def apply(self, leaf: Leaf, *weights: Number) -> Leaf:
         for weight in weights:
-            leaf = _multiply(leaf, weight.astype(jnp.finfo(leaf.dtype).dtype))
+            leaf = times(leaf, weight.astype(jnp.finfo(leaf.dtype).dtype))
         return leaf
 
     def outcome(self, magnitude: Number, *weights: Number) -> Number:
         for weight in weights:
             magnitude = magnitude * weight
         return magnitude
-
-
-def _multiply(leaf: Leaf, factor: Number) -> Leaf:
-    if jnp.iscomplexobj(leaf):  # A complex product would turn inf * (1 + 0j) to NaN.
-        return lax.complex(leaf.real * factor, leaf.imag * factor)
-    return leaf * factor
 
 
 @dataclass(frozen=True)
@@ -168,7 +162,7 @@ class _Clamp:
         inside = (size <= limit) | unlimited
         direction = _direction(leaf)
         size = jnp.where(inside, jnp.ones_like(size), modulus(direction))
-        at_limit = _multiply(_multiply(direction, 1 / size), limit)
+        at_limit = times(times(direction, 1 / size), limit)
         return jnp.where(inside, leaf, at_limit)
 
     def outcome(self, magnitude: Number, *weights: Number) -> Number:

@@ -137,3 +137,66 @@ class Groupwise:
             return [
                 self.respond(*each) for each in zip(updates, sizes, limits, strict=True)
             ]
+
+
+def share_of_tensor(params, limit):
+    """A share of the norm of the tensor itself, which counts as 1e-3 or more."""
+    return [limit * np.maximum(size, 1e-3) for size in tensor_norm(params)]
+
+
+def unchanged(updates, params, limit):
+    """The updates as they came."""
+    return updates
+
+
+def broken_tensors(updates, params, limit):
+    """The updates as they came, but for tensors that hold NaN or infinity."""
+    return [x if np.isfinite(x).all() else np.full_like(x, np.nan) for x in updates]
+
+
+def unit_tensors(updates, params, limit):
+    """Every tensor divided by its norm and 1e-8; zeros stay."""
+    sizes = tensor_norm(broken_tensors(updates, params, limit))
+    return [
+        x / np.where(n == 0, 1, n + 1e-8) for x, n in zip(updates, sizes, strict=True)
+    ]
+
+
+def clippy(updates, params, limit):
+    """Every tensor shrunk until its worst number is within its own limit."""
+    result = []
+    for x, w in zip(broken_tensors(updates, params, limit), params, strict=True):
+        allowed = limit * np.abs(w) + 1e-2 if limit < np.inf else np.inf
+        factor = np.min(np.where(x == 0, np.inf, allowed / np.abs(x)), initial=1.0)
+        result.append(x * factor)
+    return updates if limit == np.inf else result
+
+
+def stable_adam(updates, params, limit):
+    """Adam's first step, shrunk where its root mean square exceeds the limit."""
+    result = []
+    for given, x in zip(updates, broken_tensors(updates, params, limit), strict=True):
+        size = np.abs(x)
+        surprise = np.sqrt(np.mean((size / np.maximum(size, 1e-8)) ** 2))
+        step = x / (size + 1e-8)
+        if limit == np.inf:
+            result.append(given / (np.abs(given) + 1e-8))
+        else:
+            result.append(step * limit / surprise if surprise > limit else step)
+    return result
+
+
+def finite_numbers(updates, params, limit):
+    """Zeros in the place of numbers that are not finite."""
+    return [np.where(np.isfinite(x), x, 0) for x in updates]
+
+
+def finite_steps(oracle):
+    """Zeros for the whole tree where any number is not finite."""
+
+    def guarded(updates, params, limit):
+        if all(np.isfinite(x).all() for x in updates):
+            return oracle(updates, params, limit)
+        return [np.zeros_like(x) for x in updates]
+
+    return guarded

@@ -1,5 +1,6 @@
 """Every strategy of the library; a later one joins the matrix by one entry here."""
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -68,6 +69,29 @@ LIMITLESS = exempt(
     "test_a_complex_number_is_clipped_by_its_modulus_and_keeps_its_phase",
     "test_no_group_exceeds_its_limit",
 )
+
+NO_INFINITE_LIMIT = exempt(
+    "what is not finite never passes through it",
+    "test_limit_inf_changes_no_bit_even_of_inf_and_nan",
+)
+ELEMENT_STATE = exempt(
+    "each device keeps the memory of its own numbers",
+    "test_in_shard_map_an_axis_name_counts_every_leaf_once",
+    "test_in_shard_map_unchecked_a_tree_of_axis_names_counts_every_leaf_once",
+    "test_in_shard_map_extremes_and_nan_are_as_on_one_device",
+)
+
+
+def around(wrapper, measures):
+    """A wrapper as the matrix sees it: round a clipper of the global norm."""
+
+    @functools.wraps(wrapper)
+    def factory(max_norm, **options):
+        clip = optaxclip.clip_global_norm(max_norm, **options)
+        return wrapper(clip, **options) if measures else wrapper(clip)
+
+    return factory
+
 
 CURVES = ("tanh", "arctan", "algebraic", "pseudo_huber")
 ORDERS = {"l1": norms.l1, "linf": norms.linf, "p3": norms.p_norm(3)}
@@ -151,6 +175,71 @@ STRATEGIES = [
         Groupwise(oracles.unit_norm, oracles.share_of_unit),
         needs_params=True,
     ),
+    Strategy(
+        "spam_clip",
+        optaxclip.spam_clip,
+        None,
+        oracles.unchanged,
+        exempt=LIMITLESS | ELEMENT_STATE,
+    ),
+    Strategy(
+        "adaclip",
+        optaxclip.adaclip,
+        None,
+        oracles.broken_tensors,
+        exempt=LIMITLESS | NO_INFINITE_LIMIT,
+    ),
+    Strategy(
+        "adagn",
+        optaxclip.adagn,
+        None,
+        oracles.unit_tensors,
+        exempt=SOFT | LIMITLESS | NO_INFINITE_LIMIT,
+    ),
+    Strategy(
+        "clippy",
+        optaxclip.clippy,
+        "max_relative",
+        oracles.clippy,
+        needs_params=True,
+    ),
+    Strategy(
+        "clip_trust_ratio",
+        optaxclip.clip_trust_ratio,
+        "max_ratio",
+        Groupwise(oracles.tensor_norm, oracles.share_of_tensor),
+        needs_params=True,
+    ),
+    Strategy(
+        "scale_by_stable_adam",
+        optaxclip.scale_by_stable_adam,
+        "max_rms",
+        oracles.stable_adam,
+        exempt=SOFT,
+    ),
+    Strategy(
+        "error_feedback",
+        around(optaxclip.error_feedback, measures=False),
+        "max_norm",
+        Groupwise(oracles.global_norm(2)),
+    ),
+    Strategy(
+        "zero_nonfinite",
+        optaxclip.zero_nonfinite,
+        None,
+        oracles.finite_numbers,
+        exempt=LIMITLESS | NO_INFINITE_LIMIT,
+    ),
+    *[
+        Strategy(
+            guard.__name__,
+            around(guard, measures=True),
+            "max_norm",
+            oracles.finite_steps(Groupwise(oracles.global_norm(2))),
+            exempt=NO_INFINITE_LIMIT,
+        )
+        for guard in (optaxclip.skip_nonfinite, optaxclip.skip_spikes)
+    ],
 ]
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
@@ -12,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int32, PyTree
 from optaxclip import scopes
 from optaxclip.guards.skipping import skipping
 from optaxclip.guards.streaks import count
-from optaxclip.leaves import AxisName, counted, counts
+from optaxclip.leaves import AxisName, counted, filled
 from optaxclip.magnitudes import Leaf
 from optaxclip.reductions import SUM
 from optaxclip.reports import state_type
@@ -26,8 +25,8 @@ def _count_nonfinite(updates: PyTree, axis_name: AxisName) -> Float[Array, ""]:
     return grouping.reduce(SUM, leaves, broken)
 
 
-def _finite(x: Leaf | float) -> Leaf:
-    return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
+def _finite(leaf: Leaf) -> Leaf:
+    return jnp.where(jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf))
 
 
 class ZeroReport(NamedTuple):
@@ -82,16 +81,15 @@ def zero_nonfinite(
     """
 
     def init(params: PyTree) -> ZeroState:
-        step = jnp.zeros((), jnp.int32)
-        return state_type("zero_nonfinite", ZeroState)(
-            ZeroReport(jnp.zeros(()), step, jnp.zeros_like(step))
-        )
+        counters = (jnp.zeros((), jnp.int32) for _ in range(2))
+        report = ZeroReport(jnp.zeros(()), *counters)
+        return state_type("zero_nonfinite", ZeroState)(report)
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ZeroState]:
         zeroed = _count_nonfinite(updates, axis_name)
-        clean = jax.tree.map(lambda x: _finite(x) if counts(x) else x, updates)
+        clean = filled(updates, map(_finite, counted(updates)))
         report = count(state.report, zeroed > 0)._replace(zeroed=zeroed)
         return clean, state_type("zero_nonfinite", ZeroState)(report)
 

@@ -9,10 +9,11 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
+from optaxclip import norms, scopes
 from optaxclip.guards.skipping import skipping
-from optaxclip.leaves import AxisName
+from optaxclip.leaves import AxisName, counted
+from optaxclip.measuring import measure
 from optaxclip.thresholds import check_limit
-from optaxclip.trees import tree_norm
 
 Scalar = Float[Array, ""]
 
@@ -109,7 +110,7 @@ class _Spikes:
         report: SpikeReport,
         extra_args: Mapping[str, Any],
     ) -> tuple[Bool[Array, ""], SpikeMemory, SpikeReport]:
-        norm = tree_norm(updates, axis_name=self.axis_name).astype(jnp.float32)
+        norm = _norm(updates, self.axis_name)
         seen = {"norm": norm}
         if extra_args.get("value") is not None:
             seen["value"] = _scalar(extra_args["value"])
@@ -124,6 +125,14 @@ class _Spikes:
                 norm=norm, **{f"{name}_score": score for name, score in scores.items()}
             ),
         )
+
+
+def _norm(updates: PyTree, axis_name: AxisName) -> Scalar:
+    """Measure in float32; finite numbers whose norm it cannot hold have its largest."""
+    grouping = scopes.whole(axis_name=axis_name).arrange(updates)
+    size = measure(norms.l2, grouping, counted(updates))
+    most = jnp.where(jnp.isfinite(size.value), jnp.finfo(jnp.float32).max, jnp.inf)
+    return jnp.minimum(size.plain, most).astype(jnp.float32)
 
 
 def _scalar(value: ArrayLike) -> Scalar:

@@ -39,11 +39,12 @@ def _excess(grouping: Grouping, leaves: list[Leaf], bounds: list[Number]) -> Mag
         modulus(widen(leaf, bound.dtype))
         for leaf, bound in zip(leaves, bounds, strict=True)
     ]
-    # In the second unit the ratio of any two numbers of float32 has a place.
-    usual, huge = largest(1.0), largest(2.0**64)
-    fits = usual < jnp.inf
+    # No float32 holds the largest ratios of two, nor their reciprocals.
+    unit = 2.0**64
+    usual, huge = largest(1.0), largest(unit)
+    fits = usual < unit
     return Magnitude(
-        jnp.where(fits, usual, huge), jnp.where(fits, 1.0, 2.0**64).astype(usual.dtype)
+        jnp.where(fits, usual, huge), jnp.where(fits, 1.0, unit).astype(usual.dtype)
     )
 
 

@@ -12,7 +12,7 @@ from optaxclip import norms, responses, scopes
 from optaxclip.averages import check_decay, newest_share, root_mean_square
 from optaxclip.clipper import Rule
 from optaxclip.leaves import AxisName, counted, filled, zeros_for
-from optaxclip.magnitudes import Leaf, Number, modulus, widen
+from optaxclip.magnitudes import Leaf, Number, modulus, times, widen
 from optaxclip.measuring import measure
 from optaxclip.reports import ClipState
 from optaxclip.thresholds import Threshold, as_threshold, check_limit
@@ -169,10 +169,10 @@ def _averaged(
     mean, rms = averages
     first, second = first.astype(rms.dtype), second.astype(rms.dtype)
     wide = leaf.astype(mean.dtype)
-    mean = (1 - first) * mean + first * wide
+    mean = times(mean, 1 - first) + times(wide, first)
     return mean, root_mean_square(rms, modulus(wide), second)
 
 
 def _over(dividend: Leaf, divisor: Number) -> Leaf:
     """Divide; zero by zero is zero."""
-    return dividend / jnp.where(divisor > 0, divisor, jnp.ones_like(divisor))
+    return times(dividend, 1 / jnp.where(divisor > 0, divisor, jnp.ones_like(divisor)))

@@ -155,6 +155,8 @@ class _Normal:
         mean = jnp.where(usable, (1 - first) * mean + first * size, mean)
         rms = jnp.where(usable, root_mean_square(rms, size, second), rms)
         limit = mean / (rms + jnp.asarray(self.eps, rms.dtype))
+        # Before the first norm that a float holds, the norm becomes 1.
+        limit = jnp.where(number > 0, limit, jnp.ones_like(limit))
         return limit, _NormalState(mean, rms, number)
 
 
