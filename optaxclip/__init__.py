@@ -12,8 +12,12 @@ from optaxclip.guards import (
     zero_nonfinite,
 )
 from optaxclip.reports import ClipReport, ClipState, report
+from optaxclip.strategies.adagc import adagc
 from optaxclip.strategies.agc import agc
+from optaxclip.strategies.aggc import aggc
+from optaxclip.strategies.autoclip import autoclip
 from optaxclip.strategies.clippy import clippy
+from optaxclip.strategies.greedy_clip import greedy_clip
 from optaxclip.strategies.norm_limits import (
     clip_global_norm,
     clip_group_norm,
@@ -21,12 +25,14 @@ from optaxclip.strategies.norm_limits import (
     clip_tensor_rms,
     clip_unit_norm,
 )
+from optaxclip.strategies.quantile_clip import quantile_clip
 from optaxclip.strategies.soft import soft_clip_global_norm, soft_clip_value
 from optaxclip.strategies.spam import spam_clip
 from optaxclip.strategies.stable_adam import scale_by_stable_adam
 from optaxclip.strategies.stable_spam import adaclip, adagn
 from optaxclip.strategies.trust_ratio import clip_trust_ratio
 from optaxclip.strategies.values import clip_scaled_value, clip_value
+from optaxclip.strategies.zclip import zclip
 from optaxclip.trees import shrink_tree, tree_norm
 
 __version__ = version("optaxclip")
@@ -35,8 +41,11 @@ __all__ = [
     "ClipReport",
     "ClipState",
     "adaclip",
+    "adagc",
     "adagn",
     "agc",
+    "aggc",
+    "autoclip",
     "clip_global_norm",
     "clip_group_norm",
     "clip_scaled_value",
@@ -48,7 +57,9 @@ __all__ = [
     "clipper",
     "clippy",
     "error_feedback",
+    "greedy_clip",
     "norms",
+    "quantile_clip",
     "report",
     "responses",
     "scale_by_stable_adam",
@@ -62,5 +73,6 @@ __all__ = [
     "stop_on_streak",
     "thresholds",
     "tree_norm",
+    "zclip",
     "zero_nonfinite",
 ]

@@ -1,9 +1,6 @@
 """Exponential averages that are right from their first number on."""
 
-from typing import Any
-
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -40,12 +37,3 @@ def root_mean_square(old: Number, new: Number, share: Number) -> Number:
     total = (1 - share) * jnp.square(old / unit) + share * jnp.square(new / unit)
     root = jnp.sqrt(jnp.where(some, total, jnp.ones_like(total)))
     return jnp.where(some, unit * root, jnp.zeros_like(largest))
-
-
-def check_decay(decay: Any, argument: str) -> None:
-    """Refuse what is no number from 0 to 1, 1 excluded, as far as it is known now."""
-    if not isinstance(decay, Tracer) and not 0 <= decay < 1:
-        raise ValueError(
-            f"{argument} must be at least 0 and below 1, not {decay}; 0.99 averages "
-            "over about 100 steps."
-        )

@@ -161,12 +161,12 @@ class Rule:
             return measure(self.norm, grouping, given).plain
 
         seen = Observation(
-            magnitude=size.plain,
+            size=size,
             leaves=leaves,
             number=grouping.count(leaves),
             measure_params=measure_params,
             arrange=functools.partial(self.scope.limits, tree=updates),
-            share=grouping.share,
+            share=lambda held: grouping.digest((), held)[1],
             extra_args=extra_args,
         )
         limit, memory = self.threshold.update(seen, state.threshold)

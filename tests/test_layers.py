@@ -18,7 +18,7 @@ PACKAGE = Path(optaxclip.__file__).parent
 # that is a folder is one room.
 FLOORS = [
     {"magnitudes", "reductions"},
-    {"norms", "leaves", "averages"},
+    {"averages", "norms", "leaves"},
     {"groupings"},
     {"measuring", "scopes"},
     {"thresholds", "responses", "reports"},

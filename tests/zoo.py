@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import oracles
 import pytest
 from oracles import Groupwise
@@ -41,6 +42,21 @@ class Strategy:
 def by_rank(tree):
     """Label every leaf by the number of its axes."""
     return jax.tree.map(lambda x: "matrices" if np.ndim(x) >= 2 else "others", tree)
+
+
+def at_constant_loss(factory):
+    """A strategy that needs the loss, and is given 1 where the row has none."""
+
+    @functools.wraps(factory)
+    def make(**options):
+        inner = factory(**options)
+
+        def update(updates, state, params=None, *, value=1.0, **extra):
+            return inner.update(updates, state, params, value=value, **extra)
+
+        return optax.GradientTransformationExtraArgs(inner.init, update)
+
+    return make
 
 
 def exempt(reason: str, *rows: str) -> dict[str, str]:
@@ -237,6 +253,16 @@ STRATEGIES = [
     Strategy(
         "error_feedback",
         around(optaxclip.error_feedback, measures=False),
+        "autoclip",
+        optaxclip.autoclip,
+        None,
+        Groupwise(oracles.global_norm(2), oracles.unlimited),
+        options={"window": 8},
+        exempt=LIMITLESS,
+    ),
+    Strategy(
+        "zclip",
+        optaxclip.zclip,
         "max_norm",
         Groupwise(oracles.global_norm(2)),
     ),
@@ -257,6 +283,32 @@ STRATEGIES = [
         )
         for guard in (optaxclip.skip_nonfinite, optaxclip.skip_spikes)
     ],
+    Strategy(
+        "adagc",
+        optaxclip.adagc,
+        "max_norm",
+        Groupwise(oracles.global_norm(2)),
+    ),
+    Strategy(
+        "aggc",
+        optaxclip.aggc,
+        None,
+        Groupwise(oracles.rank_norm, oracles.unlimited),
+        options={"labels": by_rank},
+        exempt=LIMITLESS,
+    ),
+    Strategy(
+        "quantile_clip",
+        optaxclip.quantile_clip,
+        "init_norm",
+        Groupwise(oracles.global_norm(2)),
+    ),
+    Strategy(
+        "greedy_clip",
+        at_constant_loss(optaxclip.greedy_clip),
+        "max_norm",
+        Groupwise(oracles.global_norm(2)),
+    ),
 ]
 
 

@@ -149,7 +149,7 @@ def skip_nonfinite(
 
     Examples:
       >>> optimizer = optaxclip.skip_nonfinite(
-      ...     optax.chain(optaxclip.clip_global_norm(1.0), optax.adam(0.1))
+      ...     optax.chain(optaxclip.clip_global_norm(1.0), optax.sgd(0.1))
       ... )
       >>> state = optimizer.init(jnp.zeros(2))
       >>> updates, state = optimizer.update(jnp.array([jnp.inf, 1.0]), state)

@@ -14,30 +14,10 @@ from optaxclip.guards.skipping import skipping
 from optaxclip.leaves import AxisName, counted
 from optaxclip.measuring import measure
 from optaxclip.thresholds import check_limit
+from optaxclip.thresholds.checks import check_between, check_window
+from optaxclip.thresholds.window import Window
 
 Scalar = Float[Array, ""]
-
-
-class Window(NamedTuple):
-    """The last numbers of a quantity, in a ring.
-
-    Attributes:
-      values: the ring; places that are not filled yet hold 0.
-      number: how many numbers were ever put in.
-    """
-
-    values: Float[Array, " window"]
-    number: Int32[Array, ""]
-
-
-def _empty(size: int) -> Window:
-    return Window(jnp.zeros(size, jnp.float32), jnp.zeros((), jnp.int32))
-
-
-def _with(window: Window, x: Scalar) -> Window:
-    place = window.number % window.values.size
-    number = jnp.asarray(optax.safe_increment(window.number))
-    return Window(window.values.at[place].set(x), number)
 
 
 class SpikeMemory(NamedTuple):
@@ -79,23 +59,24 @@ class _Spikes:
     axis_name: AxisName
 
     def init(self) -> tuple[SpikeMemory, SpikeReport]:
-        memory = SpikeMemory(_empty(self.window), _empty(self.window))
+        memory = SpikeMemory(*(_empty(self.window) for _ in range(2)))
         counters = (jnp.zeros((), jnp.int32) for _ in range(3))
         return memory, SpikeReport(*counters, *(jnp.zeros(()) for _ in range(3)))
 
     def _score(self, window: Window, x: Scalar) -> Scalar:
-        """Standardize x, in units of the largest number of the window."""
-        known = jnp.arange(window.values.size) < window.number
-        largest = jnp.max(jnp.abs(window.values))
+        known = window.values < jnp.inf
+        values = jnp.where(known, window.values, 0.0)
+        # In units of the largest, whose square can neither overflow nor vanish.
+        largest = jnp.max(jnp.abs(values))
         unit = jnp.where(largest > 0, largest, 1.0)
-        number = jnp.maximum(jnp.sum(known, dtype=jnp.float32), 1.0)
-        mean = jnp.sum(window.values / unit) / number
-        spread = jnp.where(known, window.values / unit - mean, 0.0)
-        std = jnp.sqrt(jnp.sum(jnp.square(spread)) / number)
+        number = jnp.maximum(window.filled, 1).astype(jnp.float32)
+        mean = jnp.sum(values / unit) / number
+        apart = jnp.where(known, values / unit - mean, 0.0)
+        std = jnp.sqrt(jnp.sum(jnp.square(apart)) / number)
         std = jnp.maximum(std, jnp.asarray(self.min_std, jnp.float32))
         distance = x / unit - mean
         score = jnp.where(distance == 0, 0.0, distance / std)
-        judged = window.number >= jnp.asarray(self.min_steps, jnp.int32)
+        judged = window.filled >= jnp.asarray(self.min_steps).astype(jnp.int32)
         return jnp.where(judged, score, 0.0)
 
     def _stands_out(self, score: Scalar, x: Scalar) -> Bool[Array, ""]:
@@ -119,12 +100,16 @@ class _Spikes:
         return (
             jnp.any(bad),
             memory._replace(
-                **{name: _with(getattr(memory, name), x) for name, x in seen.items()}
+                **{name: getattr(memory, name).pushed(x) for name, x in seen.items()}
             ),
             report._replace(
                 norm=norm, **{f"{name}_score": score for name, score in scores.items()}
             ),
         )
+
+
+def _empty(size: int) -> Window:
+    return Window(jnp.full(size, jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
 
 
 def _norm(updates: PyTree, axis_name: AxisName) -> Scalar:
@@ -184,7 +169,7 @@ def skip_spikes(
       ``total``, ``norm``, ``norm_score`` and ``value_score``.
 
     Raises:
-      TypeError: if `window` is not an int, or another number none.
+      TypeError: if `window` is traced, or an argument has the wrong type.
       ValueError: if `sigmas`, `sigmas_below` or `min_std` is negative or NaN, or not
         1 <= `min_steps` <= `window`; in the update, if ``value`` is no scalar.
 
@@ -210,18 +195,10 @@ def skip_spikes(
       lasts; ``consecutive`` says so, and `optaxclip.stop_on_streak` ends the run. The
       standard deviation is that of the window, without Bessel's correction.
     """
-    if not isinstance(window, int):
-        raise TypeError(
-            f"window must be a Python int, not {type(window).__name__}; name it in "
-            "static_args where a wrapper such as optax.inject_hyperparams traces it."
-        )
     check_limit(sigmas, "sigmas")
     check_limit(sigmas_below, "sigmas_below")
     check_limit(min_std, "min_std")
-    if isinstance(min_steps, int) and not 1 <= min_steps <= window:
-        raise ValueError(
-            f"min_steps must lie between 1 and window, which is {window}, not "
-            f"{min_steps}."
-        )
+    check_window(window)
+    check_between(min_steps, 1, window, "min_steps")
     judge = _Spikes(sigmas, sigmas_below, window, min_steps, min_std, axis_name)
     return skipping(inner, judge, "skip_spikes")

@@ -10,58 +10,68 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int32
 
 from optaxclip import norms, responses, scopes
-from optaxclip.averages import check_decay, root_mean_square
+from optaxclip.averages import root_mean_square
 from optaxclip.clipper import clipper
 from optaxclip.groupings import each_group
 from optaxclip.leaves import AxisName
 from optaxclip.magnitudes import Number, PerGroup
-from optaxclip.thresholds import Observation, Threshold, as_threshold, check_limit
+from optaxclip.thresholds import Observation, Threshold, as_threshold
+from optaxclip.thresholds.checks import check_between, check_decay
+from optaxclip.thresholds.memory import begin, count, like, remember
 from optaxclip.thresholds.threshold import Groups
 
 
+class _History(NamedTuple):
+    """The root of the mean square of each group's clipped magnitudes."""
+
+    rms: Number
+
+
 class _HistoryState(NamedTuple):
-    """What is remembered: the root of each group's mean square, and how many steps."""
+    """What is remembered of each group, and how many steps were finite."""
 
     ratio: Any
-    rms: PerGroup
+    history: Any
     step: Int32[Array, ""]
 
 
 @dataclass(frozen=True)
-class _History:
-    """A multiple of the root of the mean square of each group's clipped magnitudes."""
+class _OwnSquares:
+    """A multiple of the root of the mean of a group's own squares."""
 
     max_ratio: Threshold
     decay: ArrayLike
     warmup_steps: ArrayLike
 
     def init(self, groups: Groups) -> _HistoryState:
-        rms = jax.tree.map(lambda g: jnp.zeros(g.shape, g.dtype), groups)
-        return _HistoryState(self.max_ratio.init(groups), rms, jnp.zeros((), jnp.int32))
+        def first(group: jax.ShapeDtypeStruct) -> _History:
+            return _History(jnp.zeros(group.shape, group.dtype))
+
+        step = jnp.zeros((), jnp.int32)
+        return _HistoryState(self.max_ratio.init(groups), begin(first, groups), step)
 
     def update(
         self, seen: Observation, state: _HistoryState
     ) -> tuple[PerGroup, _HistoryState]:
-        ratio, ratio_state = self.max_ratio.update(seen, state.ratio)
-        active = state.step >= self.warmup_steps
+        active = state.step >= jnp.asarray(self.warmup_steps).astype(jnp.int32)
 
-        def limit(ratio: Number, rms: Number) -> Number:
-            root = jnp.sqrt(jnp.maximum(ratio.astype(rms.dtype), 0))
-            return jnp.where(active & (rms > 0), root * rms, jnp.inf)
-
-        def remembered(rms: Number, size: Number, limit: Number) -> Number:
-            share = jnp.asarray(1 - self.decay, rms.dtype)
-            new = root_mean_square(rms, jnp.minimum(size, limit), share)
-            return jnp.where(jnp.isfinite(size), new, rms)
+        def clipped(
+            size: Number, memory: _History, ratio: Number
+        ) -> tuple[Number, _History]:
+            root = jnp.sqrt(jnp.maximum(like(ratio, size), 0))
+            limit = jnp.where(active & (memory.rms > 0), root * memory.rms, jnp.inf)
+            share = like(1 - self.decay, size)
+            left = jnp.minimum(size, limit)
+            return limit, _History(root_mean_square(memory.rms, left, share))
 
         def broken(size: Number) -> Bool[Array, "..."]:
             return ~jnp.isfinite(size)
 
-        limits = each_group(limit, ratio, state.rms)
-        rms = each_group(remembered, state.rms, seen.magnitude, limits)
-        whole = seen.share(each_group(broken, seen.magnitude)) == 0
-        step = jnp.where(whole, optax.safe_increment(state.step), state.step)
-        return limits, _HistoryState(ratio_state, rms, step)
+        ratio, ratio_state = self.max_ratio.update(seen, state.ratio)
+        limit, history = remember(clipped, seen.magnitude, state.history, ratio)
+        finite = seen.share(each_group(broken, seen.magnitude)) == 0
+        step = jnp.where(finite, count(state.step), state.step)
+        return limit, _HistoryState(ratio_state, history, step)
 
 
 def spam_clip(
@@ -95,8 +105,9 @@ def spam_clip(
       A transformation; `optaxclip.responses` has the table of its edges, for `clamp`.
 
     Raises:
-      TypeError: if `max_ratio` has the wrong type.
-      ValueError: if `max_ratio` is negative or NaN, or `decay` not from 0 to 1.
+      TypeError: if an argument has the wrong type.
+      ValueError: if `max_ratio` or `warmup_steps` is negative or NaN, or `decay` not
+        at least 0 and below 1.
 
     Examples:
       >>> clip = optaxclip.spam_clip(4.0, decay=0.5, warmup_steps=1)
@@ -116,12 +127,12 @@ def spam_clip(
       Huang et al., SPAM: spike-aware Adam with momentum reset for stable LLM training,
       2025, arXiv:2501.06842.
     """
-    check_decay(decay, "decay")
-    check_limit(warmup_steps, "warmup_steps")
+    check_decay(decay)
+    check_between(warmup_steps, 0, jnp.inf, "warmup_steps")
     return clipper(
         scopes.element(axis_name=axis_name),
         norms.linf,
-        _History(as_threshold(max_ratio, "max_ratio"), decay, warmup_steps),
+        _OwnSquares(as_threshold(max_ratio, "max_ratio"), decay, warmup_steps),
         responses.clamp,
         name="spam_clip",
     )

@@ -9,13 +9,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
 from optaxclip import norms, responses, scopes
-from optaxclip.averages import check_decay, newest_share, root_mean_square
+from optaxclip.averages import newest_share, root_mean_square
 from optaxclip.clipper import Rule
 from optaxclip.leaves import AxisName, counted, filled, zeros_for
 from optaxclip.magnitudes import Leaf, Number, modulus, times, widen
 from optaxclip.measuring import measure
 from optaxclip.reports import ClipState
 from optaxclip.thresholds import Threshold, as_threshold, check_limit
+from optaxclip.thresholds.checks import check_decay
 
 
 class StableAdamState(NamedTuple):
@@ -82,9 +83,9 @@ def scale_by_stable_adam(
       shows R and d.
 
     Raises:
-      TypeError: if `max_rms` or `eps` has the wrong type.
-      ValueError: if `max_rms` or `eps` is negative or NaN, `b1` or `b2` not from 0 to
-        1, or a leaf has fewer dimensions than `leading_axes`.
+      TypeError: if an argument has the wrong type.
+      ValueError: if `max_rms` or `eps` is negative or NaN, `b1` or `b2` not at least 0
+        and below 1, or a leaf has fewer dimensions than `leading_axes`.
 
     Examples:
       >>> stable_adam = optaxclip.scale_by_stable_adam()

@@ -1,48 +1,55 @@
 """Stable-SPAM's two clips: of the largest numbers, and of the norm."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
 from optaxclip import norms, responses, scopes
-from optaxclip.averages import check_decay, newest_share, root_mean_square
+from optaxclip.averages import newest_share, root_mean_square
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
-from optaxclip.magnitudes import Leaf, Number, modulus
+from optaxclip.magnitudes import Leaf, Number, PerGroup, modulus
 from optaxclip.responses import Weights, shrink
 from optaxclip.thresholds import Observation, check_limit
+from optaxclip.thresholds.checks import check_decay
+from optaxclip.thresholds.memory import begin, count, like, remember, where
 from optaxclip.thresholds.threshold import Groups
 
 
-class _MeanState(NamedTuple):
-    """The average magnitude of each tensor, of how many steps."""
+class _Mean(NamedTuple):
+    """The average magnitude of each tensor, of how many finite ones."""
 
     mean: Number
     number: Int32[Array, "..."]
 
 
 @dataclass(frozen=True)
-class _Mean:
+class _RunningMean:
     """The debiased average of each tensor's magnitudes, this one included."""
 
     decay: ArrayLike
 
-    def init(self, groups: Groups) -> _MeanState:
-        return _MeanState(
-            jnp.zeros(groups.shape, groups.dtype), jnp.zeros(groups.shape, jnp.int32)
-        )
+    def init(self, groups: Groups) -> _Mean:
+        def first(group: jax.ShapeDtypeStruct) -> _Mean:
+            number = jnp.zeros(group.shape, jnp.int32)
+            return _Mean(jnp.zeros(group.shape, group.dtype), number)
 
-    def update(self, seen: Observation, state: _MeanState) -> tuple[Number, _MeanState]:
-        size, mean = seen.magnitude, state.mean
-        usable = jnp.isfinite(size)
-        number = state.number + usable.astype(jnp.int32)
-        share = newest_share(self.decay, number).astype(mean.dtype)
-        mean = jnp.where(usable, (1 - share) * mean + share * size, mean)
-        return mean, _MeanState(mean, number)
+        return begin(first, groups)
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        return remember(self._step, seen.magnitude, state)
+
+    def _step(self, size: Number, memory: _Mean) -> tuple[Number, _Mean]:
+        number = count(memory.number)
+        share = like(newest_share(self.decay, number), size)
+        mean = (1 - share) * memory.mean + share * size
+        limit = jnp.where(jnp.isfinite(size), mean, memory.mean)
+        return limit, _Mean(mean, number)
 
 
 @dataclass(frozen=True)
@@ -93,8 +100,9 @@ def adaclip(
       A transformation; `optaxclip.responses` has the table of its edges.
 
     Raises:
-      ValueError: if `decay` is not from 0 to 1, or a leaf has fewer dimensions than
-        `leading_axes`.
+      TypeError: if an argument has the wrong type.
+      ValueError: if `decay` is not at least 0 and below 1, or a leaf has fewer
+        dimensions than `leading_axes`.
 
     Examples:
       >>> clip = optaxclip.adaclip(decay=0.5)
@@ -114,17 +122,17 @@ def adaclip(
       Huang et al., Stable-SPAM: how to train in 4-bit more stably than 16-bit Adam,
       2025, arXiv:2502.17055.
     """
-    check_decay(decay, "decay")
+    check_decay(decay)
     return clipper(
         scopes.tensor(leading_axes=leading_axes, axis_name=axis_name),
         norms.linf,
-        _Mean(decay),
+        _RunningMean(decay),
         _RescaleAbove(),
         name="adaclip",
     )
 
 
-class _NormalState(NamedTuple):
+class _Normal(NamedTuple):
     """The average and the root mean square of each tensor's norms."""
 
     mean: Number
@@ -133,31 +141,36 @@ class _NormalState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Normal:
+class _Normalized:
     """The ratio of the average norm to its root mean square, this one included."""
 
     b1: ArrayLike
     b2: ArrayLike
     eps: ArrayLike
 
-    def init(self, groups: Groups) -> _NormalState:
-        mean, rms = (jnp.zeros(groups.shape, groups.dtype) for _ in range(2))
-        return _NormalState(mean, rms, jnp.zeros(groups.shape, jnp.int32))
+    def init(self, groups: Groups) -> _Normal:
+        def first(group: jax.ShapeDtypeStruct) -> _Normal:
+            mean, rms = (jnp.zeros(group.shape, group.dtype) for _ in range(2))
+            return _Normal(mean, rms, jnp.zeros(group.shape, jnp.int32))
 
-    def update(
-        self, seen: Observation, state: _NormalState
-    ) -> tuple[Number, _NormalState]:
-        size, mean, rms, number = seen.magnitude, *state
-        usable = jnp.isfinite(size)
-        number = number + usable.astype(jnp.int32)
-        first = newest_share(self.b1, number).astype(mean.dtype)
-        second = newest_share(self.b2, number).astype(mean.dtype)
-        mean = jnp.where(usable, (1 - first) * mean + first * size, mean)
-        rms = jnp.where(usable, root_mean_square(rms, size, second), rms)
-        limit = mean / (rms + jnp.asarray(self.eps, rms.dtype))
+        return begin(first, groups)
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        return remember(self._step, seen.magnitude, state)
+
+    def _step(self, size: Number, memory: _Normal) -> tuple[Number, _Normal]:
+        number = count(memory.number)
+        first = like(newest_share(self.b1, number), size)
+        second = like(newest_share(self.b2, number), size)
+        new = _Normal(
+            (1 - first) * memory.mean + first * size,
+            root_mean_square(memory.rms, size, second),
+            number,
+        )
+        known = where(jnp.isfinite(size), new, memory)
+        ratio = known.mean / (known.rms + like(self.eps, size))
         # Before the first norm that a float holds, the norm becomes 1.
-        limit = jnp.where(number > 0, limit, jnp.ones_like(limit))
-        return limit, _NormalState(mean, rms, number)
+        return jnp.where(known.number > 0, ratio, jnp.ones_like(ratio)), new
 
 
 def adagn(
@@ -195,9 +208,9 @@ def adagn(
       `normalize`. The report's limit is the new norm.
 
     Raises:
-      TypeError: if `eps` has the wrong type.
-      ValueError: if `b1` or `b2` is not from 0 to 1, `eps` is negative or NaN, or a
-        leaf has fewer dimensions than `leading_axes`.
+      TypeError: if an argument has the wrong type.
+      ValueError: if `b1` or `b2` is not at least 0 and below 1, `eps` is negative or
+        NaN, or a leaf has fewer dimensions than `leading_axes`.
 
     Examples:
       >>> normalize = optaxclip.adagn()
@@ -224,7 +237,7 @@ def adagn(
     return clipper(
         scopes.tensor(leading_axes=leading_axes, axis_name=axis_name),
         norms.l2,
-        _Normal(b1, b2, eps),
+        _Normalized(b1, b2, eps),
         responses.normalize,
         name="adagn",
     )
