@@ -199,6 +199,46 @@ STRATEGIES = [
         needs_params=True,
     ),
     Strategy(
+        "autoclip",
+        optaxclip.autoclip,
+        None,
+        Groupwise(oracles.global_norm(2), oracles.unlimited),
+        options={"window": 8},
+        exempt=LIMITLESS,
+    ),
+    Strategy(
+        "zclip",
+        optaxclip.zclip,
+        "max_norm",
+        Groupwise(oracles.global_norm(2)),
+    ),
+    Strategy(
+        "adagc",
+        optaxclip.adagc,
+        "max_norm",
+        Groupwise(oracles.global_norm(2)),
+    ),
+    Strategy(
+        "aggc",
+        optaxclip.aggc,
+        None,
+        Groupwise(oracles.rank_norm, oracles.unlimited),
+        options={"labels": by_rank},
+        exempt=LIMITLESS,
+    ),
+    Strategy(
+        "quantile_clip",
+        optaxclip.quantile_clip,
+        "init_norm",
+        Groupwise(oracles.global_norm(2)),
+    ),
+    Strategy(
+        "greedy_clip",
+        at_constant_loss(optaxclip.greedy_clip),
+        "max_norm",
+        Groupwise(oracles.global_norm(2)),
+    ),
+    Strategy(
         "spam_clip",
         optaxclip.spam_clip,
         None,
@@ -253,16 +293,6 @@ STRATEGIES = [
     Strategy(
         "error_feedback",
         around(optaxclip.error_feedback, measures=False),
-        "autoclip",
-        optaxclip.autoclip,
-        None,
-        Groupwise(oracles.global_norm(2), oracles.unlimited),
-        options={"window": 8},
-        exempt=LIMITLESS,
-    ),
-    Strategy(
-        "zclip",
-        optaxclip.zclip,
         "max_norm",
         Groupwise(oracles.global_norm(2)),
     ),
@@ -283,32 +313,6 @@ STRATEGIES = [
         )
         for guard in (optaxclip.skip_nonfinite, optaxclip.skip_spikes)
     ],
-    Strategy(
-        "adagc",
-        optaxclip.adagc,
-        "max_norm",
-        Groupwise(oracles.global_norm(2)),
-    ),
-    Strategy(
-        "aggc",
-        optaxclip.aggc,
-        None,
-        Groupwise(oracles.rank_norm, oracles.unlimited),
-        options={"labels": by_rank},
-        exempt=LIMITLESS,
-    ),
-    Strategy(
-        "quantile_clip",
-        optaxclip.quantile_clip,
-        "init_norm",
-        Groupwise(oracles.global_norm(2)),
-    ),
-    Strategy(
-        "greedy_clip",
-        at_constant_loss(optaxclip.greedy_clip),
-        "max_norm",
-        Groupwise(oracles.global_norm(2)),
-    ),
 ]
 
 
