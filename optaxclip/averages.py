@@ -1,13 +1,13 @@
 """Exponential averages that are right from their first number on."""
 
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from optaxclip.magnitudes import Number
 
 
-def newest_share(decay: ArrayLike, number: Array) -> Number:
+def newest_share(decay: ArrayLike, number: Array, dtype: DTypeLike) -> Number:
     r"""Give the share of the newest number in a debiased average of so many.
 
     $$\frac{1 - \beta}{1 - \beta^t}$$
@@ -18,10 +18,11 @@ def newest_share(decay: ArrayLike, number: Array) -> Number:
     Args:
       decay: the decay β of the average.
       number: how many numbers it holds, the newest included; 0 is taken as 1.
+      dtype: the type of the average.
     """
-    # The distance from 1 is exact in float32, where β itself and its powers are not.
-    rate = jnp.log1p(jnp.asarray(decay - 1.0, jnp.float32))
-    steps = jnp.maximum(number, 1).astype(jnp.float32)
+    # The distance from 1 fits a float better than β itself and its powers do.
+    rate = jnp.log1p(jnp.asarray(decay - 1.0, dtype))
+    steps = jnp.maximum(number, 1).astype(dtype)
     share = jnp.expm1(rate) / jnp.expm1(steps * rate)
     return jnp.where(steps == 1, jnp.ones_like(share), share)
 

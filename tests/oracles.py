@@ -196,12 +196,11 @@ def finite_numbers(updates, params, limit):
     return [np.where(np.isfinite(x), x, 0) for x in updates]
 
 
-def finite_steps(oracle):
-    """Zeros for the whole tree where any number is not finite."""
+class FiniteSteps(Groupwise):
+    """As groups are, but zeros for the whole tree where any number is not finite."""
 
-    def guarded(updates, params, limit):
+    def __call__(self, updates, params, limit):
+        """The updates as they must come back."""
         if all(np.isfinite(x).all() for x in updates):
-            return oracle(updates, params, limit)
+            return super().__call__(updates, params, limit)
         return [np.zeros_like(x) for x in updates]
-
-    return guarded

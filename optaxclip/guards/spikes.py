@@ -116,8 +116,9 @@ def _norm(updates: PyTree, axis_name: AxisName) -> Scalar:
     """Measure in float32; finite numbers whose norm it cannot hold have its largest."""
     grouping = scopes.whole(axis_name=axis_name).arrange(updates)
     size = measure(norms.l2, grouping, counted(updates))
-    most = jnp.where(jnp.isfinite(size.value), jnp.finfo(jnp.float32).max, jnp.inf)
-    return jnp.minimum(size.plain, most).astype(jnp.float32)
+    largest = float(jnp.finfo(jnp.float32).max)
+    most = jnp.where(jnp.isfinite(size.value), largest, jnp.inf)
+    return jnp.minimum(size.plain.astype(jnp.float32), most)
 
 
 def _scalar(value: ArrayLike) -> Scalar:

@@ -13,7 +13,7 @@ from optaxclip.averages import newest_share, root_mean_square
 from optaxclip.clipper import Rule
 from optaxclip.leaves import AxisName, counted, filled, zeros_for
 from optaxclip.magnitudes import Leaf, Number, modulus, times, widen
-from optaxclip.measuring import measure
+from optaxclip.measuring import measure, measuring_dtype
 from optaxclip.reports import ClipState
 from optaxclip.thresholds import Threshold, as_threshold, check_limit
 from optaxclip.thresholds.checks import check_decay
@@ -128,9 +128,9 @@ def scale_by_stable_adam(
         grouping, leaves = scope.arrange(updates), counted(updates)
         old = list(zip(*map(jax.tree.leaves, (state.mean, state.rms)), strict=True))
         number = state.number + 1
+        dtype = measuring_dtype(leaves)
         shares = [
-            grouping.spread(newest_share(decay, number).astype(jnp.float32))
-            for decay in (b1, b2)
+            grouping.spread(newest_share(decay, number, dtype)) for decay in (b1, b2)
         ]
         new = list(map(_averaged, leaves, old, *shares))
         surprise = [
@@ -176,4 +176,7 @@ def _averaged(
 
 def _over(dividend: Leaf, divisor: Number) -> Leaf:
     """Divide; zero by zero is zero."""
-    return times(dividend, 1 / jnp.where(divisor > 0, divisor, jnp.ones_like(divisor)))
+    safe = jnp.where(divisor > 0, divisor, jnp.ones_like(divisor))
+    if jnp.iscomplexobj(dividend):  # A complex quotient squares the divisor.
+        return jax.lax.complex(dividend.real / safe, dividend.imag / safe)
+    return dividend / safe

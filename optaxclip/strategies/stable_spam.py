@@ -46,7 +46,7 @@ class _RunningMean:
 
     def _step(self, size: Number, memory: _Mean) -> tuple[Number, _Mean]:
         number = count(memory.number)
-        share = like(newest_share(self.decay, number), size)
+        share = newest_share(self.decay, number, size.dtype)
         mean = (1 - share) * memory.mean + share * size
         limit = jnp.where(jnp.isfinite(size), mean, memory.mean)
         return limit, _Mean(mean, number)
@@ -160,8 +160,8 @@ class _Normalized:
 
     def _step(self, size: Number, memory: _Normal) -> tuple[Number, _Normal]:
         number = count(memory.number)
-        first = like(newest_share(self.b1, number), size)
-        second = like(newest_share(self.b2, number), size)
+        first = newest_share(self.b1, number, size.dtype)
+        second = newest_share(self.b2, number, size.dtype)
         new = _Normal(
             (1 - first) * memory.mean + first * size,
             root_mean_square(memory.rms, size, second),
