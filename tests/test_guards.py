@@ -1,5 +1,7 @@
 """Guards: a bad step is as if it had not been, however many there are."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ def noisy():
         )
         return spread, key
 
-    noise = optax.GradientTransformation(lambda _: jax.random.key(0), update)
+    noise = optax.GradientTransformation(lambda params: jax.random.key(0), update)
     return optax.chain(optaxclip.clip_global_norm(1.0), noise, optax.adam(0.1))
 
 
@@ -74,7 +76,7 @@ def test_a_skipped_step_leaves_parameters_and_inner_state_bit_for_bit(guard):
             updates, state = step(mixed(), state, params)
             params = optax.apply_updates(params, updates)
         for bad in (jnp.nan, jnp.inf, -jnp.inf):
-            for place in params:
+            for place in mixed():
                 updates, after = step(broken(mixed(), bad, place), state, params)
                 assert_same_bits(updates, jax.tree.map(jnp.zeros_like, params))
                 assert_same_bits(optax.apply_updates(params, updates), params)
@@ -162,11 +164,13 @@ def test_under_vmap_each_run_skips_its_own_bad_steps(guard):
 def test_the_raw_gradient_is_judged_and_extra_arguments_are_handed_on(guard):
     seen = []
 
-    def update(updates, state, params=None, *, value, name, **extra):
+    def update(updates, state, params=None, *, value=None, name=None, **extra):
         seen.append((value, name, params))
         return updates, state
 
-    inner = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    inner = optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(), update
+    )
     optimizer = guard(optax.chain(optaxclip.clip_value(1.0), inner))
     state = optimizer.init(jnp.zeros(2))
     updates, _ = optimizer.update(
@@ -216,7 +220,10 @@ def test_a_guard_works_under_masked_partition_and_inject_hyperparams(guard):
     masked = optax.masked(guard(optax.sgd(1.0)), {"a": True, "b": False})
     (updates,), _ = steps_of(masked, [tree])
     assert_same_bits(updates, {"a": -ONE, "b": BAD})
-    parts = {"a": guard(optax.sgd(1.0)), "b": guard(optax.sgd(1.0))}
+    parts: dict[Any, optax.GradientTransformation] = {
+        "a": guard(optax.sgd(1.0)),
+        "b": guard(optax.sgd(1.0)),
+    }
     (updates,), state = steps_of(optax.partition(parts, {"a": "a", "b": "b"}), [tree])
     assert_same_bits(updates, {"a": -ONE, "b": jnp.zeros(2)})
     name = guard.__name__

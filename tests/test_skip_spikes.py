@@ -1,5 +1,7 @@
 """Which steps stand out: the rolling statistics of `skip_spikes`."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -221,13 +223,14 @@ def test_sigmas_may_be_traced_and_injected():
 
 
 def test_wrong_options_are_refused():
-    for wrong in (
+    refused: list[dict[str, Any]] = [
         {"sigmas": -1.0},
         {"sigmas_below": np.nan},
         {"min_std": -0.1},
         {"window": 0},
         {"min_steps": 0},
         {"window": 8, "min_steps": 9},
-    ):
+    ]
+    for wrong in refused:
         with pytest.raises(ValueError, match=list(wrong)[-1]):
             optaxclip.skip_spikes(optax.sgd(1.0), **wrong)

@@ -66,14 +66,15 @@ class _Spikes:
     def _score(self, window: Window, x: Scalar) -> Scalar:
         known = window.values < jnp.inf
         values = jnp.where(known, window.values, 0.0)
-        # In units of the largest, whose square can neither overflow nor vanish.
+        # In a unit near the largest, so that no square overflows or vanishes.
         largest = jnp.max(jnp.abs(values))
-        unit = jnp.where(largest > 0, largest, 1.0)
+        unit = jnp.clip(largest, 2.0**-100, 2.0**100)
         number = jnp.maximum(window.filled, 1).astype(jnp.float32)
         mean = jnp.sum(values / unit) / number
         apart = jnp.where(known, values / unit - mean, 0.0)
         std = jnp.sqrt(jnp.sum(jnp.square(apart)) / number)
-        std = jnp.maximum(std, jnp.asarray(self.min_std, jnp.float32))
+        least = jnp.asarray(self.min_std, jnp.float32) * (largest / unit)
+        std = jnp.maximum(std, least)
         distance = x / unit - mean
         score = jnp.where(distance == 0, 0.0, distance / std)
         judged = window.filled >= jnp.asarray(self.min_steps).astype(jnp.int32)
