@@ -171,13 +171,13 @@ class Rule:
         )
         limit, memory = self.threshold.update(seen, state.threshold)
         limit = each_group(tidy, seen.magnitude, limit)
-        weights = each_group(self.response.weigh, size.value, size.unit, limit)
-        after = each_group(
-            lambda m, w: self.response.outcome(m, *w), seen.magnitude, weights
-        )
+        after = each_group(self.response.reach, seen.magnitude, limit)
         report = next_report(state.report, grouping, seen.magnitude, after, limit)
         _check_groups(self.name, state.report, report)
-        clipped = respond(self.response, grouping, updates, weights)
+        pointwise = grouping.pointwise
+        response = self.response.pointwise() if pointwise else self.response
+        weights = each_group(response.weigh, size.value, size.unit, limit)
+        clipped = respond(response, grouping, updates, weights)
         return clipped, state_type(self.name, ClipState)(memory, report)
 
 

@@ -93,13 +93,6 @@ def as_number(limit: ArrayLike) -> Number:
     return widen(number)
 
 
-def times(leaf: Leaf, factor: Number) -> Leaf:
-    """Multiply by a real number, in the type of the leaf."""
-    if jnp.iscomplexobj(leaf):  # A complex product would turn inf * (1 + 0j) to NaN.
-        return jax.lax.complex(leaf.real * factor, leaf.imag * factor)
-    return leaf * factor
-
-
 def modulus(x: Leaf) -> Number:
     """Give the absolute value, which is real for complex numbers too."""
     return jnp.abs(x)

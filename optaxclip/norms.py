@@ -25,17 +25,17 @@ def _loud(x: Leaf) -> Number:
     return jnp.where(jnp.isnan(size), jnp.inf, size)
 
 
-def _square(x: Number) -> Number:
-    """Square a scaled number.
+def _kept(x: Leaf) -> Number:
+    """Give the absolute value of a scaled number, written as none.
 
-    Of a number that it knows XLA takes the square apart, and that of the scale alone
-    overflows; an absolute value, if it is written as none, keeps them together.
+    XLA takes the square of a number that it knows apart, and that of the scale alone
+    overflows; it would drop an absolute value there, but not this.
     """
-    return jnp.square(jnp.maximum(x, -x))
+    return modulus(x) if jnp.iscomplexobj(x) else jnp.maximum(x, -x)
 
 
 def _reciprocal(unit: PerGroup) -> PerGroup:
-    """Invert powers of two, exactly, for the groups rather than for each leaf."""
+    """Invert powers of two, exactly."""
     return jax.tree.map(lambda u: 1 / u, unit)
 
 
@@ -69,14 +69,14 @@ class PowerNorm:
         if self.order == 1:
             return modulus(x)
         if jnp.iscomplexobj(x):
-            return _square(x.real) + _square(x.imag)
-        return _square(x)
+            return jnp.square(_kept(x.real)) + jnp.square(_kept(x.imag))
+        return jnp.square(_kept(x))
 
     def _visible_power(self, x: Leaf, scale: Number) -> Number:
         """Keep what is not zero from underflowing to zero: a sum of 0 means zeros."""
-        power = self._power(x, scale)
-        # XLA's fast sums on CPU know of a minimum, but not of a comparison.
-        return power + jax.lax.min(modulus(x), jnp.finfo(power.dtype).tiny)
+        power, x = self._power(x, scale), _scaled(x, scale)
+        # If it were not scaled, XLA would move this out of the loop, to memory.
+        return power + jax.lax.min(_kept(x), jnp.finfo(power.dtype).tiny)
 
     def measure(self, pool: Pool) -> Magnitude:
         """Sum in a unit that suits usual gradients; rescale where it does not.

@@ -10,7 +10,15 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from optaxclip.groupings.census import census
 from optaxclip.groupings.grouping import Grouping, copies
-from optaxclip.magnitudes import Leaf, Norm, Number, PerGroup, modulus
+from optaxclip.magnitudes import (
+    Leaf,
+    Magnitude,
+    Norm,
+    Number,
+    PerGroup,
+    Pool,
+    modulus,
+)
 from optaxclip.norms import linf
 from optaxclip.reductions import MAX, Axes, Reduction, spread_over
 
@@ -81,12 +89,31 @@ class ByLeaf(Grouping):
 
 
 @dataclass(frozen=True)
+class _Modulus:
+    """The magnitude of single numbers, which every float holds."""
+
+    def measure(self, pool: Pool) -> Magnitude:
+        """See `Norm.measure`."""
+        unit = pool.full(1.0)
+        return Magnitude(linf.value(pool, unit), unit)
+
+    def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
+        """See `Norm.value`."""
+        return linf.value(pool, unit)
+
+
+@dataclass(frozen=True)
 class Elements(ByLeaf):
     """Every number is a group of its own."""
 
+    @property
+    def pointwise(self) -> bool:
+        """See `Grouping.pointwise`."""
+        return True
+
     def suited(self, norm: Norm) -> Norm:
         """See `Grouping.suited`."""
-        return linf
+        return _Modulus()
 
     def reduce(
         self, op: Reduction, leaves: list[Leaf], terms: list[Number]

@@ -49,6 +49,11 @@ class Grouping(ABC):
         """Whether there is but one group, kept as a scalar."""
         return False
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether every number is a group of its own."""
+        return False
+
     def count(self, leaves: list[Leaf]) -> int:
         """Count the numbers of all leaves, on the whole mesh."""
         return sum(

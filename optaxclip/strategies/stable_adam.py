@@ -12,9 +12,10 @@ from optaxclip import norms, responses, scopes
 from optaxclip.averages import newest_share, root_mean_square
 from optaxclip.clipper import Rule
 from optaxclip.leaves import AxisName, counted, filled, zeros_for
-from optaxclip.magnitudes import Leaf, Number, modulus, times, widen
+from optaxclip.magnitudes import Leaf, Number, modulus, widen
 from optaxclip.measuring import measure, measuring_dtype
 from optaxclip.reports import ClipState
+from optaxclip.responses.pointwise import multiply
 from optaxclip.thresholds import Threshold, as_threshold, check_limit
 from optaxclip.thresholds.checks import check_decay
 
@@ -170,7 +171,7 @@ def _averaged(
     mean, rms = averages
     first, second = first.astype(rms.dtype), second.astype(rms.dtype)
     wide = leaf.astype(mean.dtype)
-    mean = times(mean, 1 - first) + times(wide, first)
+    mean = multiply(mean, 1 - first) + multiply(wide, first)
     return mean, root_mean_square(rms, modulus(wide), second)
 
 

@@ -14,7 +14,7 @@ from optaxclip.averages import newest_share, root_mean_square
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
 from optaxclip.magnitudes import Leaf, Number, PerGroup, modulus
-from optaxclip.responses import Weights, shrink
+from optaxclip.responses import Response, Weights, shrink
 from optaxclip.thresholds import Observation, check_limit
 from optaxclip.thresholds.checks import check_decay
 from optaxclip.thresholds.memory import begin, count, like, remember, where
@@ -56,6 +56,9 @@ class _RunningMean:
 class _RescaleAbove:
     """Multiply the numbers above a limit so that the largest of them is at it."""
 
+    def reach(self, magnitude: Number, limit: Number, /) -> Number:
+        return shrink.reach(magnitude, limit)
+
     def weigh(self, value: Number, unit: Number, limit: Number) -> Weights:
         factors = shrink.weigh(value, unit, limit)
         broken = jnp.isnan(factors[0] * factors[1])
@@ -67,8 +70,8 @@ class _RescaleAbove:
         above = size > limit.astype(size.dtype)
         return jnp.where(above, shrink.apply(leaf, *factors), leaf)
 
-    def outcome(self, magnitude: Number, *weights: Number) -> Number:
-        return shrink.outcome(magnitude, *weights[1:])
+    def pointwise(self) -> Response:
+        return shrink.pointwise()
 
 
 def adaclip(

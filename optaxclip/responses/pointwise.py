@@ -1,0 +1,71 @@
+"""Every number for itself: its modulus is bent, its sign or phase stays."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax import lax
+
+from optaxclip.magnitudes import Leaf, Number, modulus
+from optaxclip.responses.response import Response, Weights
+
+
+def multiply(leaf: Leaf, factor: Number) -> Leaf:
+    """Multiply by a real number."""
+    if jnp.iscomplexobj(leaf):
+        # A complex product would turn inf * (1 + 0j) to NaN.
+        return lax.complex(leaf.real * factor, leaf.imag * factor)
+    return leaf * factor
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """Give each number the modulus that its own becomes; its sign or phase stays.
+
+    Attributes:
+      reach: gives what a modulus becomes under a limit.
+    """
+
+    reach: Callable[[Number, Number], Number]
+
+    def weigh(self, value: Number, unit: Number, limit: Number) -> Weights:
+        """See `Response.weigh`."""
+        return (limit,)
+
+    def apply(self, leaf: Leaf, *weights: Number) -> Leaf:
+        """See `Response.apply`."""
+        finfo = jnp.finfo(leaf.dtype)
+        limit = weights[0].astype(finfo.dtype)
+        limit = jnp.where(limit >= finfo.max, jnp.inf, limit)
+        if not jnp.iscomplexobj(leaf):
+            # Not |x|, whose derivative at 0 is none.
+            sign = jnp.where(jnp.signbit(leaf), -1, 1).astype(leaf.dtype)
+            return sign * self.reach(sign * leaf, limit)
+        size = modulus(jnp.where(leaf == 0, jnp.ones_like(leaf), leaf))
+        reached = self.reach(size, limit)
+        left = (leaf == 0) | (reached == size) | (limit == jnp.inf)
+        direction = _direction(jnp.where(left, jnp.ones_like(leaf), leaf))
+        return jnp.where(left, leaf, multiply(direction, reached))
+
+    def pointwise(self) -> Response:
+        """See `Response.pointwise`."""
+        return self
+
+
+def _direction(leaf: Leaf) -> Leaf:
+    """Divide complex numbers by their moduli, which may be infinite but not zero."""
+    real, imag = leaf.real, leaf.imag
+    infinite = jnp.isinf(real) | jnp.isinf(imag)
+    real, imag = (
+        jnp.where(infinite, jnp.where(jnp.isinf(part), jnp.sign(part), 0.0), part)
+        for part in (real, imag)
+    )
+    # Half of a number has a modulus even where that of the number overflows.
+    half = jnp.where(jnp.maximum(jnp.abs(real), jnp.abs(imag)) > 1, 0.5, 1.0)
+    real, imag = real * half.astype(real.dtype), imag * half.astype(imag.dtype)
+    size = modulus(lax.complex(real, imag))
+    return lax.complex(real / size, imag / size)
+
+
+clamp: Response = Pointwise(jnp.minimum)
+"""Bring every number of a group, by modulus, down to the group's limit."""

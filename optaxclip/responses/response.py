@@ -1,0 +1,28 @@
+"""What a response has to answer."""
+
+from typing import Protocol, runtime_checkable
+
+from optaxclip.magnitudes import Leaf, Number
+
+Weights = tuple[Number, ...]
+
+
+@runtime_checkable
+class Response(Protocol):
+    """What a response has to answer, for one array of groups."""
+
+    def reach(self, magnitude: Number, limit: Number, /) -> Number:
+        """Tell what a magnitude becomes."""
+        ...
+
+    def weigh(self, value: Number, unit: Number, limit: Number) -> Weights:
+        """Decide on groups of the magnitude ``value * unit``."""
+        ...
+
+    def apply(self, leaf: Leaf, *weights: Number) -> Leaf:
+        """Do to a leaf, of at least float32, what was decided for its groups."""
+        ...
+
+    def pointwise(self) -> "Response":
+        """Give what this response is where every number is a group of its own."""
+        ...

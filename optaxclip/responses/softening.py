@@ -1,0 +1,86 @@
+"""Curves that bend magnitudes below their limit already, without a corner."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from optaxclip.magnitudes import Number
+from optaxclip.responses.response import Response, Weights
+from optaxclip.responses.scaling import Scaling, loud, ratio_of
+
+
+@dataclass(frozen=True)
+class Curve:
+    r"""A curve $\varphi$ with slope 1 at 0 that rises to 1.
+
+    Attributes:
+      name: what it prints as.
+      height: gives $\varphi(r)$ for finite r > 0, whose square is finite too.
+    """
+
+    name: str
+    height: Callable[[Number], Number]
+
+    def __repr__(self) -> str:
+        return f"responses.{self.name}"
+
+
+# No curve has left its slope below the one ratio, or rises above the other.
+_NEAR, _FAR = 1e-18, 1e18
+
+
+@dataclass(frozen=True)
+class _Soften(Scaling):
+    curve: Curve
+
+    def _part(self, size: Number, bound: Number) -> Number:
+        none = bound == 0
+        part = size / jnp.where(none, jnp.ones_like(bound), bound)
+        return jnp.where(none | (part > _FAR), _FAR, part)
+
+    def reach(self, magnitude: Number, limit: Number) -> Number:
+        part = self._part(magnitude, limit)
+        left = (part < _NEAR) | (limit == jnp.inf)
+        one = jnp.ones_like(magnitude)
+        height = self.curve.height(jnp.where(left, one, part))
+        bent = jnp.where(left, one, limit) * height
+        return jnp.where(left, magnitude, loud(magnitude, bent))
+
+    def weigh(self, value: Number, unit: Number, limit: Number) -> Weights:
+        part = self._part(value, limit / unit)
+        left = (value == 0) | (part < _NEAR) | (limit == jnp.inf)
+        large = ~(part <= 1) & ~left
+        one = jnp.ones_like(value)
+        part = jnp.where(left, one, part)
+        height = self.curve.height(part)
+        first, second = ratio_of(jnp.where(large, value, one), unit, limit)
+        slope = jnp.where(left, one, height / part)
+        return jnp.where(large, first, one), jnp.where(large, second * height, slope)
+
+
+tanh = Curve("tanh", jnp.tanh)
+arctan = Curve("arctan", lambda r: jnp.arctan(jnp.pi / 2 * r) / (jnp.pi / 2))
+algebraic = Curve("algebraic", lambda r: r / (1 + r))
+pseudo_huber = Curve("pseudo_huber", lambda r: r / jnp.sqrt(1 + jnp.square(r)))
+
+
+def soften(curve: Curve = tanh) -> Response:
+    r"""Give the response that bends magnitudes below their limit, without a corner.
+
+    $$u \leftarrow u \cdot \frac{c}{m} \varphi\left(\frac{m}{c}\right)$$
+
+    Args:
+      curve: $\varphi$, one of `tanh`; `arctan`, $\frac2\pi
+        \arctan\frac{\pi r}2$; `algebraic`, $\frac r{1+r}$; `pseudo_huber`,
+        $\frac r{\sqrt{1+r^2}}$; or a `Curve`.
+
+    Returns:
+      The response.
+
+    Raises:
+      TypeError: if `curve` is not a `Curve`.
+    """
+    if not isinstance(curve, Curve):
+        raise TypeError(f"curve must be a Curve such as responses.tanh, not {curve!r}.")
+    return _Soften(curve)
