@@ -125,10 +125,10 @@ def test_autoclip_is_a_percentile_of_the_norms_so_far(percentile, window):
 def zclip_limits(sizes, answer, skip, warmup, allowed=2.5, decay=0.97, eps=1e-6):
     """The limits of ZClip for one group; the variance is held, as in the paper."""
     warm, limits = [], []
-    mean = variance = None
+    mean = variance = 0.0
     for size in sizes:
         limit = np.inf
-        if mean is not None:
+        if len(warm) == warmup:
             std = np.sqrt(variance)
             z = (size - mean) / (std + eps) if np.isfinite(size) else np.inf
             if answer == "percentile":
@@ -138,10 +138,9 @@ def zclip_limits(sizes, answer, skip, warmup, allowed=2.5, decay=0.97, eps=1e-6)
         limits.append(limit)
         if not np.isfinite(size):
             continue
-        if mean is None:
+        if len(warm) < warmup:
             warm.append(size)
-            if len(warm) == warmup:
-                mean, variance = np.mean(warm), np.var(warm)
+            mean, variance = np.mean(warm), np.var(warm)
             continue
         spike = size > limit
         if spike and skip:

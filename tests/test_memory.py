@@ -13,14 +13,17 @@ from unchecked import unchecked
 import optaxclip
 from optaxclip import norms, responses, scopes, thresholds
 from optaxclip.groupings import each_group
+from optaxclip.magnitudes import Magnitude
 from optaxclip.thresholds import (
     Band,
     Constant,
     Ema,
     Greedy,
     HistoricalSigma,
+    IgnoringZeros,
     Maximum,
     Minimum,
+    Observation,
     RollingPercentile,
     TrackedQuantile,
     Warmup,
@@ -31,9 +34,10 @@ from optaxclip.thresholds import (
 THRESHOLDS = {
     "band": Band(),
     "ema": Ema(decay=0.8),
+    "ignoring": IgnoringZeros(RollingPercentile(60.0, 3)),
     "greedy": Greedy(Constant(0.7)),
     "maximum": Maximum(RollingPercentile(30.0, 3), Ema(0.5)),
-    "minimum": Minimum(Ema(1.2), Constant(1.5)),
+    "minimum": Minimum(Ema(0.5), Constant(5.0)),
     "percentile": RollingPercentile(20.0, 4),
     "quantile": TrackedQuantile(Constant(0.5)),
     "sigma": HistoricalSigma(0.5, 4),
@@ -206,23 +210,22 @@ def test_a_loss_that_is_not_finite_leaves_no_trace():
         assert after.report.limit == state.report.limit
 
 
-@pytest.mark.parametrize("size", [1e30, 3e38, 1e-30])
-def test_a_finite_extreme_poisons_no_memory_for_ever(size):
+def test_a_finite_extreme_poisons_no_memory_for_ever():
     """All that is remembered stays finite, and every limit comes down again."""
-    clip = all_at(scopes.whole())
-    steps = 3000
-    updates = np.ones(steps, np.float32)
-    updates[[1, 9]] = size
-    loss = np.resize(np.float32([1, 2]), steps)
+    clip, steps = all_at(scopes.whole()), 3000
+    loss = np.resize(np.array([1, 2], np.float32), steps)
     start = clip.init(jnp.zeros(()))
-    _, (_, states) = jax.jit(lambda s: run(clip, s, updates, loss))(start)
-    for name, (memory, limits) in states.threshold.items():
-        for leaf in jax.tree.leaves(memory):
-            full = leaf[8:]  # free places of a window hold infinity
-            assert np.isfinite(full).all(), name
-        assert not np.isnan(limits).any(), name
-        # A z-score limits spikes alone.
-        assert (limits[-1] < 100) | (limits[-1] == np.inf), name
+    states_of = jax.jit(lambda updates: run(clip, start, updates, loss)[1][1])
+    for size in (1e30, 3e38, 1e-30):
+        updates = np.ones(steps, np.float32)
+        updates[1] = updates[9] = size
+        for name, (memory, limits) in states_of(updates).threshold.items():
+            for leaf in jax.tree.leaves(memory):
+                full = leaf[8:]  # free places of a window hold infinity
+                assert np.isfinite(full).all(), name
+            assert not np.isnan(limits).any(), name
+            # A z-score limits spikes alone.
+            assert (limits[-1] < 100) | (limits[-1] == np.inf), name
 
 
 def test_a_group_has_no_limit_before_it_has_a_history():
@@ -248,11 +251,22 @@ def test_each_group_keeps_its_own_statistics():
 
 
 def limits_of(threshold, sizes):
-    """The limits of a threshold at the scope `whole`, for these magnitudes."""
-    clip = optaxclip.clipper(scopes.whole(), norms.l2, threshold, responses.shrink)
-    loss = np.zeros(len(sizes), np.float32)
-    _, (_, states) = run(clip, clip.init(jnp.zeros(())), jnp.asarray(sizes), loss)
-    return np.asarray(states.report.limit)
+    """The limits that one group of these magnitudes gets, without clipping anything."""
+
+    def step(state, size):
+        seen = Observation(
+            size=Magnitude(size, jnp.ones(())),
+            leaves=[],
+            number=1,
+            measure_params=lambda: size,
+            arrange=lambda tree: tree,
+            extra_args={},
+        )
+        limit, state = threshold.update(seen, state)
+        return state, limit
+
+    state = threshold.init(jax.ShapeDtypeStruct((), jnp.float32))
+    return np.asarray(jax.lax.scan(step, state, jnp.asarray(sizes))[1])
 
 
 SIZES = np.abs(np.random.default_rng(2).normal(2, 1, 60)).astype(np.float32)
@@ -272,6 +286,32 @@ def test_an_ema_does_not_lock_at_zero():
     limits = limits_of(Ema(1.1, 0.9), sizes)
     assert np.isinf(limits[:11]).all()
     assert (limits[11:] > 0.5).all()
+
+
+IDLE = np.where(np.arange(60) % 20 < 13, 0, SIZES).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "threshold",
+    [
+        RollingPercentile(10.0, 8),
+        HistoricalSigma(1.0, 4),
+        TrackedQuantile(Constant(1.0)),
+        ZScore(warmup_steps=3),
+    ],
+    ids=lambda threshold: type(threshold).__name__,
+)
+def test_a_threshold_may_be_told_of_no_zeros(threshold):
+    """Where there are zeros, it is as if there were nothing."""
+    with_zeros = limits_of(IgnoringZeros(threshold), IDLE)[IDLE > 0]
+    np.testing.assert_array_equal(with_zeros, limits_of(threshold, IDLE[IDLE > 0]))
+
+
+def test_a_z_score_of_zeros_alone_limits_nothing():
+    sizes = np.concatenate([np.zeros(30), np.ones(200)]).astype(np.float32)
+    limits = limits_of(ZScore(), sizes)
+    assert np.isinf(limits[:31]).all()
+    assert (limits[-100:] >= 1).all()
 
 
 def test_historical_sigma_is_mean_plus_k_deviations_of_the_window_before():

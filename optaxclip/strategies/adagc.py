@@ -116,11 +116,15 @@ def _part(size: Magnitude, max_norm: Number) -> Number:
     root = jnp.sqrt(jnp.where(total == 0, 1, total))
     limit = like(max_norm, ratio)
     within = (largest * root <= limit / unit) | (limit == jnp.inf)
-    return jnp.where(within, jnp.inf, limit * (ratio / root))
+    # Infinity times a derivative of 0 would be NaN.
+    finite = jnp.where(within, 0, limit)
+    return jnp.where(within, jnp.inf, finite * (ratio / root))
 
 
 @dataclass(frozen=True)
 class _OwnPast:
+    """A part of the limit of all tensors at first, and then each tensor's own past."""
+
     max_norm: Threshold
     factor: ArrayLike
     decay: ArrayLike

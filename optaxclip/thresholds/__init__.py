@@ -1,7 +1,7 @@
 """How big is too big? Thresholds, one file for each kind of memory."""
 
 from optaxclip.thresholds.band import Band
-from optaxclip.thresholds.combined import Maximum, Minimum, Warmup
+from optaxclip.thresholds.combined import IgnoringZeros, Maximum, Minimum, Warmup
 from optaxclip.thresholds.constant import (
     Constant,
     Scheduled,
@@ -29,6 +29,7 @@ __all__ = [
     "Ema",
     "Greedy",
     "HistoricalSigma",
+    "IgnoringZeros",
     "Maximum",
     "Minimum",
     "Observation",

@@ -10,7 +10,7 @@ from optaxclip.magnitudes import Number, PerGroup
 from optaxclip.thresholds.checks import check_decay
 from optaxclip.thresholds.constant import check_limit
 from optaxclip.thresholds.ema import EmaState, average, empty_average
-from optaxclip.thresholds.memory import begin, like, remember, where
+from optaxclip.thresholds.memory import begin, choose, like, remember
 from optaxclip.thresholds.threshold import Groups, Observation
 
 
@@ -65,4 +65,4 @@ class Band:
         nearest = jnp.where(known, jnp.clip(size, lower, upper), size)
         limit = jnp.where(known, nearest, jnp.inf)
         new = average(memory, nearest, self.decay)
-        return limit, where(size > 0, new, memory)
+        return limit, choose(size > 0, new, memory)

@@ -1,4 +1,4 @@
-"""Thresholds made of two others."""
+"""Thresholds made of others."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -77,6 +77,41 @@ class Maximum(_Pair):
         return each_group(larger, seen.magnitude, first, second), state
 
 
+@dataclass(frozen=True)
+class IgnoringZeros:
+    """The limit of a threshold that is not told of groups whose magnitude is 0.
+
+    Zeros are what a tensor has that a step does not use, such as an expert that got no
+    token, and what a guard makes of a broken step. A z-score or a percentile that takes
+    in many of them comes down to 0, and then keeps the group there.
+
+    Attributes:
+      threshold: a threshold that remembers.
+    """
+
+    threshold: Threshold
+
+    def init(self, groups: Groups) -> Any:
+        """See `Threshold.init`."""
+        return self.threshold.init(groups)
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        """See `Threshold.update`."""
+
+        def told(size: Number) -> Number:
+            return jnp.where(size == 0, jnp.nan, size)
+
+        return self.threshold.update(
+            _showing(each_group(told, seen.magnitude), seen), state
+        )
+
+
+def _showing(shown: PerGroup, seen: Observation) -> Observation:
+    """Put other magnitudes in place of those that were seen."""
+    size = Magnitude(shown, jax.tree.map(jnp.ones_like, shown))
+    return dataclasses.replace(seen, size=size)
+
+
 class WarmupState(NamedTuple):
     """The memories of both thresholds, and how many finite magnitudes were seen."""
 
@@ -137,10 +172,7 @@ class Warmup:
 
         early, during = self.during.update(seen, state.during)
         shown = each_group(let_through, seen.magnitude, early, state.step)
-        size = Magnitude(shown, jax.tree.map(jnp.ones_like, shown))
-        late, after = self.after.update(
-            dataclasses.replace(seen, size=size), state.after
-        )
+        late, after = self.after.update(_showing(shown, seen), state.after)
         limit = each_group(handed_over, seen.magnitude, early, late, state.step)
         step = each_group(counted, seen.magnitude, state.step)
         return limit, WarmupState(during, after, step)

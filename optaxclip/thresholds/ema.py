@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from optaxclip.magnitudes import Number, PerGroup
 from optaxclip.thresholds.checks import check_decay
 from optaxclip.thresholds.constant import check_limit
-from optaxclip.thresholds.memory import begin, like, remember, where
+from optaxclip.thresholds.memory import begin, choose, like, remember
 from optaxclip.thresholds.threshold import Groups, Observation
 
 
@@ -79,4 +79,4 @@ class Ema:
         known = memory.weight > 0
         limit = jnp.where(known, like(self.factor, size) * memory.mean, jnp.inf)
         new = average(memory, jnp.minimum(size, limit), self.decay)
-        return limit, where(size > 0, new, memory)
+        return limit, choose(size > 0, new, memory)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from optaxclip.magnitudes import Number, PerGroup, as_number
 from optaxclip.thresholds.checks import check_between, check_decay
 from optaxclip.thresholds.ema import EmaState, average, empty_average
-from optaxclip.thresholds.memory import begin, like, remember, where
+from optaxclip.thresholds.memory import begin, choose, like, remember
 from optaxclip.thresholds.threshold import Groups, Observation, Threshold
 from optaxclip.thresholds.tracked import within_floats
 
@@ -96,5 +96,5 @@ class Greedy:
         factor = within_floats(memory.factor * growth * backoff)
         learned = jnp.isfinite(size) & jnp.isfinite(loss)
         new = GreedyState(factor, average(memory.loss, loss, self.decay))
-        new = where(learned, new, memory)
+        new = choose(learned, new, memory)
         return like(start, size) * new.factor, new

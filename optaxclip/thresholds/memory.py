@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
 
@@ -47,7 +48,7 @@ def remember(
         size = like(jax.lax.stop_gradient(magnitude), memory[0])
         finite = jnp.isfinite(size)
         limit, new = step(jnp.where(finite, size, jnp.inf), memory, *given)
-        return limit, where(finite, new, memory)
+        return limit, choose(finite, new, memory)
 
     both = each_group(one, magnitude, memory, *of_group)
     if not isinstance(both, list):
@@ -55,14 +56,14 @@ def remember(
     return [limit for limit, _ in both], [new for _, new in both]
 
 
-def where(groups: Bool[Array, "..."], new: Memory, old: Memory) -> Memory:
+def choose(groups: Bool[Array, "..."], new: Memory, old: Memory) -> Memory:
     """Take the new memory of some groups, and keep the old of the others."""
 
-    def choose(new: Array, old: Array) -> Array:
+    def of_one(new: Array, old: Array) -> Array:
         shape = groups.shape + (1,) * (old.ndim - groups.ndim)
         return jnp.where(groups.reshape(shape), new.astype(old.dtype), old)
 
-    return jax.tree.map(choose, new, old)
+    return jax.tree.map(of_one, new, old)
 
 
 def like(value: ArrayLike, number: Number) -> Number:
@@ -72,4 +73,4 @@ def like(value: ArrayLike, number: Number) -> Number:
 
 def count(step: Array) -> Array:
     """Count one more step, up to the largest number there is."""
-    return jnp.where(step < jnp.iinfo(step.dtype).max, step + 1, step)
+    return jnp.asarray(optax.safe_increment(step))

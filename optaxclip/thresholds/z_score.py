@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int32
 from optaxclip.magnitudes import Number, PerGroup
 from optaxclip.thresholds.checks import check_between, check_decay
 from optaxclip.thresholds.constant import check_limit
-from optaxclip.thresholds.memory import begin, count, like, remember, where
+from optaxclip.thresholds.memory import begin, choose, count, like, remember
 from optaxclip.thresholds.threshold import Groups, Observation
 
 
@@ -79,8 +79,8 @@ class ZScore:
 
     for `adaptive_scaling`; `to_mean` and `to_percentile` give $\mu_t$ and
     $\mu_t + z_{\max} \sigma_t$ instead. Over the first `warmup_steps` finite
-    magnitudes these are the plain mean and standard deviation, and there is no limit.
-    After that
+    magnitudes these are the plain mean and standard deviation, and there is no limit,
+    nor is there while all of them were 0. After that
 
     $$
     \mu \leftarrow \alpha \mu + (1 - \alpha) y, \qquad
@@ -133,7 +133,7 @@ class ZScore:
         warm = step < jnp.asarray(self.warmup_steps).astype(step.dtype)
         z = (size - mean) / (deviation + like(self.eps, size))
         allowed = self.spike.deviations(z, like(self.z_threshold, size))
-        limited = ~warm & ~(allowed == jnp.inf)
+        limited = ~warm & (mean > 0) & ~(allowed == jnp.inf)
         allowed = jnp.where(limited, allowed, jnp.zeros_like(allowed))
         limit = jnp.where(limited, mean + deviation * allowed, jnp.inf)
 
@@ -150,4 +150,4 @@ class ZScore:
             count(step),
         )
         learns = ~(self.skip_update_on_spike & (size > limit))
-        return limit, where(learns, new, memory)
+        return limit, choose(learns, new, memory)
