@@ -8,23 +8,11 @@ import numpy as np
 
 # Modules in plain Python that all versions have; later versions may differ in a few
 # lines, and so do the losses.
-MODULES = [
-    "argparse",
-    "calendar",
-    "csv",
-    "dataclasses",
-    "difflib",
-    "fractions",
-    "functools",
-    "heapq",
-    "inspect",
-    "pprint",
-    "random",
-    "shutil",
-    "statistics",
-    "textwrap",
-    "typing",
-]
+MODULES = (
+    *("argparse", "calendar", "csv", "dataclasses", "difflib", "fractions"),
+    *("functools", "heapq", "inspect", "pprint", "random", "shutil", "statistics"),
+    *("textwrap", "typing"),
+)
 HELD_OUT = 0.1
 
 

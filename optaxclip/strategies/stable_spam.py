@@ -17,7 +17,7 @@ from optaxclip.magnitudes import Leaf, Number, PerGroup, modulus
 from optaxclip.responses import Response, Weights, shrink
 from optaxclip.thresholds import Observation, check_limit
 from optaxclip.thresholds.checks import check_decay
-from optaxclip.thresholds.memory import begin, count, like, remember, where
+from optaxclip.thresholds.memory import begin, choose, count, like, remember
 from optaxclip.thresholds.threshold import Groups
 
 
@@ -170,7 +170,7 @@ class _Normalized:
             root_mean_square(memory.rms, size, second),
             number,
         )
-        known = where(jnp.isfinite(size), new, memory)
+        known = choose(jnp.isfinite(size), new, memory)
         ratio = known.mean / (known.rms + like(self.eps, size))
         # Before the first norm that a float holds, the norm becomes 1.
         return jnp.where(known.number > 0, ratio, jnp.ones_like(ratio)), new
