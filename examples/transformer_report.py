@@ -72,7 +72,7 @@ def draw(
         loss.plot(clean, smoothed, color=color, label=name, linewidth=1.6)
     loss.set(ylabel="training loss of good batches", xlabel="step", xlim=(0, steps))
     loss.set_yscale("log")
-    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    loss.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
     loss.yaxis.set_major_formatter("{x:g}")
     loss.minorticks_off()
     loss.legend(frameon=False, ncols=6, loc="lower left", bbox_to_anchor=(0, 1))

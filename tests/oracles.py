@@ -182,12 +182,12 @@ def stable_adam(updates, params, limit):
     result = []
     for given, x in zip(updates, broken_tensors(updates, params, limit), strict=True):
         size = np.abs(x)
-        surprise = np.sqrt(np.mean((size / np.maximum(size, 1e-8)) ** 2))
+        (surprise,) = tensor_rms([size / np.maximum(size, 1e-8)])
         step = x / (size + 1e-8)
         if limit == np.inf:
             result.append(given / (np.abs(given) + 1e-8))
         else:
-            result.append(step * limit / surprise if surprise > limit else step)
+            result.append(step * np.minimum(1, limit / np.maximum(surprise, 1e-300)))
     return result
 
 

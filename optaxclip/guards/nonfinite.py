@@ -162,6 +162,7 @@ def skip_nonfinite(
       ``optax.apply_if_finite`` accepts a bad step once it has refused as many as it
       was told; this never does. A run whose steps stay bad stands still and says so
       in ``consecutive``: end it with `optaxclip.stop_on_streak`. What `inner` makes of
-      a finite gradient is not judged.
+      a finite gradient is not judged. Wrap it round ``optax.MultiSteps``, not inside:
+      the sum that is kept there stays NaN once it was.
     """
     return skipping(inner, _Nonfinite(axis_name), "skip_nonfinite")
