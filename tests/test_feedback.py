@@ -89,9 +89,8 @@ def test_what_comes_out_and_the_carry_are_what_came_in():
     state, updates = jax.lax.scan(step, transformation.init(grads[0]), grads)
     assert updates.dtype == jnp.bfloat16
     assert state.carry.dtype == jnp.float32
-    assert np.abs(np.asarray(updates, np.float32)).max() <= jnp.asarray(
-        0.3, jnp.bfloat16
-    )
+    limit = float(jnp.asarray(0.3, jnp.bfloat16))
+    assert np.abs(np.asarray(updates, np.float32)).max() <= limit
     total = np.asarray(updates, np.float64).sum(0) + np.asarray(state.carry, np.float64)
     np.testing.assert_allclose(total, np.asarray(grads, np.float64).sum(0), atol=1e-4)
 

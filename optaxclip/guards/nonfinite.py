@@ -8,21 +8,22 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
-from optaxclip import scopes
+from optaxclip.groupings.census import census
 from optaxclip.guards.skipping import skipping
 from optaxclip.guards.streaks import count
-from optaxclip.leaves import AxisName, counted, filled
+from optaxclip.leaves import AxisName, counted, filled, mesh_axes
 from optaxclip.magnitudes import Leaf
-from optaxclip.reductions import SUM
+from optaxclip.reductions import spread_over
 from optaxclip.reports import state_type
 
 
 def _count_nonfinite(updates: PyTree, axis_name: AxisName) -> Float[Array, ""]:
     """Count in float32, which is exact below 2^24 and has no end for huge models."""
     leaves = counted(updates)
-    grouping = scopes.whole(axis_name=axis_name).arrange(updates)
-    broken = [(~jnp.isfinite(leaf)).astype(jnp.float32) for leaf in leaves]
-    return grouping.reduce(SUM, leaves, broken)
+    named = zip(leaves, mesh_axes(axis_name, updates), strict=True)
+    axes = [spread_over(leaf, over) for leaf, over in named]
+    _, found = census((), [~jnp.isfinite(leaf) for leaf in leaves], axes)
+    return found
 
 
 def _finite(leaf: Leaf) -> Leaf:
