@@ -138,8 +138,8 @@ class Rule:
 
     def init(self, params: PyTree) -> ClipState:
         """Give the state before the first step."""
-        grouping = self.scope.arrange(params)
-        groups = grouping.like(measuring_dtype(counted(params)))
+        grouping, leaves = self.scope.arrange(params), counted(params)
+        groups = grouping.like(leaves, measuring_dtype(leaves))
         return state_type(self.name, ClipState)(
             self.threshold.init(groups), empty_report(grouping.report_shape)
         )

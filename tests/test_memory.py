@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from trees import assert_same_bits
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from trees import assert_close, assert_same_bits
 from unchecked import unchecked
 
 import optaxclip
@@ -56,9 +58,11 @@ class AllOfThem:
     """
 
     def init(self, groups):
-        none = jax.tree.map(lambda g: jnp.zeros(g.shape, g.dtype), groups)
+        def none(group):
+            return jax.lax.full(group.shape, 0, group.dtype, sharding=group.sharding)
+
         return {
-            name: (threshold.init(groups), jax.tree.map(jnp.copy, none))
+            name: (threshold.init(groups), jax.tree.map(none, groups))
             for name, threshold in THRESHOLDS.items()
         }
 
@@ -147,6 +151,22 @@ def test_every_threshold_works_in_scan_under_jit_and_from_a_checkpoint(scope):
     for name, (_, limits) in scanned.threshold.items():
         for limit in jax.tree.leaves(limits):
             assert (np.ptp(np.nan_to_num(limit, posinf=1e9), axis=0) > 0).all(), name
+
+
+def test_on_a_mesh_the_memory_of_units_is_sharded_as_they_are():
+    """Where shardings are types, a scan refuses a state that changes its own."""
+    clip, loss = all_at(scopes.unit()), losses()
+    updates = np.random.default_rng(6).normal(size=(STEPS, 3, 8)).astype(np.float32)
+    _, (wanted, _) = run(clip, clip.init(updates[0]), updates, loss)
+    devices = np.array(jax.devices("cpu")[:4])
+    mesh = jax.sharding.Mesh(devices, "x", axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        on_mesh = jax.device_put(updates, NamedSharding(mesh, P(None, None, "x")))
+        state = clip.init(on_mesh[0])
+        after, (found, _) = jax.jit(lambda s, u: run(clip, s, u, loss))(state, on_mesh)
+    assert_close(found, wanted)
+    mean = after.threshold["ema"][0][0].mean
+    assert mean.sharding.spec == P(None, "x")
 
 
 def with_a_bad_step(bad):

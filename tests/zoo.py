@@ -255,13 +255,7 @@ STRATEGIES = [
         optaxclip.spam_clip,
         None,
         oracles.unchanged,
-        exempt=LIMITLESS
-        | UNGROUPED
-        | ELEMENT_STATE
-        | exempt(
-            "thresholds begin without a sharding, which an explicit mesh asks for",
-            "test_under_jit_sharded_updates_are_clipped_as_on_one_device",
-        ),
+        exempt=LIMITLESS | UNGROUPED | ELEMENT_STATE,
     ),
     Strategy(
         "adaclip",

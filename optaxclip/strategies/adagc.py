@@ -15,7 +15,7 @@ from optaxclip.leaves import AxisName
 from optaxclip.magnitudes import Magnitude, Number, PerGroup
 from optaxclip.thresholds import Observation, Threshold, as_threshold, check_limit
 from optaxclip.thresholds.checks import check_between, check_decay
-from optaxclip.thresholds.memory import begin, count, like, remember
+from optaxclip.thresholds.memory import begin, count, full, like, remember
 from optaxclip.thresholds.threshold import Groups
 
 
@@ -97,9 +97,7 @@ class AdaGCState(NamedTuple):
 
 
 def _first(group: jax.ShapeDtypeStruct) -> AdaGCState:
-    return AdaGCState(
-        jnp.full(group.shape, jnp.inf, group.dtype), jnp.zeros(group.shape, jnp.int32)
-    )
+    return AdaGCState(full(group, jnp.inf), full(group, 0, jnp.int32))
 
 
 def _part(size: Magnitude, max_norm: Number) -> Number:

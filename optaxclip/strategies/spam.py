@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
@@ -17,7 +16,7 @@ from optaxclip.leaves import AxisName
 from optaxclip.magnitudes import Number, PerGroup
 from optaxclip.thresholds import Observation, Threshold, as_threshold
 from optaxclip.thresholds.checks import check_between, check_decay
-from optaxclip.thresholds.memory import begin, count, like, remember
+from optaxclip.thresholds.memory import begin, count, full, like, remember
 from optaxclip.thresholds.threshold import Groups
 
 
@@ -44,11 +43,9 @@ class _OwnSquares:
     warmup_steps: ArrayLike
 
     def init(self, groups: Groups) -> _HistoryState:
-        def first(group: jax.ShapeDtypeStruct) -> _History:
-            return _History(jnp.zeros(group.shape, group.dtype))
-
+        history = begin(lambda group: _History(full(group, 0)), groups)
         step = jnp.zeros((), jnp.int32)
-        return _HistoryState(self.max_ratio.init(groups), begin(first, groups), step)
+        return _HistoryState(self.max_ratio.init(groups), history, step)
 
     def update(
         self, seen: Observation, state: _HistoryState

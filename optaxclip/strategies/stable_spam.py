@@ -17,7 +17,7 @@ from optaxclip.magnitudes import Leaf, Number, PerGroup, modulus
 from optaxclip.responses import Response, Weights, shrink
 from optaxclip.thresholds import Observation, check_limit
 from optaxclip.thresholds.checks import check_decay
-from optaxclip.thresholds.memory import begin, choose, count, like, remember
+from optaxclip.thresholds.memory import begin, choose, count, full, like, remember
 from optaxclip.thresholds.threshold import Groups
 
 
@@ -36,8 +36,7 @@ class _RunningMean:
 
     def init(self, groups: Groups) -> _Mean:
         def first(group: jax.ShapeDtypeStruct) -> _Mean:
-            number = jnp.zeros(group.shape, jnp.int32)
-            return _Mean(jnp.zeros(group.shape, group.dtype), number)
+            return _Mean(full(group, 0), full(group, 0, jnp.int32))
 
         return begin(first, groups)
 
@@ -153,8 +152,7 @@ class _Normalized:
 
     def init(self, groups: Groups) -> _Normal:
         def first(group: jax.ShapeDtypeStruct) -> _Normal:
-            mean, rms = (jnp.zeros(group.shape, group.dtype) for _ in range(2))
-            return _Normal(mean, rms, jnp.zeros(group.shape, jnp.int32))
+            return _Normal(full(group, 0), full(group, 0), full(group, 0, jnp.int32))
 
         return begin(first, groups)
 

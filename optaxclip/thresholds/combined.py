@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int32, PyTree
 from optaxclip.groupings import each_group
 from optaxclip.magnitudes import Magnitude, Number, PerGroup
 from optaxclip.thresholds.checks import check_between
-from optaxclip.thresholds.memory import begin, count, like
+from optaxclip.thresholds.memory import begin, count, full, like
 from optaxclip.thresholds.threshold import Groups, Observation, Threshold
 
 
@@ -121,7 +121,7 @@ class WarmupState(NamedTuple):
 
 
 def _no_steps(group: jax.ShapeDtypeStruct) -> Array:
-    return jnp.zeros(group.shape, jnp.int32)
+    return full(group, 0, jnp.int32)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from optaxclip.magnitudes import Number, PerGroup
 from optaxclip.thresholds.checks import check_decay
 from optaxclip.thresholds.constant import check_limit
-from optaxclip.thresholds.memory import begin, choose, like, remember
+from optaxclip.thresholds.memory import begin, choose, full, like, remember
 from optaxclip.thresholds.threshold import Groups, Observation
 
 
@@ -24,9 +24,7 @@ class EmaState(NamedTuple):
 
 def empty_average(group: jax.ShapeDtypeStruct) -> EmaState:
     """Give the average of nothing, whose weights add up to 0."""
-    return EmaState(
-        jnp.zeros(group.shape, group.dtype), jnp.zeros(group.shape, group.dtype)
-    )
+    return EmaState(full(group, 0), full(group, 0))
 
 
 def average(memory: EmaState, number: Number, decay: ArrayLike) -> EmaState:

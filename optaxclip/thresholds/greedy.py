@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from optaxclip.magnitudes import Number, PerGroup, as_number
 from optaxclip.thresholds.checks import check_between, check_decay
 from optaxclip.thresholds.ema import EmaState, average, empty_average
-from optaxclip.thresholds.memory import begin, choose, like, remember
+from optaxclip.thresholds.memory import begin, choose, full, like, remember
 from optaxclip.thresholds.threshold import Groups, Observation, Threshold
 from optaxclip.thresholds.tracked import within_floats
 
@@ -24,7 +24,7 @@ class GreedyState(NamedTuple):
 
 
 def _first(group: jax.ShapeDtypeStruct) -> GreedyState:
-    return GreedyState(jnp.ones(group.shape, group.dtype), empty_average(group))
+    return GreedyState(full(group, 1), empty_average(group))
 
 
 @dataclass(frozen=True)

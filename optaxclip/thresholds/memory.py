@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool
 
 from optaxclip.groupings import each_group
@@ -25,6 +25,14 @@ Step = Callable[..., tuple[Number, Memory]]
 def begin(first: Callable[[jax.ShapeDtypeStruct], Memory], groups: Groups) -> Any:
     """Give each array of groups its first memory."""
     return jax.tree.map(first, groups)
+
+
+def full(
+    group: jax.ShapeDtypeStruct, value: ArrayLike, dtype: DTypeLike | None = None
+) -> Array:
+    """Give every group the same number, sharded as the groups are."""
+    dtype = group.dtype if dtype is None else dtype
+    return jax.lax.full(group.shape, value, dtype, sharding=group.sharding)
 
 
 def remember(
@@ -60,8 +68,8 @@ def choose(groups: Bool[Array, "..."], new: Memory, old: Memory) -> Memory:
     """Take the new memory of some groups, and keep the old of the others."""
 
     def of_one(new: Array, old: Array) -> Array:
-        shape = groups.shape + (1,) * (old.ndim - groups.ndim)
-        return jnp.where(groups.reshape(shape), new.astype(old.dtype), old)
+        last = tuple(range(groups.ndim, old.ndim))
+        return jnp.where(jnp.expand_dims(groups, last), new.astype(old.dtype), old)
 
     return jax.tree.map(of_one, new, old)
 

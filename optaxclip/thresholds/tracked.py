@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from optaxclip.magnitudes import Number, PerGroup
 from optaxclip.thresholds.checks import check_between
 from optaxclip.thresholds.constant import check_limit
-from optaxclip.thresholds.memory import begin, like, remember
+from optaxclip.thresholds.memory import begin, full, like, remember
 from optaxclip.thresholds.threshold import Groups, Observation, Threshold
 
 
@@ -23,7 +23,7 @@ class FactorState(NamedTuple):
 
 def unit_factor(group: jax.ShapeDtypeStruct) -> FactorState:
     """Start from the first limit as it is."""
-    return FactorState(jnp.ones(group.shape, group.dtype))
+    return FactorState(full(group, 1))
 
 
 def within_floats(factor: Number) -> Number:

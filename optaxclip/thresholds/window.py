@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int32
 from optaxclip.magnitudes import Number, PerGroup
 from optaxclip.thresholds.checks import check_between, check_window
 from optaxclip.thresholds.constant import check_limit
-from optaxclip.thresholds.memory import begin, like, remember
+from optaxclip.thresholds.memory import begin, full, like, remember
 from optaxclip.thresholds.threshold import Groups, Observation
 
 
@@ -26,11 +26,9 @@ class Window(NamedTuple):
 
     def pushed(self, size: Number) -> "Window":
         """Put a magnitude in the place of the oldest one."""
-        shape = self.values.shape
-        places = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-        here = places == self.position[..., None]
+        here = _places(self.values) == self.position[..., None]
         values = jnp.where(here, size[..., None], self.values)
-        return Window(values, (self.position + 1) % shape[-1])
+        return Window(values, (self.position + 1) % self.values.shape[-1])
 
     @property
     def filled(self) -> Int32[Array, "..."]:
@@ -39,14 +37,17 @@ class Window(NamedTuple):
 
 
 def _empty_window(group: jax.ShapeDtypeStruct, window: int) -> Window:
-    return Window(
-        jnp.full((*group.shape, window), jnp.inf, group.dtype),
-        jnp.zeros(group.shape, jnp.int32),
-    )
+    free = jnp.broadcast_to(full(group, jnp.inf)[..., None], (*group.shape, window))
+    return Window(free, full(group, 0, jnp.int32))
+
+
+def _places(values: Array) -> Array:
+    return jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
 
 
 def _at(ordered: Array, rank: Array) -> Array:
-    return jnp.take_along_axis(ordered, rank[..., None], axis=-1)[..., 0]
+    """Pick a number of each group; a sum can be sharded where a gather cannot."""
+    return jnp.sum(jnp.where(_places(ordered) == rank[..., None], ordered, 0), axis=-1)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int32
 from optaxclip.magnitudes import Number, PerGroup
 from optaxclip.thresholds.checks import check_between, check_decay
 from optaxclip.thresholds.constant import check_limit
-from optaxclip.thresholds.memory import begin, choose, count, like, remember
+from optaxclip.thresholds.memory import begin, choose, count, full, like, remember
 from optaxclip.thresholds.threshold import Groups, Observation
 
 
@@ -44,7 +44,7 @@ to_mean = Spike(
 )
 to_percentile = Spike(
     "to_percentile",
-    lambda z, allowed: jnp.broadcast_to(allowed, z.shape),
+    lambda z, allowed: jnp.zeros_like(z) + allowed,
 )
 
 
@@ -60,11 +60,7 @@ class ZScoreState(NamedTuple):
 
 
 def _first(group: jax.ShapeDtypeStruct) -> ZScoreState:
-    return ZScoreState(
-        jnp.zeros(group.shape, group.dtype),
-        jnp.zeros(group.shape, group.dtype),
-        jnp.zeros(group.shape, jnp.int32),
-    )
+    return ZScoreState(full(group, 0), full(group, 0), full(group, 0, jnp.int32))
 
 
 @dataclass(frozen=True)
