@@ -231,7 +231,7 @@ def test_a_refusal_is_one_sentence_for_the_shell_too(tmp_path):
 
 
 def test_the_transformer_learns_python_and_draws_a_picture(tmp_path):
-    done = run(TRANSFORMER, "--steps", 80, folder=tmp_path)
+    done = run(TRANSFORMER, "--steps", 60, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "skip_spikes skipped 3 of the 3" in done.stdout
     assert [f.name for f in tmp_path.iterdir()] == ["transformer.png"]

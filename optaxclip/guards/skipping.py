@@ -47,8 +47,8 @@ def skipping(
 ) -> optax.GradientTransformationExtraArgs:
     """Take only the steps that are not bad.
 
-    Both outcomes are computed, and one is selected: that fuses into the optimizer's
-    own pass, where a branch would keep a second copy of the state.
+    Both outcomes are computed, and one is selected, as ``vmap`` makes of a branch
+    anyway. Even alone a branch was slower when it was timed, as it copies the state.
 
     Args:
       inner: the whole optimizer.

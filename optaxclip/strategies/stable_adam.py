@@ -18,6 +18,7 @@ from optaxclip.reports import ClipState
 from optaxclip.responses.pointwise import multiply
 from optaxclip.thresholds import Threshold, as_threshold, check_limit
 from optaxclip.thresholds.checks import check_decay
+from optaxclip.thresholds.memory import count
 
 
 class StableAdamState(NamedTuple):
@@ -128,7 +129,7 @@ def scale_by_stable_adam(
     ) -> tuple[PyTree, StableAdamState]:
         grouping, leaves = scope.arrange(updates), counted(updates)
         old = list(zip(*map(jax.tree.leaves, (state.mean, state.rms)), strict=True))
-        number = state.number + 1
+        number = count(state.number)
         dtype = measuring_dtype(leaves)
         shares = [
             grouping.spread(newest_share(decay, number, dtype)) for decay in (b1, b2)
