@@ -21,7 +21,7 @@ from optaxclip.magnitudes import (
     modulus,
 )
 from optaxclip.norms import linf
-from optaxclip.reductions import MAX, Axes, Reduction, spread_over
+from optaxclip.reductions import MAX, Axes, Reduction, spread_over, varying_axes
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,10 @@ class ByLeaf(Grouping):
     ) -> tuple[list[Float[Array, "..."]], Float[Array, ""]]:
         """See `Grouping.digest`."""
         pairs = zip(held, self._shards(), strict=True)
-        shards = [spread_over(x, axes) for x, axes in pairs]
+        shards = [
+            tuple(sorted({*spread_over(x, axes), *varying_axes(x)}))
+            for x, axes in pairs
+        ]
         several = [x for x in numbers if isinstance(x, list)]
         largest, count = census(several, held, shards)
         found = iter(largest)
