@@ -5,6 +5,10 @@ from importlib.metadata import version
 from optaxclip import norms, responses, scopes, thresholds
 from optaxclip.clipper import clipper
 from optaxclip.reports import ClipReport, ClipState, report
+from optaxclip.spectral.clipping import (
+    clip_singular_values,
+    soft_clip_singular_values,
+)
 from optaxclip.strategies.agc import agc
 from optaxclip.strategies.norm_limits import (
     clip_global_norm,
@@ -26,6 +30,7 @@ __all__ = [
     "clip_global_norm",
     "clip_group_norm",
     "clip_scaled_value",
+    "clip_singular_values",
     "clip_tensor_norm",
     "clip_tensor_rms",
     "clip_unit_norm",
@@ -37,6 +42,7 @@ __all__ = [
     "scopes",
     "shrink_tree",
     "soft_clip_global_norm",
+    "soft_clip_singular_values",
     "soft_clip_value",
     "thresholds",
     "tree_norm",

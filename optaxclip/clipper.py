@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from optaxclip.groupings import Grouping, each_group
-from optaxclip.leaves import counted, counts
+from optaxclip.leaves import beside, counted, counts
 from optaxclip.magnitudes import Norm, Number, PerGroup, widen
 from optaxclip.measuring import measure, measuring_dtype
 from optaxclip.norms import linf
@@ -30,27 +30,8 @@ def _measure_params(
     name: str, norm: Norm, scope: Scope, updates: PyTree, params: PyTree | None
 ) -> PerGroup:
     """Measure the parameters in the groups of the updates."""
-    if params is None:
-        raise ValueError(f"{name} needs params; call update(updates, state, params).")
-    try:
-        matched = jax.tree.map(
-            lambda u, p: p if counts(u) else None,
-            updates,
-            params,
-            is_leaf=lambda x: x is None,
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"{name} needs params of the same structure as the updates; {error}"
-        ) from error
-    grouping = scope.arrange(matched)
-    shapes = [leaf.shape for leaf in counted(updates)]
-    if list(grouping.shapes) != shapes:
-        raise ValueError(
-            f"{name} needs params of the same shapes as the updates, which are "
-            f"{shapes}, not {list(grouping.shapes)}."
-        )
-    return measure(norm, grouping, counted(matched)).plain
+    matched = beside(name, updates, params)
+    return measure(norm, scope.arrange(matched), counted(matched)).plain
 
 
 def clipper(

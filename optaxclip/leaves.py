@@ -94,3 +94,36 @@ def mesh_axes(spec: AxisName, tree: PyTree) -> tuple[tuple[str, ...], ...]:
 def shapes_of(tree: PyTree) -> tuple[tuple[int, ...], ...]:
     """Give the shape of each leaf that counts."""
     return tuple(jnp.shape(x) for x in jax.tree.leaves(tree) if counts(x))
+
+
+def beside(name: str, updates: PyTree, params: PyTree | None) -> PyTree:
+    """Give the parameters of the updates that count, and None for all others.
+
+    Args:
+      name: what the user calls the transformation that needs them.
+      updates: the updates.
+      params: the parameters, if the user gave any.
+
+    Raises:
+      ValueError: if there are none, or if they do not fit the updates.
+    """
+    if params is None:
+        raise ValueError(f"{name} needs params; call update(updates, state, params).")
+    try:
+        matched = jax.tree.map(
+            lambda u, p: p if counts(u) else None,
+            updates,
+            params,
+            is_leaf=lambda x: x is None,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{name} needs params of the same structure as the updates; {error}"
+        ) from error
+    wanted, found = list(shapes_of(updates)), list(shapes_of(matched))
+    if found != wanted:
+        raise ValueError(
+            f"{name} needs params of the same shapes as the updates, which are "
+            f"{wanted}, not {found}."
+        )
+    return matched

@@ -1,0 +1,175 @@
+"""Maps of the singular values of stacked matrices, without decomposing them."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from optaxclip.spectral.polar import (
+    Matrices,
+    PerMatrix,
+    adjoint,
+    eye,
+    gram,
+    matmul,
+    polar,
+    scaled,
+)
+
+# How near to the limit, relative to it, singular values may be told apart poorly. The
+# projection is continuous: what it gives there is wrong by a hundredth of this.
+_RESOLUTION = 2.0**-6
+# Where a singular value may be so many times the limit, `project` softens the matrix
+# first: numbers as large would cancel, and leave their rounding errors.
+_STEEP = 8.0
+_POWER_STEPS = 8
+
+
+def frobenius(a: Matrices) -> PerMatrix:
+    """Give the Frobenius norm, of numbers that are not extreme."""
+    squares = jnp.square(a.real) + jnp.square(a.imag)
+    return jnp.sqrt(jnp.sum(squares, axis=(-2, -1), keepdims=True))
+
+
+def unit_of(a: Matrices) -> PerMatrix:
+    """Choose a power of two by which the largest number comes near to 1."""
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(a)), axis=(-2, -1), keepdims=True)
+    reach = jnp.finfo(largest.dtype).maxexp - 8
+    _, exponent = jnp.frexp(largest)
+    exponent = jnp.where(jnp.isfinite(largest), exponent, 0)
+    return jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent, -reach, reach))
+
+
+def largest_singular_value(a: Matrices) -> PerMatrix:
+    """Estimate the largest singular value from below, of numbers that are not extreme.
+
+    Power iteration, from a vector that no simple pattern is orthogonal to.
+    """
+    golden = (5**0.5 - 1) / 2
+    start = (jnp.arange(1, a.shape[-1] + 1, dtype=unit_of(a).dtype) * golden) % 1
+    a = jax.lax.stop_gradient(a)
+    vector = jnp.broadcast_to(start.astype(a.dtype), (a.shape[0], 1, a.shape[-1]))
+    vector = adjoint(vector)
+    for _ in range(_POWER_STEPS):
+        size = frobenius(vector)
+        image = matmul(a, scaled(vector, 1 / jnp.where(size == 0, 1, size)))
+        vector = matmul(adjoint(a), image)
+    return frobenius(image)
+
+
+def within(a: Matrices, limit: PerMatrix) -> Bool[Array, "stack 1 1"]:
+    """Tell for certain, and in one pass, of most matrices that none is above the limit.
+
+    The largest singular value is neither above the Frobenius norm, nor above the
+    geometric mean of the largest sums of a column and of a row.
+    """
+    size = jnp.abs(a)
+    columns = jnp.max(jnp.sum(size, -2, keepdims=True), -1, keepdims=True)
+    rows = jnp.max(jnp.sum(size, -1, keepdims=True), -2, keepdims=True)
+    return (frobenius(a) <= limit) | (jnp.sqrt(columns) * jnp.sqrt(rows) <= limit)
+
+
+def _bound(square: Matrices) -> PerMatrix:
+    """Bound the largest singular value from above, by the Gram matrix."""
+    return jnp.sqrt(jnp.sqrt(frobenius(gram(square)))) * (1 + 1e-5)
+
+
+def _above(square: Matrices, limit: PerMatrix) -> Bool[Array, "stack 1 1"]:
+    """Tell whether any singular value is above the limit, but for rounding errors.
+
+    There is none exactly if limit^2 I - A*A has a Cholesky factor.
+    """
+    finfo = jnp.finfo(square.dtype)
+    room = scaled(eye(square), jnp.square(limit) * (1 + 64 * finfo.eps)) - square
+    factor = jax.lax.linalg.cholesky(room, symmetrize_input=False)
+    return ~jnp.all(jnp.isfinite(factor), axis=(-2, -1), keepdims=True)
+
+
+def soften(a: Matrices, scale: PerMatrix, bound: PerMatrix) -> Matrices:
+    r"""Map singular values to $\sigma / \sqrt{1 + \sigma^2 / c^2}$.
+
+    With c I below it, a matrix has the singular values $\sqrt{\sigma^2 + c^2}$, and
+    its polar factor, times c, the wanted matrix above.
+
+    Args:
+      a: the matrices.
+      scale: c.
+      bound: a bound on their singular values.
+    """
+    larger = jnp.maximum(bound, scale)
+    top = larger * jnp.sqrt(jnp.square(bound / larger) + jnp.square(scale / larger))
+    share = scale / top
+    parts = scaled(a, 1 / top), scaled(eye(a), share)
+    return scaled(polar(parts, share)[0], scale)
+
+
+def project(a: Matrices, limit: PerMatrix, bound: PerMatrix) -> Matrices:
+    r"""Map singular values to $\min(\sigma, c)$, where c is not 0.
+
+    Of the polar decomposition $A = Q H$, what H has above c is taken away:
+    $A - Q \max(H - c I, 0)$, the maximum being $\frac12 X (I + \mathrm{sign} X)$.
+    So Q has to be right for singular values above c alone.
+
+    Args:
+      a: the matrices.
+      limit: c.
+      bound: a bound on their singular values.
+    """
+    steep = bound > _STEEP * limit
+    scale = _STEEP * limit
+
+    def gently(a: Matrices) -> Matrices:
+        softened = jnp.where(steep, soften(a, scale, bound), a)
+        softened_limit = jnp.where(steep, limit / (1 + _STEEP**-2) ** 0.5, limit)
+        clipped = _project(softened, softened_limit, jnp.minimum(bound, scale))
+        return jnp.where(steep, _harden(clipped, scale), clipped)
+
+    return jax.lax.cond(
+        jnp.any(steep), gently, lambda a: _project(a, limit, bound), a
+    )
+
+
+def _harden(a: Matrices, scale: PerMatrix) -> Matrices:
+    r"""Undo `soften` for small values, $\sigma / \sqrt{1 - \sigma^2 / c^2}$."""
+    square = gram(scaled(a, 1 / scale))
+    inner = scaled(eye(square), 0.5) + scaled(square, 0.375)
+    return a + matmul(a, matmul(square, inner))
+
+
+def _project(a: Matrices, limit: PerMatrix, bound: PerMatrix) -> Matrices:
+    (factor,) = polar((scaled(a, 1 / bound),), limit / bound)
+    hermitian = matmul(adjoint(factor), a)
+    hermitian = scaled(hermitian + adjoint(hermitian), 0.5)
+    spread = jnp.maximum(bound - limit, limit)
+    shifted = scaled(hermitian, 1 / spread) - scaled(eye(hermitian), limit / spread)
+    (sign,) = polar((shifted,), _RESOLUTION * limit / spread)
+    beyond = scaled(matmul(shifted, eye(sign) + sign), spread / 2)
+    return a - matmul(factor, beyond)
+
+
+def clip(
+    a: Matrices, limit: PerMatrix
+) -> tuple[Matrices, Bool[Array, "stack 1 1"]]:
+    """Clip singular values, and tell of which matrices any was above the limit.
+
+    Args:
+      a: matrices no wider than tall, of numbers that are not extreme.
+      limit: the largest singular value allowed.
+    """
+    if a.shape[-1] == 1:
+        size = frobenius(a)
+        above = size > limit
+        return scaled(a, jnp.where(above, limit / size, 1)), above
+    unsure = ~within(a, limit)
+
+    def look(a: Matrices) -> tuple[Matrices, Array]:
+        square = jax.lax.stop_gradient(gram(a))
+        above = unsure & _above(square, limit)
+
+        def act(a: Matrices) -> Matrices:
+            bound = jnp.minimum(_bound(square), frobenius(a))
+            reachable = jnp.maximum(limit, 0)
+            return jnp.where(above, project(a, reachable, bound), a)
+
+        return jax.lax.cond(jnp.any(above), act, lambda a: a, a), above
+
+    return jax.lax.cond(jnp.any(unsure), look, lambda a: (a, unsure), a)
