@@ -20,6 +20,10 @@ from optaxclip.strategies.norm_limits import (
 from optaxclip.strategies.soft import soft_clip_global_norm, soft_clip_value
 from optaxclip.strategies.values import clip_scaled_value, clip_value
 from optaxclip.trees import shrink_tree, tree_norm
+from optaxclip.weights.bounds import bound_weights
+from optaxclip.weights.clips import clip_weight_norm, clip_weights
+from optaxclip.weights.initialization import clip_weights_to_init
+from optaxclip.weights.spectral_norm import clip_weight_spectral_norm
 
 __version__ = version("optaxclip")
 
@@ -27,6 +31,7 @@ __all__ = [
     "ClipReport",
     "ClipState",
     "agc",
+    "bound_weights",
     "clip_global_norm",
     "clip_group_norm",
     "clip_scaled_value",
@@ -35,6 +40,10 @@ __all__ = [
     "clip_tensor_rms",
     "clip_unit_norm",
     "clip_value",
+    "clip_weight_norm",
+    "clip_weight_spectral_norm",
+    "clip_weights",
+    "clip_weights_to_init",
     "clipper",
     "norms",
     "report",

@@ -44,11 +44,11 @@ class _Map(NamedTuple):
       value: maps a single one.
     """
 
-    matrices: Callable[[Matrices, PerMatrix], tuple[Matrices, Bool[Array, "stack 1 1"]]]
+    matrices: Callable[[Matrices, PerMatrix], tuple[Matrices, Bool[Array, "_ 1 1"]]]
     value: Callable[[Number, Number], Number]
 
 
-def _bend(a: Matrices, scale: PerMatrix) -> tuple[Matrices, Bool[Array, "stack 1 1"]]:
+def _bend(a: Matrices, scale: PerMatrix) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
     bent = soften(a, jnp.minimum(scale, _LOOSE), frobenius(a))
     return jnp.where(scale < _LOOSE, bent, a), largest_singular_value(a) > scale
 
@@ -62,7 +62,7 @@ _BEND = _Map(
 
 def _mapped(
     change: _Map, layout: Layout, leaf: Leaf, limit: Number
-) -> tuple[Leaf, Bool[Array, " stack"]]:
+) -> tuple[Leaf, Bool[Array, " _"]]:
     """Map the singular values of one leaf, and tell of which matrices any was above."""
     given = layout.matrices(widen(leaf))
     broken = ~jnp.isfinite(jnp.sum(jnp.abs(given) * 0, (-2, -1), keepdims=True))

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, Real
 
-Matrices = Inexact[Array, "stack m n"]
-PerMatrix = Real[Array, "stack 1 1"]
+Matrices = Inexact[Array, "_ _ _"]
+PerMatrix = Real[Array, "_ 1 1"]
 
 # Which singular values become 1 where all are wanted, as a share of the largest.
 _SMALLEST = 2.0**-32
@@ -81,7 +81,7 @@ def gram(a: Matrices) -> Matrices:
     return matmul(adjoint(a), a)
 
 
-def scaled(a: Matrices, by: PerMatrix | float) -> Matrices:
+def scaled(a: Matrices, by: PerMatrix | Real[Array, ""] | float) -> Matrices:
     """Multiply by real numbers, in the type of the matrices."""
     return a * jnp.asarray(by, a.dtype)
 

@@ -39,24 +39,27 @@ def unit_of(a: Matrices) -> PerMatrix:
     return jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent, -reach, reach))
 
 
-def largest_singular_value(a: Matrices) -> PerMatrix:
-    """Estimate the largest singular value from below, of numbers that are not extreme.
-
-    Power iteration, from a vector that no simple pattern is orthogonal to.
-    """
+def irregular(a: Matrices | jax.ShapeDtypeStruct) -> Matrices:
+    """Give a vector for each matrix that no simple pattern is orthogonal to."""
     golden = (5**0.5 - 1) / 2
-    start = (jnp.arange(1, a.shape[-1] + 1, dtype=unit_of(a).dtype) * golden) % 1
+    stack, _, n = a.shape
+    steps = jnp.arange(1, n + 1, dtype=jnp.finfo(a.dtype).dtype) * golden
+    return jnp.broadcast_to((steps % 1).astype(a.dtype)[None, :, None], (stack, n, 1))
+
+
+def largest_singular_value(a: Matrices) -> PerMatrix:
+    """Estimate the largest singular value from below, of numbers that are not extreme."""
     a = jax.lax.stop_gradient(a)
-    vector = jnp.broadcast_to(start.astype(a.dtype), (a.shape[0], 1, a.shape[-1]))
-    vector = adjoint(vector)
+    vector = irregular(a)
+    size = frobenius(vector)
     for _ in range(_POWER_STEPS):
-        size = frobenius(vector)
         image = matmul(a, scaled(vector, 1 / jnp.where(size == 0, 1, size)))
         vector = matmul(adjoint(a), image)
+        size = frobenius(vector)
     return frobenius(image)
 
 
-def within(a: Matrices, limit: PerMatrix) -> Bool[Array, "stack 1 1"]:
+def within(a: Matrices, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
     """Tell for certain, and in one pass, of most matrices that none is above the limit.
 
     The largest singular value is neither above the Frobenius norm, nor above the
@@ -73,7 +76,7 @@ def _bound(square: Matrices) -> PerMatrix:
     return jnp.sqrt(jnp.sqrt(frobenius(gram(square)))) * (1 + 1e-5)
 
 
-def _above(square: Matrices, limit: PerMatrix) -> Bool[Array, "stack 1 1"]:
+def _above(square: Matrices, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
     """Tell whether any singular value is above the limit, but for rounding errors.
 
     There is none exactly if limit^2 I - A*A has a Cholesky factor.
@@ -148,7 +151,7 @@ def _project(a: Matrices, limit: PerMatrix, bound: PerMatrix) -> Matrices:
 
 def clip(
     a: Matrices, limit: PerMatrix
-) -> tuple[Matrices, Bool[Array, "stack 1 1"]]:
+) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
     """Clip singular values, and tell of which matrices any was above the limit.
 
     Args:

@@ -4,6 +4,7 @@ from optaxclip.thresholds.constant import (
     Constant,
     Scheduled,
     TwoSided,
+    as_interval,
     as_threshold,
     check_limit,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "Share",
     "Threshold",
     "TwoSided",
+    "as_interval",
     "as_threshold",
     "check_limit",
 ]
