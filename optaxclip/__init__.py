@@ -20,9 +20,16 @@ from optaxclip.strategies.norm_limits import (
 from optaxclip.strategies.soft import soft_clip_global_norm, soft_clip_value
 from optaxclip.strategies.values import clip_scaled_value, clip_value
 from optaxclip.trees import shrink_tree, tree_norm
+from optaxclip.weights.attention import (
+    Share,
+    attention_shares,
+    latent_attention_shares,
+    qk_clip,
+)
 from optaxclip.weights.bounds import bound_weights
 from optaxclip.weights.clips import clip_weight_norm, clip_weights
 from optaxclip.weights.initialization import clip_weights_to_init
+from optaxclip.weights.logits import max_logits, record_max_logits
 from optaxclip.weights.spectral_norm import clip_weight_spectral_norm
 
 __version__ = version("optaxclip")
@@ -30,7 +37,9 @@ __version__ = version("optaxclip")
 __all__ = [
     "ClipReport",
     "ClipState",
+    "Share",
     "agc",
+    "attention_shares",
     "bound_weights",
     "clip_global_norm",
     "clip_group_norm",
@@ -45,7 +54,11 @@ __all__ = [
     "clip_weights",
     "clip_weights_to_init",
     "clipper",
+    "latent_attention_shares",
+    "max_logits",
     "norms",
+    "qk_clip",
+    "record_max_logits",
     "report",
     "responses",
     "scopes",

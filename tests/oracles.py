@@ -41,6 +41,16 @@ def tensor_rms(leaves):
     return [norm(x, 2) / np.sqrt(max(x.size, 1)) for x in leaves]
 
 
+def spectral_norm(leaves):
+    """Every leaf alone, as a matrix whose columns are its last dimension."""
+    sizes = []
+    for x in leaves:
+        matrix = x.reshape(-1, x.shape[-1] if x.ndim > 1 else 1)
+        finite = np.isfinite(matrix).all()
+        sizes.append(np.linalg.norm(matrix, 2) if finite and x.size else np.nan)
+    return [np.asarray(size) for size in sizes]
+
+
 def global_norm(p):
     """All numbers together."""
 
@@ -137,3 +147,67 @@ class Groupwise:
             return [
                 self.respond(*each) for each in zip(updates, sizes, limits, strict=True)
             ]
+
+
+class Within(np.ndarray):
+    """Numbers that a method with a documented error bound may miss by `error`."""
+
+    error = 0.0
+
+    def __array_finalize__(self, other):
+        self.error = getattr(other, "error", 0.0)
+
+
+@dataclass(frozen=True)
+class Spectral:
+    """The oracle of maps of singular values; a vector is a matrix of one column.
+
+    The error that the method documents is `of_limit` times the limit and
+    `of_largest` times the largest singular value.
+    """
+
+    value: Callable[..., Any]
+    of_limit: float
+    of_largest: float
+
+    def leaf(self, x, limit):
+        """One leaf as it must come back."""
+        if np.isinf(limit):
+            return x
+        if not np.isfinite(x).all() or np.isnan(limit):
+            return np.full_like(x, np.nan)
+        matrix = x.reshape(-1, x.shape[-1] if x.ndim > 1 else 1)
+        u, sizes, v = np.linalg.svd(matrix, full_matrices=False)
+        mapped = ((u * self.value(sizes, limit)) @ v).reshape(x.shape).view(Within)
+        top = sizes.max(initial=0.0)
+        mapped.error = self.of_limit * min(limit, top) + self.of_largest * min(
+            top, 1e3 * limit
+        )
+        return mapped
+
+    def __call__(self, updates, params, limit):
+        """The updates as they must come back."""
+        return [self.leaf(x, limit) for x in updates]
+
+
+@dataclass(frozen=True)
+class OfWeights:
+    """The oracle of a bound on weights: what an update must be to stay within."""
+
+    clip: Callable[..., Any]
+
+    def __call__(self, updates, params, limit):
+        """What is not clipped comes back as it was, not as a difference."""
+        with np.errstate(all="ignore"):
+            after = [p + u for p, u in zip(params, updates, strict=True)]
+            within = self.clip(after, params, limit)
+            return [
+                np.where((t == s) | (np.isnan(t) & np.isnan(s)), u, t - p)
+                for t, s, u, p in zip(within, after, updates, params, strict=True)
+            ]
+
+
+def bend(size, scale):
+    """The soft saturation of singular values, of SPECTRA."""
+    return size / np.sqrt(1 + (size / scale) ** 2) if scale > 0 else 0 * size
+

@@ -153,6 +153,54 @@ STRATEGIES = [
     ),
 ]
 
+WEIGHTS = exempt(
+    "it bounds the parameters, which the row leaves at 2, not the updates",
+    "test_zero_updates_stay_zero",
+    "test_limit_zero_gives_zeros",
+)
+SPECTRAL = {}
+
+STRATEGIES += [
+    Strategy(
+        "clip_singular_values",
+        optaxclip.clip_singular_values,
+        "max_value",
+        oracles.Spectral(np.minimum, 5e-4, 2e-6),
+        exempt=SPECTRAL,
+    ),
+    Strategy(
+        "soft_clip_singular_values",
+        optaxclip.soft_clip_singular_values,
+        "scale",
+        oracles.Spectral(oracles.bend, 1e-5, 2e-6),
+        exempt=SOFT | SPECTRAL,
+    ),
+    Strategy(
+        "clip_weights",
+        optaxclip.clip_weights,
+        "max_value",
+        oracles.OfWeights(Groupwise(oracles.element, respond=oracles.clamp)),
+        exempt=WEIGHTS,
+        needs_params=True,
+    ),
+    Strategy(
+        "clip_weight_norm",
+        optaxclip.clip_weight_norm,
+        "max_norm",
+        oracles.OfWeights(Groupwise(oracles.tensor_norm)),
+        exempt=WEIGHTS,
+        needs_params=True,
+    ),
+    Strategy(
+        "clip_weight_spectral_norm",
+        optaxclip.clip_weight_spectral_norm,
+        "max_norm",
+        oracles.OfWeights(Groupwise(oracles.spectral_norm)),
+        exempt=WEIGHTS,
+        needs_params=True,
+    ),
+]
+
 
 def named(strategy):
     """The name of a strategy, for pytest's ids."""
