@@ -50,7 +50,7 @@ class _Map(NamedTuple):
 
 def _bend(a: Matrices, scale: PerMatrix) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
     bent = soften(a, jnp.minimum(scale, _LOOSE), frobenius(a))
-    return jnp.where(scale < _LOOSE, bent, a), largest_singular_value(a) > scale
+    return jnp.where(scale < _LOOSE, bent, a), scale < 0
 
 
 _CLIP = _Map(clip, jnp.minimum)
@@ -60,6 +60,7 @@ _BEND = _Map(
 )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _mapped(
     change: _Map, layout: Layout, leaf: Leaf, limit: Number
 ) -> tuple[Leaf, Bool[Array, " _"]]:
@@ -80,6 +81,7 @@ def _mapped(
     return layout.leaf(mapped).astype(leaf.dtype), (above | loud).ravel()
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _largest(layout: Layout, leaf: Leaf) -> Number:
     """Measure the largest singular value of each matrix of a leaf; loud if broken."""
     given = layout.matrices(widen(leaf))
@@ -130,9 +132,9 @@ def _spectral(
             )
         ]
         above = jnp.concatenate([jnp.zeros(0, bool), *(each[1] for each in done)])
-        # The size is an estimate from below; what was found above the limit is surer.
-        over = limit * (1 + jnp.finfo(limit.dtype).eps)
-        size = jnp.where(above, jnp.fmax(size, over), jnp.fmin(size, limit))
+        if change is _CLIP:  # It knows; the size is an estimate, and from below.
+            over = limit * (1 + jnp.finfo(limit.dtype).eps)
+            size = jnp.where(above, jnp.fmax(size, over), jnp.fmin(size, limit))
         after = change.value(size, limit)
         report = next_report(state.report, grouping, size, after, limit)
         mapped = (leaf for leaf, _ in done)

@@ -1,5 +1,8 @@
 """Maps of the singular values of stacked matrices, without decomposing them."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
@@ -50,13 +53,16 @@ def irregular(a: Matrices | jax.ShapeDtypeStruct) -> Matrices:
 def largest_singular_value(a: Matrices) -> PerMatrix:
     """Estimate the largest singular value from below, of numbers that are not extreme."""
     a = jax.lax.stop_gradient(a)
-    vector = irregular(a)
-    size = frobenius(vector)
-    for _ in range(_POWER_STEPS):
-        image = matmul(a, scaled(vector, 1 / jnp.where(size == 0, 1, size)))
-        vector = matmul(adjoint(a), image)
+    if a.shape[-1] == 1:
+        return frobenius(a)
+
+    def turn(_: int, vector: Matrices) -> Matrices:
         size = frobenius(vector)
-    return frobenius(image)
+        image = matmul(a, scaled(vector, 1 / jnp.where(size == 0, 1, size)))
+        return matmul(adjoint(a), image)
+
+    # What the last round multiplies a vector of length 1 with is the square.
+    return jnp.sqrt(frobenius(jax.lax.fori_loop(0, _POWER_STEPS, turn, irregular(a))))
 
 
 def within(a: Matrices, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
@@ -98,6 +104,8 @@ def soften(a: Matrices, scale: PerMatrix, bound: PerMatrix) -> Matrices:
       scale: c.
       bound: a bound on their singular values.
     """
+    if a.shape[-1] == 1:
+        return scaled(a, 1 / jnp.hypot(frobenius(a) / scale, 1))
     larger = jnp.maximum(bound, scale)
     top = larger * jnp.sqrt(jnp.square(bound / larger) + jnp.square(scale / larger))
     share = scale / top
@@ -120,25 +128,15 @@ def project(a: Matrices, limit: PerMatrix, bound: PerMatrix) -> Matrices:
     steep = bound > _STEEP * limit
     scale = _STEEP * limit
 
-    def gently(a: Matrices) -> Matrices:
-        softened = jnp.where(steep, soften(a, scale, bound), a)
-        softened_limit = jnp.where(steep, limit / (1 + _STEEP**-2) ** 0.5, limit)
-        clipped = _project(softened, softened_limit, jnp.minimum(bound, scale))
-        return jnp.where(steep, _harden(clipped, scale), clipped)
+    def when_steep(change: Callable[[Matrices], Matrices], a: Matrices) -> Matrices:
+        def act(a: Matrices) -> Matrices:
+            return jnp.where(steep, change(a), a)
 
-    return jax.lax.cond(
-        jnp.any(steep), gently, lambda a: _project(a, limit, bound), a
-    )
+        return jax.lax.cond(jnp.any(steep), act, lambda a: a, a)
 
-
-def _harden(a: Matrices, scale: PerMatrix) -> Matrices:
-    r"""Undo `soften` for small values, $\sigma / \sqrt{1 - \sigma^2 / c^2}$."""
-    square = gram(scaled(a, 1 / scale))
-    inner = scaled(eye(square), 0.5) + scaled(square, 0.375)
-    return a + matmul(a, matmul(square, inner))
-
-
-def _project(a: Matrices, limit: PerMatrix, bound: PerMatrix) -> Matrices:
+    a = when_steep(lambda a: soften(a, scale, bound), a)
+    limit = jnp.where(steep, limit / (1 + _STEEP**-2) ** 0.5, limit)
+    bound = jnp.minimum(bound, scale)
     (factor,) = polar((scaled(a, 1 / bound),), limit / bound)
     hermitian = matmul(adjoint(factor), a)
     hermitian = scaled(hermitian + adjoint(hermitian), 0.5)
@@ -146,7 +144,14 @@ def _project(a: Matrices, limit: PerMatrix, bound: PerMatrix) -> Matrices:
     shifted = scaled(hermitian, 1 / spread) - scaled(eye(hermitian), limit / spread)
     (sign,) = polar((shifted,), _RESOLUTION * limit / spread)
     beyond = scaled(matmul(shifted, eye(sign) + sign), spread / 2)
-    return a - matmul(factor, beyond)
+    return when_steep(partial(_harden, scale), a - matmul(factor, beyond))
+
+
+def _harden(scale: PerMatrix, a: Matrices) -> Matrices:
+    r"""Undo `soften` for small values, $\sigma / \sqrt{1 - \sigma^2 / c^2}$."""
+    square = gram(scaled(a, 1 / scale))
+    inner = scaled(eye(square), 0.5) + scaled(square, 0.375)
+    return a + matmul(a, matmul(square, inner))
 
 
 def clip(

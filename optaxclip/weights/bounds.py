@@ -24,7 +24,7 @@ def _rounded(x: Number, dtype: DTypeLike) -> Number:
     if narrow.nexp == wide.nexp:
         return normal
     step = float(narrow.smallest_subnormal)
-    return jnp.where(jnp.abs(x) < narrow.tiny, jnp.round(x / step) * step, normal)
+    return jnp.where(jnp.abs(x) < float(narrow.tiny), jnp.round(x / step) * step, normal)
 
 
 def _applied(param: Number, update: Number, types: tuple[DTypeLike, DTypeLike]) -> Number:
@@ -34,10 +34,16 @@ def _applied(param: Number, update: Number, types: tuple[DTypeLike, DTypeLike]) 
     return _rounded(_rounded(param + update, sum_type), types[0])
 
 
+def _next(x: Number, goal: Number, dtype: DTypeLike) -> Number:
+    """Give the next number of a type on the way to a goal; as steep as x itself."""
+    found = jnp.nextafter(x.astype(dtype), goal.astype(dtype)).astype(x.dtype)
+    return x + jax.lax.stop_gradient(found - x)
+
+
 def _toward_zero(x: Number, dtype: DTypeLike) -> Number:
     near = _rounded(x, dtype)
-    inner = jnp.nextafter(near.astype(dtype), jnp.zeros_like(near, dtype))
-    return jnp.where(jnp.abs(near) > jnp.abs(x), inner.astype(x.dtype), near)
+    inner = _next(near, jnp.zeros_like(near), dtype)
+    return jnp.where(jnp.abs(near) > jnp.abs(x), inner, near)
 
 
 def _reach(
@@ -55,8 +61,7 @@ def _reach(
     target = _toward_zero(target, types[0])
     found = _rounded(target - param, types[1])
     beyond = _applied(param, found, types) * jnp.sign(target) > jnp.abs(target)
-    inward = jnp.where(target > 0, -jnp.inf, jnp.inf).astype(types[1])
-    less = jnp.nextafter(found.astype(types[1]), inward).astype(found.dtype)
+    less = _next(found, jnp.where(target > 0, -jnp.inf, jnp.inf), types[1])
     return jnp.where(same, update, jnp.where(beyond, less, found))
 
 

@@ -74,6 +74,7 @@ def _turned(a: Matrices, vector: Matrices) -> Matrices:
     return jnp.where(frobenius(turned) > 0, turned, vector)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _measured(
     layout: Layout, leaf: Leaf, vector: Matrices
 ) -> tuple[Number, Number, Matrices]:
