@@ -101,6 +101,7 @@ def _spectral(
         return jnp.concatenate([jnp.zeros(0, dtype), *(x.astype(dtype) for x in found)])
 
     def init(params: PyTree) -> ClipState:
+        layouts(params, leading_axes, axis)  # complains of what does not fit
         grouping = scope.arrange(params)
         groups = grouping.like(measuring_dtype(counted(params)))
         return state_type(name)(

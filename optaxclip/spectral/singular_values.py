@@ -56,7 +56,7 @@ def largest_singular_value(a: Matrices) -> PerMatrix:
     if a.shape[-1] == 1:
         return frobenius(a)
 
-    def turn(_: int, vector: Matrices) -> Matrices:
+    def turn(_: Array, vector: Matrices) -> Matrices:
         size = frobenius(vector)
         image = matmul(a, scaled(vector, 1 / jnp.where(size == 0, 1, size)))
         return matmul(adjoint(a), image)
