@@ -114,7 +114,9 @@ def draw(versions, path):
     figure = Figure(figsize=(10, 6.5), dpi=120, layout="constrained")
     axes = figure.subplots(2, len(versions), sharex=True, sharey="row")
     styles = {"no clipping": "-", "gradients": "-", "weights": "-", "both": "--"}
-    colors = dict(zip(styles, ("#444444", "#1f6fb4", "#d1495b", "#edae49"), strict=True))
+    colors = dict(
+        zip(styles, ("#444444", "#1f6fb4", "#d1495b", "#edae49"), strict=True)
+    )
     for column, (title, histories) in enumerate(versions.items()):
         for row, name in enumerate(("gradient norm", "weight norm")):
             plot = axes[row, column]

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 
 import optaxclip
 
-STEPS, CRITIC_STEPS, BATCH = 1500, 5, 128
-LEARNING_RATE, MAX_WEIGHT = 1e-3, 0.01
+STEPS, CRITIC_STEPS, BATCH = 2000, 5, 128
+LEARNING_RATE, MAX_WEIGHT = 5e-4, 0.01
 MODES, SPREAD = 8, 0.05
 EARLY, LATE = slice(20, 120), slice(-100, None)
 PICTURE = Path("wgan.png")
@@ -80,7 +80,9 @@ def train(critic_clip):
         generator, critic, generator_optimizer, critic_optimizer = carry
         *critic_keys, generator_key = jax.random.split(key, CRITIC_STEPS + 1)
         for critic_key in critic_keys:
-            grads = nnx.grad(lambda c, k=critic_key: -advantage(c, generator, k))(critic)
+            grads = nnx.grad(lambda c, k=critic_key: -advantage(c, generator, k))(
+                critic
+            )
             critic_optimizer.update(critic, grads)
         estimate, grads = nnx.value_and_grad(
             lambda g: advantage(critic, g, generator_key)
@@ -113,7 +115,9 @@ def draw(runs, path):
     """Draw each run's samples over real ones, and what the critics estimate."""
     figure = Figure(figsize=(12, 4.2), dpi=120, layout="constrained")
     *scatters, estimates = figure.subplots(1, len(runs) + 1)
-    truth = np.concatenate([real(key) for key in jax.random.split(jax.random.key(2), 4)])
+    truth = np.concatenate(
+        [real(key) for key in jax.random.split(jax.random.key(2), 4)]
+    )
     colors = ("#1f6fb4", "#d1495b")
     for axes, color, (title, (samples, history)) in zip(
         scatters, colors, runs.items(), strict=True
@@ -135,7 +139,8 @@ def main():
         "critic's weights clipped": train([optaxclip.clip_weights(MAX_WEIGHT)]),
         "not clipped": train([]),
     }
-    print("                          modes  samples near one    estimate      slope  weight")
+    columns = "modes  samples near one    estimate      slope  weight"
+    print(f"{columns:>80}")
     for title, (samples, history) in runs.items():
         modes, near = quality(samples)
         estimate = np.abs(history["estimate"][-100:]).mean()

@@ -20,16 +20,16 @@ from optaxclip.strategies.norm_limits import (
 from optaxclip.strategies.soft import soft_clip_global_norm, soft_clip_value
 from optaxclip.strategies.values import clip_scaled_value, clip_value
 from optaxclip.trees import shrink_tree, tree_norm
-from optaxclip.weights.attention import (
-    Share,
-    attention_shares,
-    latent_attention_shares,
-    qk_clip,
-)
+from optaxclip.weights.attention import qk_clip
 from optaxclip.weights.bounds import bound_weights
 from optaxclip.weights.clips import clip_weight_norm, clip_weights
 from optaxclip.weights.initialization import clip_weights_to_init
 from optaxclip.weights.logits import max_logits, record_max_logits
+from optaxclip.weights.shares import (
+    Share,
+    attention_shares,
+    latent_attention_shares,
+)
 from optaxclip.weights.spectral_norm import clip_weight_spectral_norm
 
 __version__ = version("optaxclip")

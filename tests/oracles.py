@@ -86,6 +86,27 @@ def share_of_unit(params, limit):
     return [limit * np.maximum(size, 1e-3) for size in unit_norm(params)]
 
 
+def per_root_fan_in(params, limit):
+    """The limit over the root of the fan-in, of trees that are built as the matrix's.
+
+    A vector right before a matrix is its bias; a scalar stands beside the last kernel
+    of a convolution. Others have no kernel beside them.
+    """
+    limits = []
+    for i, x in enumerate(params):
+        after = params[i + 1] if i + 1 < len(params) else x
+        convolutions = [y for y in params[:i] if y.ndim == 3]
+        kernel = x if x.ndim > 1 else None
+        if x.ndim == 1 and after.ndim == 2:
+            kernel = after
+        if x.ndim == 0 and convolutions:
+            kernel = convolutions[-1]
+        fan_in = 0 if kernel is None else np.prod(kernel.shape[:-1])
+        unlimited = np.nan if np.isnan(limit) else np.inf
+        limits.append(np.asarray(limit / np.sqrt(fan_in) if fan_in else unlimited))
+    return limits
+
+
 def shrink(x, size, limit):
     """Scale a group down to its limit; an infinite limit leaves everything alone."""
     factor = np.where(size > limit, limit / size, 1.0)
@@ -210,4 +231,3 @@ class OfWeights:
 def bend(size, scale):
     """The soft saturation of singular values, of SPECTRA."""
     return size / np.sqrt(1 + (size / scale) ** 2) if scale > 0 else 0 * size
-

@@ -23,7 +23,8 @@ FLOORS = [
     {"measuring", "scopes"},
     {"thresholds", "responses", "reports"},
     {"clipper"},
-    {"strategies", "trees"},
+    {"spectral", "strategies", "trees"},
+    {"weights"},
     {"__init__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

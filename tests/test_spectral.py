@@ -58,7 +58,9 @@ def spectra(shape):
 KINDS = list(spectra((2, 2)))
 HARD = (optaxclip.clip_singular_values, projected)
 SOFT = (optaxclip.soft_clip_singular_values, bent)
-both = pytest.mark.parametrize(("strategy", "value"), [HARD, SOFT], ids=["hard", "soft"])
+both = pytest.mark.parametrize(
+    ("strategy", "value"), [HARD, SOFT], ids=["hard", "soft"]
+)
 
 
 def error(strategy, value, matrix, limit):
@@ -113,7 +115,12 @@ def test_large_and_narrow_matrices_are_projected(shape, size):
 
 def test_matrices_within_the_limit_keep_their_bits():
     """Far below, near below, and all of them at the limit."""
-    for sizes in (np.linspace(0.1, 1, 32), np.full(32, 0.99), np.ones(32), np.zeros(32)):
+    for sizes in (
+        np.linspace(0.1, 1, 32),
+        np.full(32, 0.99),
+        np.ones(32),
+        np.zeros(32),
+    ):
         matrix = jnp.asarray(with_singular_values((48, 32), sizes))
         for limit in (1.00001, 1.001, 2.0, 100.0):
             assert_same_bits(run(HARD[0], matrix, np.float32(limit)), matrix)

@@ -217,6 +217,22 @@ STRATEGIES += [
         needs_params=True,
     ),
     Strategy(
+        "clip_weights_to_init",
+        optaxclip.clip_weights_to_init,
+        "kappa",
+        oracles.OfWeights(
+            Groupwise(oracles.element, oracles.per_root_fan_in, oracles.clamp)
+        ),
+        exempt=WEIGHTS
+        | exempt(
+            "its limit is of the fan-in of a shard",
+            "test_in_shard_map_an_axis_name_counts_every_leaf_once",
+            "test_in_shard_map_unchecked_a_tree_of_axis_names_counts_every_leaf_once",
+            "test_in_shard_map_extremes_and_nan_are_as_on_one_device",
+        ),
+        needs_params=True,
+    ),
+    Strategy(
         "clip_weight_spectral_norm",
         optaxclip.clip_weight_spectral_norm,
         "max_norm",

@@ -1,148 +1,15 @@
-"""The transformations: every matrix of a tree, its singular values bounded."""
+"""The named bounds on singular values."""
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import PyTree
 
-from optaxclip import scopes
-from optaxclip.clipper import tidy
-from optaxclip.leaves import beside, counted, counts
-from optaxclip.magnitudes import Leaf, Number, widen
-from optaxclip.measuring import measuring_dtype
-from optaxclip.reports import ClipState, empty_report, next_report, state_type
-from optaxclip.spectral.matrices import Layout, layouts
-from optaxclip.spectral.polar import Matrices, PerMatrix
-from optaxclip.spectral.singular_values import (
-    clip,
-    frobenius,
-    largest_singular_value,
-    soften,
-    unit_of,
-)
-from optaxclip.thresholds import Observation, Threshold, as_threshold
+from optaxclip.spectral.transformation import BEND, CLIP, spectral_clipper
+from optaxclip.thresholds import Threshold, as_threshold
 
 Limit = Threshold | PyTree[ArrayLike | optax.Schedule]
-
-
-# Limits below this share of the largest number are taken at it, and the result scaled.
-_FAINT = 2.0**-60
-# Scales above this multiple of it bend nothing that a float could show.
-_LOOSE = 2.0**24
-
-
-class _Map(NamedTuple):
-    """A map of singular values.
-
-    Attributes:
-      matrices: maps those of matrices, and tells which had any above the limit.
-      value: maps a single one.
-    """
-
-    matrices: Callable[[Matrices, PerMatrix], tuple[Matrices, Bool[Array, "_ 1 1"]]]
-    value: Callable[[Number, Number], Number]
-
-
-def _bend(a: Matrices, scale: PerMatrix) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
-    bent = soften(a, jnp.minimum(scale, _LOOSE), frobenius(a))
-    return jnp.where(scale < _LOOSE, bent, a), scale < 0
-
-
-_CLIP = _Map(clip, jnp.minimum)
-_BEND = _Map(
-    _bend,
-    lambda value, scale: scale * (value / jnp.hypot(value, jnp.maximum(scale, 1e-37))),
-)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _mapped(
-    change: _Map, layout: Layout, leaf: Leaf, limit: Number
-) -> tuple[Leaf, Bool[Array, " _"]]:
-    """Map the singular values of one leaf, and tell of which matrices any was above."""
-    given = layout.matrices(widen(leaf))
-    broken = ~jnp.isfinite(jnp.sum(jnp.abs(given) * 0, (-2, -1), keepdims=True))
-    unit = unit_of(given)
-    a = jnp.where(broken, jnp.zeros_like(given), given) / unit.astype(given.dtype)
-    limit = jnp.broadcast_to(limit.ravel(), given.shape[0])[:, None, None]
-    limit = limit.astype(unit.dtype)
-    loud = broken | jnp.isnan(limit)
-    share = jnp.where(loud, 1, limit / unit)
-    mapped, above = change.matrices(a, jnp.maximum(share, _FAINT))
-    back = jnp.where(share < _FAINT, limit / _FAINT, unit)
-    mapped = mapped * jnp.where(loud, jnp.nan, back).astype(given.dtype)
-    kept = ~loud & ~above if change is _CLIP else jnp.zeros_like(loud)
-    mapped = jnp.where(kept | (limit == jnp.inf), given, mapped)
-    return layout.leaf(mapped).astype(leaf.dtype), (above | loud).ravel()
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _largest(layout: Layout, leaf: Leaf) -> Number:
-    """Measure the largest singular value of each matrix of a leaf; loud if broken."""
-    given = layout.matrices(widen(leaf))
-    unit = unit_of(given)
-    return (largest_singular_value(given / unit.astype(given.dtype)) * unit).ravel()
-
-
-def _spectral(
-    name: str, change: _Map, threshold: Threshold, leading_axes: Any, axis: Any
-) -> optax.GradientTransformationExtraArgs:
-    scope = scopes.tensor(leading_axes=leading_axes)
-
-    def measure(tree: PyTree) -> Number:
-        pairs = zip(layouts(tree, leading_axes, axis), counted(tree), strict=True)
-        found = [_largest(*pair) for pair in pairs]
-        dtype = measuring_dtype(counted(tree))
-        return jnp.concatenate([jnp.zeros(0, dtype), *(x.astype(dtype) for x in found)])
-
-    def init(params: PyTree) -> ClipState:
-        layouts(params, leading_axes, axis)  # complains of what does not fit
-        grouping = scope.arrange(params)
-        groups = grouping.like(measuring_dtype(counted(params)))
-        return state_type(name)(
-            threshold.init(groups), empty_report(grouping.report_shape)
-        )
-
-    def update(
-        updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
-    ) -> tuple[PyTree, ClipState]:
-        leaves, grouping = counted(updates), scope.arrange(updates)
-        size = measure(updates)
-        seen = Observation(
-            magnitude=size,
-            leaves=leaves,
-            number=grouping.count(leaves),
-            measure_params=lambda: measure(beside(name, updates, params)),
-            arrange=functools.partial(scope.limits, tree=updates),
-            extra_args=extra,
-        )
-        limit, memory = threshold.update(seen, state.threshold)
-        limit = jnp.broadcast_to(tidy(size, limit), size.shape)
-        done = [
-            _mapped(change, *each)
-            for each in zip(
-                layouts(updates, leading_axes, axis),
-                leaves,
-                grouping.spread(limit),
-                strict=True,
-            )
-        ]
-        above = jnp.concatenate([jnp.zeros(0, bool), *(each[1] for each in done)])
-        if change is _CLIP:  # It knows; the size is an estimate, and from below.
-            over = limit * (1 + jnp.finfo(limit.dtype).eps)
-            size = jnp.where(above, jnp.fmax(size, over), jnp.fmin(size, limit))
-        after = change.value(size, limit)
-        report = next_report(state.report, grouping, size, after, limit)
-        mapped = (leaf for leaf, _ in done)
-        clipped = jax.tree.map(lambda x: next(mapped) if counts(x) else x, updates)
-        return clipped, state_type(name)(memory, report)
-
-    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def clip_singular_values(
@@ -179,7 +46,8 @@ def clip_singular_values(
 
     Examples:
       >>> clip = optaxclip.clip_singular_values(1.0)
-      >>> updates, _ = clip.update(jnp.diag(jnp.array([3.0, 0.5])), clip.init(jnp.eye(2)))
+      >>> state = clip.init(jnp.eye(2))
+      >>> updates, _ = clip.update(jnp.diag(jnp.array([3.0, 0.5])), state)
       >>> updates.round(4)
       Array([[1. , 0. ],
              [0. , 0.5]], dtype=float32)
@@ -197,9 +65,9 @@ def clip_singular_values(
       Matrices with no singular value above ``limit * (1 + 4e-6)`` keep their bits.
       Inside ``jax.shard_map`` a matrix has to be whole on its device.
     """
-    return _spectral(
+    return spectral_clipper(
         "clip_singular_values",
-        _CLIP,
+        CLIP,
         as_threshold(max_value, "max_value"),
         leading_axes,
         axis,
@@ -236,7 +104,8 @@ def soft_clip_singular_values(
 
     Examples:
       >>> clip = optaxclip.soft_clip_singular_values(3.0)
-      >>> updates, _ = clip.update(jnp.diag(jnp.array([4.0, 0.0])), clip.init(jnp.eye(2)))
+      >>> state = clip.init(jnp.eye(2))
+      >>> updates, _ = clip.update(jnp.diag(jnp.array([4.0, 0.0])), state)
       >>> updates.round(4)
       Array([[2.4, 0. ],
              [0. , 0. ]], dtype=float32)
@@ -251,9 +120,9 @@ def soft_clip_singular_values(
       vectors are bent as matrices are. The learning rate, the shape factor and the
       weight decay of the paper's optimizer are left to the rest of the chain.
     """
-    return _spectral(
+    return spectral_clipper(
         "soft_clip_singular_values",
-        _BEND,
+        BEND,
         as_threshold(scale, "scale"),
         leading_axes,
         axis,

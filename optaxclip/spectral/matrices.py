@@ -76,4 +76,3 @@ def layouts(tree: PyTree, leading_axes: Any, axis: Any) -> list[Layout]:
         _layout(shape, *each)
         for shape, *each in zip(shapes_of(tree), leading, axes, strict=True)
     ]
-

@@ -51,7 +51,7 @@ def irregular(a: Matrices | jax.ShapeDtypeStruct) -> Matrices:
 
 
 def largest_singular_value(a: Matrices) -> PerMatrix:
-    """Estimate the largest singular value from below, of numbers that are not extreme."""
+    """Estimate the largest singular value from below; no number may be extreme."""
     a = jax.lax.stop_gradient(a)
     if a.shape[-1] == 1:
         return frobenius(a)
@@ -154,9 +154,7 @@ def _harden(scale: PerMatrix, a: Matrices) -> Matrices:
     return a + matmul(a, matmul(square, inner))
 
 
-def clip(
-    a: Matrices, limit: PerMatrix
-) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
+def clip(a: Matrices, limit: PerMatrix) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
     """Clip singular values, and tell of which matrices any was above the limit.
 
     Args:

@@ -1,7 +1,6 @@
 """QK-Clip: query and key kernels rescaled by the largest logit of each head."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,69 +14,9 @@ from optaxclip.magnitudes import Leaf, Number, as_number, widen
 from optaxclip.reports import ClipReport, ClipState, empty_report, state_type
 from optaxclip.thresholds import Observation, Threshold, as_threshold
 from optaxclip.weights.bounds import bound_weights
+from optaxclip.weights.shares import Share, Shares, attention_shares
 
 Names = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Share:
-    r"""How a projection takes part in shrinking the logits of each head.
-
-    Attributes:
-      power: the projection is multiplied by this power of the head's factor $\gamma$.
-      start: the first feature of a head that does so.
-      stop: the first after it that does not; None for all of the rest.
-    """
-
-    power: float
-    start: int = 0
-    stop: int | None = None
-
-
-Shares = Mapping[str, tuple[Share, ...]]
-
-
-def attention_shares(query: str = "query", key: str = "key") -> Shares:
-    r"""Share the factor between queries and keys: $\sqrt\gamma$ for each.
-
-    Where heads share a key, as in grouped-query attention, the key stays and the
-    queries take all of $\gamma$, so that no other head is touched.
-
-    Args:
-      query: what the query projection is called.
-      key: what the key projection is called.
-
-    Returns:
-      The shares, as `qk_clip` takes them.
-
-    Examples:
-      >>> sorted(optaxclip.attention_shares("wq", "wk"))
-      ['wk', 'wq']
-    """
-    return {query: (Share(0.5),), key: (Share(0.5),)}
-
-
-def latent_attention_shares(query: str, key_value: str, features: int) -> Shares:
-    r"""Share the factor in multi-head latent attention.
-
-    Of a head's queries and keys the first features, without position, take
-    $\sqrt\gamma$ each. The rotary queries take $\gamma$, since the rotary key is shared
-    by all heads and stays; so do the values.
-
-    Args:
-      query: what the projection from the latent to the queries is called.
-      key_value: what the projection from the latent to keys and values is called.
-      features: how many features of a head are without position.
-
-    Returns:
-      The shares, as `qk_clip` takes them.
-
-    Examples:
-      >>> optaxclip.latent_attention_shares("wq_b", "wkv_b", 128)["wkv_b"]
-      (Share(power=0.5, start=0, stop=128),)
-    """
-    plain = Share(0.5, stop=features)
-    return {query: (plain, Share(1.0, start=features)), key_value: (plain,)}
 
 
 def _names(path: tuple[Any, ...]) -> Names:
@@ -152,7 +91,9 @@ def _shrink_logits(
             _names(path): jnp.atleast_1d(as_number(leaf))
             for path, leaf in jax.tree_util.tree_leaves_with_path(max_logits)
         }
-        whole = jnp.concatenate([x.ravel().astype(jnp.float32) for x in logits.values()])
+        whole = jnp.concatenate(
+            [x.ravel().astype(jnp.float32) for x in logits.values()]
+        )
         leaves = counted(updates)
         seen = Observation(
             magnitude=jnp.max(whole),
@@ -174,9 +115,7 @@ def _shrink_logits(
             post_norm=jnp.minimum(jnp.max(whole), limit),
             limit=limit,
             clipped_fraction=jnp.mean(above.astype(jnp.float32)),
-            clipped_steps=jnp.where(
-                jnp.any(above), optax.safe_increment(steps), steps
-            ),
+            clipped_steps=jnp.where(jnp.any(above), optax.safe_increment(steps), steps),
         )
         clipped = jax.tree.map(lambda x: next(scaled) if counts(x) else x, updates)
         return clipped, state_type(name)(memory, report)

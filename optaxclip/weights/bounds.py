@@ -24,10 +24,14 @@ def _rounded(x: Number, dtype: DTypeLike) -> Number:
     if narrow.nexp == wide.nexp:
         return normal
     step = float(narrow.smallest_subnormal)
-    return jnp.where(jnp.abs(x) < float(narrow.tiny), jnp.round(x / step) * step, normal)
+    return jnp.where(
+        jnp.abs(x) < float(narrow.tiny), jnp.round(x / step) * step, normal
+    )
 
 
-def _applied(param: Number, update: Number, types: tuple[DTypeLike, DTypeLike]) -> Number:
+def _applied(
+    param: Number, update: Number, types: tuple[DTypeLike, DTypeLike]
+) -> Number:
     """Give what ``optax.apply_updates`` makes of both, in at least float32."""
     with jax.numpy_dtype_promotion("standard"):
         sum_type = jnp.promote_types(*types)

@@ -56,8 +56,8 @@ def clip_weights(
 
     Note:
       Where updates come in a narrower type than their parameters, as bfloat16 for
-      float32, no update may lead to the bound itself; then the parameter stops short
-      of it. Only a limit of 0 cannot be kept so.
+      float32, a parameter far outside may need a second step to come within, since no
+      update of so few digits leads there. One that starts within never leaves.
     """
     return bound_weights(
         clipper(

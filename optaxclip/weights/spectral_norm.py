@@ -93,9 +93,7 @@ def _shrink_spectral_norm(
 ) -> optax.GradientTransformationExtraArgs:
     scope = scopes.tensor(leading_axes=leading_axes)
 
-    def measure(
-        tree: PyTree, vectors: list[Array]
-    ) -> tuple[Magnitude, list[Array]]:
+    def measure(tree: PyTree, vectors: list[Array]) -> tuple[Magnitude, list[Array]]:
         dtype = measuring_dtype(counted(tree))
         found = [
             _measured(*each)
@@ -113,7 +111,9 @@ def _shrink_spectral_norm(
         grouping = scope.arrange(params)
         groups = grouping.like(measuring_dtype(counted(params)))
         laid_out = layouts(params, leading_axes, axis)
-        vectors = [_first(*each) for each in zip(counted(params), laid_out, strict=True)]
+        vectors = [
+            _first(*each) for each in zip(counted(params), laid_out, strict=True)
+        ]
         return state_type(name)(
             SpectralMemory(threshold.init(groups), vectors),
             empty_report(grouping.report_shape),
@@ -138,7 +138,7 @@ def _shrink_spectral_norm(
         limit, remembered = threshold.update(seen, memory.threshold)
         limit = tidy(seen.magnitude, limit)
         weights = shrink.weigh(size.value, size.unit, limit)
-        after = shrink.outcome(seen.magnitude, *weights)
+        after = shrink.reach(seen.magnitude, limit)
         report = next_report(state.report, grouping, seen.magnitude, after, limit)
         memory = SpectralMemory(remembered, vectors)
         return (
