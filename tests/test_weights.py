@@ -154,19 +154,21 @@ def test_a_bad_step_leaves_the_vector_of_the_spectral_norm_alone():
     _, state = bound.update(jnp.zeros((5, 4)), bound.init(matrix), matrix)
     broken = matrix.at[1, 2].set(jnp.nan)
     updates, after = bound.update(jnp.zeros((5, 4)), state, broken)
-    assert jnp.isnan(updates).all()
+    assert jnp.isnan(broken + updates).all()
     assert_same_bits(after.threshold.vectors, state.threshold.vectors)
 
 
 def test_later_steps_of_the_spectral_norm_go_on_from_the_vector():
-    """One round is then enough for what took many."""
+    """Whose two largest singular values are hardly told apart in one step."""
     matrix = jnp.asarray(numbers((60, 50), 1.0, 0), jnp.float32)
+    size = np.linalg.norm(wide(matrix), 2)
     bound = optaxclip.clip_weight_spectral_norm(jnp.inf)
-    state = bound.init(matrix)
-    for _ in range(5):
-        _, state = bound.update(jnp.zeros_like(matrix), state, matrix)
-    found = optaxclip.report(state)["clip/pre_norm"]
-    np.testing.assert_allclose(found, [np.linalg.norm(wide(matrix), 2)], rtol=1e-6)
+    state, step, found = bound.init(matrix), jax.jit(bound.update), []
+    for _ in range(20):
+        _, state = step(jnp.zeros_like(matrix), state, matrix)
+        found.append(float(optaxclip.report(state)["clip/pre_norm"][0]))
+    np.testing.assert_allclose(found[0], size, rtol=1e-3)
+    np.testing.assert_allclose(found[-1], size, rtol=2e-6)
 
 
 def test_stacked_layers_and_kernels_of_convolutions_have_spectral_norms():

@@ -1,10 +1,13 @@
 """A leaf as stacked matrices: which of its dimensions are rows, and which columns."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from optaxclip.leaves import as_tuple, is_axes, of_leaves, shapes_of
@@ -76,3 +79,25 @@ def layouts(tree: PyTree, leading_axes: Any, axis: Any) -> list[Layout]:
         _layout(shape, *each)
         for shape, *each in zip(shapes_of(tree), leading, axes, strict=True)
     ]
+
+
+def unannotated(
+    function: Callable[..., Any], leaf: Leaf, *others: Any, returns_leaf: bool
+) -> Any:
+    """Call a function of a leaf where XLA chooses how all between is sharded.
+
+    On a mesh with explicit axes no reshape would do without annotations.
+
+    Args:
+      function: what to call.
+      leaf: its first argument.
+      others: its further arguments.
+      returns_leaf: whether it gives a leaf, sharded as this one, and something else;
+        otherwise all of what it gives is replicated.
+    """
+    sharding = jax.typeof(leaf).sharding
+    if not sharding.mesh.explicit_axes:
+        return function(leaf, *others)
+    replicated = NamedSharding(sharding.mesh, PartitionSpec())
+    out = (sharding, replicated) if returns_leaf else replicated
+    return jax.sharding.auto_axes(function, out_sharding=out)(leaf, *others)

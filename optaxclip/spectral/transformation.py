@@ -15,7 +15,7 @@ from optaxclip.leaves import beside, counted, counts
 from optaxclip.magnitudes import Leaf, Number, widen
 from optaxclip.measuring import measuring_dtype
 from optaxclip.reports import ClipState, empty_report, next_report, state_type
-from optaxclip.spectral.matrices import Layout, layouts
+from optaxclip.spectral.matrices import Layout, layouts, unannotated
 from optaxclip.spectral.polar import Matrices, PerMatrix
 from optaxclip.spectral.singular_values import (
     clip,
@@ -103,8 +103,12 @@ def spectral_clipper(
     scope = scopes.tensor(leading_axes=leading_axes)
 
     def measure(tree: PyTree) -> Number:
-        pairs = zip(layouts(tree, leading_axes, axis), counted(tree), strict=True)
-        found = [_largest(*pair) for pair in pairs]
+        found = [
+            unannotated(functools.partial(_largest, layout), leaf, returns_leaf=False)
+            for layout, leaf in zip(
+                layouts(tree, leading_axes, axis), counted(tree), strict=True
+            )
+        ]
         dtype = measuring_dtype(counted(tree))
         return jnp.concatenate([jnp.zeros(0, dtype), *(x.astype(dtype) for x in found)])
 
@@ -132,8 +136,10 @@ def spectral_clipper(
         limit, memory = threshold.update(seen, state.threshold)
         limit = jnp.broadcast_to(tidy(size, limit), size.shape)
         done = [
-            _mapped(change, *each)
-            for each in zip(
+            unannotated(
+                functools.partial(_mapped, change, layout), *each, returns_leaf=True
+            )
+            for layout, *each in zip(
                 layouts(updates, leading_axes, axis),
                 leaves,
                 grouping.spread(limit),
@@ -143,7 +149,7 @@ def spectral_clipper(
         above = jnp.concatenate([jnp.zeros(0, bool), *(each[1] for each in done)])
         if change.exact:  # It knows; the size is an estimate, and from below.
             over = limit * (1 + jnp.finfo(limit.dtype).eps)
-            size = jnp.where(above, jnp.fmax(size, over), jnp.fmin(size, limit))
+            size = jnp.where(above, jnp.maximum(size, over), jnp.minimum(size, limit))
         after = change.value(size, limit)
         report = next_report(state.report, grouping, size, after, limit)
         mapped = (leaf for leaf, _ in done)

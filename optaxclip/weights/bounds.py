@@ -40,8 +40,8 @@ def _applied(
 
 def _next(x: Number, goal: Number, dtype: DTypeLike) -> Number:
     """Give the next number of a type on the way to a goal; as steep as x itself."""
-    found = jnp.nextafter(x.astype(dtype), goal.astype(dtype)).astype(x.dtype)
-    return x + jax.lax.stop_gradient(found - x)
+    here, there = jax.lax.stop_gradient((x.astype(dtype), goal.astype(dtype)))
+    return x + jax.lax.stop_gradient(jnp.nextafter(here, there).astype(x.dtype) - x)
 
 
 def _toward_zero(x: Number, dtype: DTypeLike) -> Number:

@@ -16,15 +16,15 @@ from optaxclip.magnitudes import Leaf, Magnitude, Number, widen
 from optaxclip.measuring import measuring_dtype
 from optaxclip.reports import ClipState, empty_report, next_report, state_type
 from optaxclip.responses import shrink
-from optaxclip.spectral.matrices import Layout, layouts
+from optaxclip.spectral.matrices import Layout, layouts, unannotated
 from optaxclip.spectral.polar import Matrices, adjoint, matmul
 from optaxclip.spectral.singular_values import frobenius, irregular, unit_of
 from optaxclip.thresholds import Observation, Threshold, as_threshold
 from optaxclip.weights.bounds import bound_weights
 
-# Power iteration ends when a round adds less than this share to the estimate; later
+# Power iteration ends when a round adds less than two roundings to the estimate; later
 # steps of the training go on from where it ended.
-_SETTLED = 1e-6
+_SETTLED = 2
 _MOST_ROUNDS = 100
 # What is added of another vector, lest the first be orthogonal to the wanted one.
 _SPICE = 2.0**-10
@@ -57,7 +57,9 @@ def _turned(a: Matrices, vector: Matrices) -> Matrices:
 
     def gains(carry: tuple[Matrices, Number, Number, Array]) -> Bool[Array, ""]:
         _, before, now, rounds = carry
-        return jnp.any(now > before * (1 + _SETTLED)) & (rounds < _MOST_ROUNDS)
+        return jnp.any(now > before * (1 + _SETTLED * jnp.finfo(now.dtype).eps)) & (
+            rounds < _MOST_ROUNDS
+        )
 
     def turn(
         carry: tuple[Matrices, Number, Number, Array],
@@ -96,8 +98,8 @@ def _shrink_spectral_norm(
     def measure(tree: PyTree, vectors: list[Array]) -> tuple[Magnitude, list[Array]]:
         dtype = measuring_dtype(counted(tree))
         found = [
-            _measured(*each)
-            for each in zip(
+            unannotated(functools.partial(_measured, layout), *each, returns_leaf=False)
+            for layout, *each in zip(
                 layouts(tree, leading_axes, axis), counted(tree), vectors, strict=True
             )
         ]
@@ -199,7 +201,7 @@ def clip_weight_spectral_norm(
 
     Note:
       Power iteration finds the largest singular value from below. It stops when a round
-      adds less than a millionth; where the two largest are nearly the same, the first
+      adds nothing but its own rounding; where the two largest are nearly the same, the first
       steps may see it some hundredths of a percent too low. Spectral normalization
       divides by it always; this does only above the bound.
       `bound_weights(clip_singular_values(c))` clips the singular values one by one.
