@@ -34,11 +34,16 @@ class Layout:
     def _lengths(self, dims: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(self.shape[d] for d in dims)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Tell how many matrices of how many rows and columns there are."""
+        sides = (self.stack, self.rows, self.columns)
+        return tuple(math.prod(self._lengths(side)) for side in sides)
+
     def matrices(self, leaf: Leaf) -> Matrices:
         """Give the leaf as matrices."""
-        sides = (self.stack, self.rows, self.columns)
         moved = jnp.transpose(leaf, self.stack + self.rows + self.columns)
-        return moved.reshape([math.prod(self._lengths(side)) for side in sides])
+        return moved.reshape(self.sizes)
 
     def leaf(self, matrices: Matrices) -> Leaf:
         """Give the matrices as a leaf."""

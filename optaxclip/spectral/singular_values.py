@@ -28,9 +28,11 @@ _POWER_STEPS = 8
 
 
 def frobenius(a: Matrices) -> PerMatrix:
-    """Give the Frobenius norm, of numbers that are not extreme."""
+    """Give the Frobenius norm, of numbers that are not extreme; its slope at 0 is 0."""
     squares = jnp.square(a.real) + jnp.square(a.imag)
-    return jnp.sqrt(jnp.sum(squares, axis=(-2, -1), keepdims=True))
+    total = jnp.sum(squares, axis=(-2, -1), keepdims=True)
+    root = jnp.sqrt(jnp.where(total == 0, jnp.ones_like(total), total))
+    return jnp.where(total == 0, jnp.zeros_like(total), root)
 
 
 def unit_of(a: Matrices) -> PerMatrix:
@@ -164,7 +166,9 @@ def clip(a: Matrices, limit: PerMatrix) -> tuple[Matrices, Bool[Array, "_ 1 1"]]
     if a.shape[-1] == 1:
         size = frobenius(a)
         above = size > limit
-        return scaled(a, jnp.where(above, limit / size, 1)), above
+        one = jnp.ones_like(size)
+        ratio = jnp.where(above, limit, one) / jnp.where(above, size, one)
+        return scaled(a, ratio), above
     unsure = ~within(a, limit)
 
     def look(a: Matrices) -> tuple[Matrices, Array]:

@@ -47,7 +47,8 @@ class SpectralMap(NamedTuple):
 
 
 def _bend(a: Matrices, scale: PerMatrix) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
-    bent = soften(a, jnp.minimum(scale, _LOOSE), frobenius(a))
+    bound = jax.lax.stop_gradient(frobenius(a))
+    bent = soften(a, jnp.minimum(scale, _LOOSE), bound)
     return jnp.where(scale < _LOOSE, bent, a), scale < jnp.inf
 
 

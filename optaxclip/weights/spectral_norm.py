@@ -43,8 +43,7 @@ class SpectralMemory(NamedTuple):
 
 
 def _first(leaf: Leaf, layout: Layout) -> Matrices:
-    shape = jax.eval_shape(layout.matrices, widen(leaf))
-    return jnp.array(irregular(shape))
+    return irregular(jax.ShapeDtypeStruct(layout.sizes, widen(leaf).dtype))
 
 
 def _normalized(vector: Matrices) -> Matrices:
@@ -201,9 +200,9 @@ def clip_weight_spectral_norm(
 
     Note:
       Power iteration finds the largest singular value from below. It stops when a round
-      adds nothing but its own rounding; where the two largest are nearly the same, the first
-      steps may see it some hundredths of a percent too low. Spectral normalization
-      divides by it always; this does only above the bound.
+      adds nothing but its own rounding; where the two largest are nearly the same, the
+      first steps may see it a little too low. Spectral normalization divides by it
+      always; this does only above the bound.
       `bound_weights(clip_singular_values(c))` clips the singular values one by one.
     """
     name = "clip_weight_spectral_norm"
