@@ -198,3 +198,18 @@ def test_complex_matrices_are_projected():
     u, sizes, v = np.linalg.svd(matrix, full_matrices=False)
     got = run(HARD[0], matrix, np.float32(2.0))
     np.testing.assert_allclose(got, (u * np.minimum(sizes, 2)) @ v, atol=1e-3)
+
+
+@both
+def test_mapped_matrices_and_limits_are_each_as_accurate(strategy, value):
+    several = np.stack(
+        [
+            with_singular_values((8, 6), np.logspace(0, -power, 6), seed=power)
+            for power in (0, 2, 4)
+        ]
+    )
+    limits = np.array([0.02, 0.5, 2.0], np.float32)
+    found = jax.vmap(partial(run, strategy))(several, limits)
+    for got, matrix, limit in zip(found, several, limits, strict=True):
+        difference = np.asarray(got) - mapped(matrix, limit, value)
+        assert np.linalg.norm(difference, 2) < 5e-4 * limit

@@ -175,15 +175,28 @@ WHOLE_MATRICES = exempt(
     "test_in_shard_map_unchecked_a_tree_of_axis_names_counts_every_leaf_once",
     "test_in_shard_map_extremes_and_nan_are_as_on_one_device",
 )
-SPECTRAL = WHOLE_MATRICES | exempt(
-    "it maps each singular value, and so turns a matrix; test_spectral has its laws",
-    "test_no_group_exceeds_its_limit",
-    "test_a_group_keeps_its_direction_and_does_not_grow",
-    "test_what_is_within_the_limit_keeps_its_bits",
-    "test_clipping_twice_is_clipping_once",
-    "test_clipping_commutes_with_a_change_of_unit",
-    "test_a_complex_number_is_clipped_by_its_modulus_and_keeps_its_phase",
-)
+SPECTRAL = {
+    **WHOLE_MATRICES,
+    **exempt(
+        "mapped matrices take as many steps as the neediest, and round differently; "
+        "test_spectral compares both with a decomposition",
+        "test_a_vmap_over_seeds_gives_what_a_loop_gives",
+        "test_a_vmap_over_limits_gives_what_a_loop_gives",
+    ),
+    **exempt(
+        "it maps each singular value, and so turns a matrix; test_spectral has its laws",
+        "test_no_group_exceeds_its_limit",
+        "test_a_group_keeps_its_direction_and_does_not_grow",
+        "test_what_is_within_the_limit_keeps_its_bits",
+        "test_clipping_twice_is_clipping_once",
+        "test_clipping_commutes_with_a_change_of_unit",
+        "test_a_complex_number_is_clipped_by_its_modulus_and_keeps_its_phase",
+    ),
+    **exempt(
+        "a flattened gradient needs more than the row's five steps to halve the loss",
+        "test_before_an_optimizer_it_trains",
+    ),
+}
 
 STRATEGIES += [
     Strategy(
