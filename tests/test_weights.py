@@ -2,6 +2,7 @@
 
 import itertools
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ def numbers(shape, size, seed):
     return np.random.default_rng(seed).normal(size=shape) * size
 
 
-def stepped(transformation, params, updates, applied=None):
+def stepped(transformation, params, updates, applied=None) -> Any:
     """The parameters after one step, as a training loop has them."""
     with jax.numpy_dtype_promotion("standard"):
         update = jax.jit(transformation.update)

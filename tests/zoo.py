@@ -184,7 +184,7 @@ SPECTRAL = {
         "test_a_vmap_over_limits_gives_what_a_loop_gives",
     ),
     **exempt(
-        "it maps each singular value, and so turns a matrix; test_spectral has its laws",
+        "it maps each singular value and turns a matrix; test_spectral has its laws",
         "test_no_group_exceeds_its_limit",
         "test_a_group_keeps_its_direction_and_does_not_grow",
         "test_what_is_within_the_limit_keeps_its_bits",
