@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.shard_alike import shard_alike
 from jaxtyping import Array, Bool, PyTree
 
 from optaxclip import scopes
@@ -78,7 +79,8 @@ def _mapped(
     mapped = mapped * jnp.where(loud, jnp.nan, back).astype(given.dtype)
     kept = ~loud & ~above | (limit == jnp.inf)
     mapped = jnp.where(kept, given, mapped)
-    return layout.leaf(mapped).astype(leaf.dtype), (above | loud).ravel()
+    result = layout.leaf(mapped).astype(leaf.dtype)
+    return shard_alike(leaf, result)[1], (above | loud).ravel()
 
 
 @functools.partial(jax.jit, static_argnums=0)
