@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental.shard_alike import shard_alike
 from jaxtyping import Array, Bool, PyTree
 
 from optaxclip import scopes
@@ -78,9 +77,11 @@ def _mapped(
     back = jnp.where(share < _FAINT, limit / _FAINT, unit)
     mapped = mapped * jnp.where(loud, jnp.nan, back).astype(given.dtype)
     kept = ~loud & ~above | (limit == jnp.inf)
-    mapped = jnp.where(kept, given, mapped)
-    result = layout.leaf(mapped).astype(leaf.dtype)
-    return shard_alike(leaf, result)[1], (above | loud).ravel()
+    # Selecting from the leaf itself, in its own shape, takes over how it is sharded.
+    stack = tuple(leaf.shape[d] for d in layout.stack)
+    kept = kept.reshape(stack + (1,) * (leaf.ndim - len(stack)))
+    result = jnp.where(kept, leaf, layout.leaf(mapped).astype(leaf.dtype))
+    return result, (above | loud).ravel()
 
 
 @functools.partial(jax.jit, static_argnums=0)
