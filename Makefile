@@ -39,6 +39,7 @@ format: $(INSTALLED)-lint
 
 bench: $(INSTALLED)-bench
 	@$(RUN) benchmarks/overhead.py
+	@$(RUN) benchmarks/memory.py
 
 clean:
 	@rm -rf $(VENV) build dist .hypothesis .pytest_cache .ruff_cache *.png

@@ -9,7 +9,11 @@ from optaxclip.spectral.clipping import (
     clip_singular_values,
     soft_clip_singular_values,
 )
+from optaxclip.strategies.adagc import adagc
 from optaxclip.strategies.agc import agc
+from optaxclip.strategies.aggc import aggc
+from optaxclip.strategies.autoclip import autoclip
+from optaxclip.strategies.greedy_clip import greedy_clip
 from optaxclip.strategies.norm_limits import (
     clip_global_norm,
     clip_group_norm,
@@ -17,8 +21,10 @@ from optaxclip.strategies.norm_limits import (
     clip_tensor_rms,
     clip_unit_norm,
 )
+from optaxclip.strategies.quantile_clip import quantile_clip
 from optaxclip.strategies.soft import soft_clip_global_norm, soft_clip_value
 from optaxclip.strategies.values import clip_scaled_value, clip_value
+from optaxclip.strategies.zclip import zclip
 from optaxclip.trees import shrink_tree, tree_norm
 from optaxclip.weights.attention import qk_clip
 from optaxclip.weights.bounds import bound_weights
@@ -26,7 +32,7 @@ from optaxclip.weights.clips import clip_weight_norm, clip_weights
 from optaxclip.weights.initialization import clip_weights_to_init
 from optaxclip.weights.logits import max_logits, record_max_logits
 from optaxclip.weights.shares import (
-    Share,
+    HeadShare,
     attention_shares,
     latent_attention_shares,
 )
@@ -37,9 +43,12 @@ __version__ = version("optaxclip")
 __all__ = [
     "ClipReport",
     "ClipState",
-    "Share",
+    "HeadShare",
+    "adagc",
     "agc",
+    "aggc",
     "attention_shares",
+    "autoclip",
     "bound_weights",
     "clip_global_norm",
     "clip_group_norm",
@@ -54,10 +63,12 @@ __all__ = [
     "clip_weights",
     "clip_weights_to_init",
     "clipper",
+    "greedy_clip",
     "latent_attention_shares",
     "max_logits",
     "norms",
     "qk_clip",
+    "quantile_clip",
     "record_max_logits",
     "report",
     "responses",
@@ -68,4 +79,5 @@ __all__ = [
     "soft_clip_value",
     "thresholds",
     "tree_norm",
+    "zclip",
 ]

@@ -91,7 +91,8 @@ def clipper(
 
     def init(params: PyTree) -> ClipState:
         grouping = scope.arrange(params)
-        groups = grouping.like(measuring_dtype(counted(params)))
+        leaves = counted(params)
+        groups = grouping.like(leaves, measuring_dtype(leaves))
         return state_type(name)(
             threshold.init(groups), empty_report(grouping.report_shape)
         )
@@ -103,7 +104,7 @@ def clipper(
         grouping = scope.arrange(updates)
         size = measure(norm, grouping, leaves)
         seen = Observation(
-            magnitude=size.plain,
+            size=size,
             leaves=leaves,
             number=grouping.count(leaves),
             measure_params=functools.partial(

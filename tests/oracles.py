@@ -73,6 +73,11 @@ def as_given(params, limit):
     return [np.asarray(limit, np.float64) for _ in params]
 
 
+def unlimited(params, limit):
+    """No limit, whatever is given for one: there is no history yet."""
+    return as_given(params, np.inf)
+
+
 def per_root_size(params, limit):
     """The limit over the root of the number of parameters."""
     return as_given(params, limit / np.sqrt(max(sum(x.size for x in params), 1)))

@@ -141,3 +141,22 @@ def test_in_shard_map_extremes_and_nan_are_as_on_one_device(strategy):
         clipped, _ = in_shard_map(transformation, updates, params, mesh)
         assert_close(clipped, expected(strategy, updates, 0.2))
         updates["conv"] = updates["conv"].at[0, 3, 0].set(jnp.nan)
+
+
+@pytest.mark.parametrize("make", [optaxclip.clip_unit_norm, optaxclip.clip_value])
+def test_in_shard_map_the_report_on_many_groups_is_that_of_the_whole_mesh(make):
+    """Units may be whole on each device, and need no name of an axis then."""
+    updates = jax.random.normal(jax.random.key(0), (8, 16))
+    transformation = make(1.0)
+    state = transformation.init(updates)
+    wanted, wanted_state = transformation.update(updates, state)
+    clipped, state = jax.jit(
+        jax.shard_map(
+            lambda x: transformation.update(x, transformation.init(x)),
+            mesh=mesh_of(AxisType.Auto),
+            in_specs=P(None, "x"),
+            out_specs=(P(None, "x"), jax.tree.map(lambda _: P(), state)),
+        )
+    )(updates)
+    assert_close(clipped, wanted)
+    assert_close(state, wanted_state)

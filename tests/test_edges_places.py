@@ -89,6 +89,11 @@ FACTORIES = [
     (optaxclip.soft_clip_global_norm, {"max_norm": LIMIT}),
     (optaxclip.agc, {}),
     (optaxclip.agc, {"clipping": LIMIT}),
+    (optaxclip.zclip, {}),
+    (optaxclip.zclip, {"max_norm": LIMIT}),
+    (optaxclip.adagc, {}),
+    (optaxclip.aggc, {"labels": LABELS}),
+    (optaxclip.quantile_clip, {}),
 ]
 
 

@@ -4,6 +4,7 @@ import copy
 import pickle
 from functools import cache, partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,16 +70,10 @@ def test_the_state_can_be_made_abstractly_and_under_jit(strategy):
 @every_strategy
 def test_many_steps_compile_once(strategy):
     transformation, state, params = started(strategy)
-    traces = []
-
-    @jax.jit
-    def step(updates, state):
-        traces.append(1)
-        return transformation.update(updates, state, params)
-
+    chex.clear_trace_counter()  # it takes all strategies for one function
+    step = jax.jit(chex.assert_max_traces(transformation.update, n=1))
     for seed in range(4):
-        _, state = step(tree_of(jnp.float32, 10.0**seed, seed), state)
-    assert len(traces) == 1
+        _, state = step(tree_of(jnp.float32, 10.0**seed, seed), state, params)
 
 
 def stacked(several):

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +40,12 @@ def clip(strategy, updates, limit, params=None, **options):
     params = params_for(updates) if params is None else params
     transformation = strategy.make(limit, **options)
     return transformation.update(updates, transformation.init(params), params)[0]
+
+
+def constant_clip(strategy, updates, limit, params=None):
+    """Clip once, under jit, with a limit known at construction."""
+    params = params_for(updates) if params is None else params
+    return jax.jit(lambda u, p: clip(strategy, u, limit, p))(updates, params)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -87,7 +94,7 @@ def assert_close(actual, desired, working=jnp.float32):
 
 def assert_same_bits(actual, desired):
     """The same structure, and leaf by leaf the same dtype, shape and bits."""
-    assert jax.tree.structure(actual) == jax.tree.structure(desired)
+    chex.assert_trees_all_equal_structs(actual, desired)
     for got, want in zip(
         jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True
     ):

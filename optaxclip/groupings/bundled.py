@@ -84,7 +84,7 @@ class Bundled(Grouping):
         start = jnp.full(self.report_shape, value, dtype)
         return vary(start, frozenset().union(*varying))
 
-    def like(self, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+    def like(self, leaves: list[Leaf], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
         """See `Grouping.like`."""
         return jax.ShapeDtypeStruct(self.report_shape, dtype)
 

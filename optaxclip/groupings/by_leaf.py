@@ -1,5 +1,6 @@
 """Many groups, parts of leaves: one array a leaf."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from optaxclip.magnitudes import (
     modulus,
 )
 from optaxclip.norms import linf
-from optaxclip.reductions import MAX, Axes, Reduction, spread_over
+from optaxclip.reductions import MAX, Axes, Reduction, spread_over, varying_axes
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,16 @@ class ByLeaf(Grouping):
         like = self.reduce(MAX, leaves, [modulus(leaf) for leaf in leaves])
         return [jnp.where(found == found, given, given) for found in like]
 
-    def like(self, dtype: DTypeLike) -> list[jax.ShapeDtypeStruct]:
+    def like(self, leaves: list[Leaf], dtype: DTypeLike) -> list[jax.ShapeDtypeStruct]:
         """See `Grouping.like`."""
+
+        def of_leaf(leaf: Leaf, dims: tuple[int, ...]) -> Number:
+            largest = MAX.within(modulus(leaf), axis=dims, keepdims=True)
+            return largest.astype(dtype)
+
         return [
-            jax.ShapeDtypeStruct(
-                tuple(1 if d in dims else n for d, n in enumerate(shape)), dtype
-            )
-            for shape, dims in zip(self.shapes, self.dims, strict=True)
+            jax.eval_shape(functools.partial(of_leaf, dims=dims), leaf)
+            for leaf, dims in zip(leaves, self.dims, strict=True)
         ]
 
     @property
@@ -78,7 +82,10 @@ class ByLeaf(Grouping):
     ) -> tuple[list[Float[Array, "..."]], Float[Array, ""]]:
         """See `Grouping.digest`."""
         pairs = zip(held, self._shards(), strict=True)
-        shards = [spread_over(x, axes) for x, axes in pairs]
+        shards = [
+            tuple(sorted({*spread_over(x, axes), *varying_axes(x)}))
+            for x, axes in pairs
+        ]
         several = [x for x in numbers if isinstance(x, list)]
         largest, count = census(several, held, shards)
         found = iter(largest)

@@ -89,8 +89,10 @@ class Grouping(ABC):
         """Give each group the same number."""
 
     @abstractmethod
-    def like(self, dtype: DTypeLike) -> PyTree[jax.ShapeDtypeStruct]:
-        """Tell in which shapes numbers for the groups come."""
+    def like(
+        self, leaves: list[Leaf], dtype: DTypeLike
+    ) -> PyTree[jax.ShapeDtypeStruct]:
+        """Tell in which shapes, and how sharded, numbers for the groups come."""
 
     @property
     @abstractmethod

@@ -1,5 +1,7 @@
 """How big is too big? Thresholds, one file for each kind of memory."""
 
+from optaxclip.thresholds.band import Band
+from optaxclip.thresholds.combined import IgnoringZeros, Maximum, Minimum, Warmup
 from optaxclip.thresholds.constant import (
     Constant,
     Scheduled,
@@ -8,18 +10,44 @@ from optaxclip.thresholds.constant import (
     as_threshold,
     check_limit,
 )
+from optaxclip.thresholds.ema import Ema
+from optaxclip.thresholds.greedy import Greedy
 from optaxclip.thresholds.relative import PerRootSize, Share
 from optaxclip.thresholds.threshold import Observation, Threshold
+from optaxclip.thresholds.tracked import TrackedQuantile
+from optaxclip.thresholds.window import HistoricalSigma, RollingPercentile
+from optaxclip.thresholds.z_score import (
+    Spike,
+    ZScore,
+    adaptive_scaling,
+    to_mean,
+    to_percentile,
+)
 
 __all__ = [
+    "Band",
     "Constant",
+    "Ema",
+    "Greedy",
+    "HistoricalSigma",
+    "IgnoringZeros",
+    "Maximum",
+    "Minimum",
     "Observation",
     "PerRootSize",
+    "RollingPercentile",
     "Scheduled",
     "Share",
+    "Spike",
     "Threshold",
+    "TrackedQuantile",
     "TwoSided",
+    "Warmup",
+    "ZScore",
+    "adaptive_scaling",
     "as_interval",
     "as_threshold",
     "check_limit",
+    "to_mean",
+    "to_percentile",
 ]

@@ -1,5 +1,6 @@
 """How big is too big? The question every threshold answers, and what it may look at."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -7,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jaxtyping import PyTree
 
-from optaxclip.magnitudes import Leaf, PerGroup
+from optaxclip.magnitudes import Leaf, Magnitude, PerGroup
 
 Groups = PyTree[jax.ShapeDtypeStruct]
 
@@ -17,7 +18,7 @@ class Observation:
     """What a threshold may look at in one step.
 
     Attributes:
-      magnitude: how big each group is, as plain numbers of float32 or wider.
+      size: how big each group is, even where no float holds it.
       leaves: the leaves that count.
       number: how many numbers count in the whole tree, on all of the mesh.
       measure_params: gives how big the parameters of each group are.
@@ -25,12 +26,17 @@ class Observation:
       extra_args: what else was handed to the optimizer's update, such as ``value``.
     """
 
-    magnitude: PerGroup
+    size: Magnitude
     leaves: list[Leaf]
     number: int
     measure_params: Callable[[], PerGroup]
     arrange: Callable[[PyTree], PerGroup]
     extra_args: Mapping[str, Any]
+
+    @functools.cached_property
+    def magnitude(self) -> PerGroup:
+        """How big each group is, as plain numbers of float32 or wider."""
+        return self.size.plain
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from optaxclip.magnitudes import Leaf, Number, as_number, widen
 from optaxclip.reports import ClipReport, ClipState, empty_report, state_type
 from optaxclip.thresholds import Observation, Threshold, as_threshold
 from optaxclip.weights.bounds import bound_weights
-from optaxclip.weights.shares import Share, Shares, attention_shares
+from optaxclip.weights.shares import HeadShare, HeadShares, attention_shares
 
 Names = tuple[str, ...]
 
@@ -24,7 +24,7 @@ def _names(path: tuple[Any, ...]) -> Names:
 
 
 def _by_module(
-    max_logits: PyTree, tree: PyTree, shares: Shares
+    max_logits: PyTree, tree: PyTree, shares: HeadShares
 ) -> list[tuple[Names, str] | None]:
     """Say of each leaf that counts to which attention and projection it belongs."""
     logits = [_names(p) for p, _ in jax.tree_util.tree_leaves_with_path(max_logits)]
@@ -48,7 +48,7 @@ def _by_module(
     return found
 
 
-def _factor(leaf: Leaf, shares: tuple[Share, ...], gamma: Number) -> Number:
+def _factor(leaf: Leaf, shares: tuple[HeadShare, ...], gamma: Number) -> Number:
     """Give the factor of each number of a projection ``(..., heads, features)``."""
     layers, heads = gamma.shape[:-1], gamma.shape[-1]
     between = (1,) * (leaf.ndim - 2 - len(layers))
@@ -63,7 +63,7 @@ def _factor(leaf: Leaf, shares: tuple[Share, ...], gamma: Number) -> Number:
 
 
 def _shrink_logits(
-    threshold: Threshold, shares: Shares
+    threshold: Threshold, shares: HeadShares
 ) -> optax.GradientTransformationExtraArgs:
     name = "qk_clip"
 
@@ -135,7 +135,7 @@ def _rescaled(
     leaves: list[Leaf],
     belongs: list[tuple[Names, str] | None],
     gammas: dict[Names, Number],
-    shares: Shares,
+    shares: HeadShares,
 ) -> list[Array]:
     """Multiply the projections; those with fewer heads than logits are shared."""
 
@@ -168,7 +168,7 @@ def _rescaled(
 def qk_clip(
     max_logit: ArrayLike | optax.Schedule | Threshold = 100.0,
     *,
-    shares: Shares | None = None,
+    shares: HeadShares | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink the query and key projections of heads with too large attention logits.
 
@@ -188,7 +188,7 @@ def qk_clip(
       max_logit: the largest logit allowed, τ >= 0: a number, an array, a schedule of
         the clipper's own step, or a threshold of one magnitude.
       shares: which projections take which share of the factor: `attention_shares`,
-        `latent_attention_shares`, or a dict of tuples of `Share`; those of modules
+        `latent_attention_shares`, or a dict of tuples of `HeadShare`; those of modules
         called ``query`` and ``key`` if not given. Kernels and biases of a projection
         end in ``(heads, features)``.
 

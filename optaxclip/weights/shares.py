@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Share:
+class HeadShare:
     r"""How a projection takes part in shrinking the logits of each head.
 
     Attributes:
@@ -19,10 +19,10 @@ class Share:
     stop: int | None = None
 
 
-Shares = Mapping[str, tuple[Share, ...]]
+HeadShares = Mapping[str, tuple[HeadShare, ...]]
 
 
-def attention_shares(query: str = "query", key: str = "key") -> Shares:
+def attention_shares(query: str = "query", key: str = "key") -> HeadShares:
     r"""Share the factor between queries and keys: $\sqrt\gamma$ for each.
 
     Where heads share a key, as in grouped-query attention, the key stays and the
@@ -39,10 +39,10 @@ def attention_shares(query: str = "query", key: str = "key") -> Shares:
       >>> sorted(optaxclip.attention_shares("wq", "wk"))
       ['wk', 'wq']
     """
-    return {query: (Share(0.5),), key: (Share(0.5),)}
+    return {query: (HeadShare(0.5),), key: (HeadShare(0.5),)}
 
 
-def latent_attention_shares(query: str, key_value: str, features: int) -> Shares:
+def latent_attention_shares(query: str, key_value: str, features: int) -> HeadShares:
     r"""Share the factor in multi-head latent attention.
 
     Of a head's queries and keys the first features, without position, take
@@ -59,7 +59,7 @@ def latent_attention_shares(query: str, key_value: str, features: int) -> Shares
 
     Examples:
       >>> optaxclip.latent_attention_shares("wq_b", "wkv_b", 128)["wkv_b"]
-      (Share(power=0.5, start=0, stop=128),)
+      (HeadShare(power=0.5, start=0, stop=128),)
     """
-    plain = Share(0.5, stop=features)
-    return {query: (plain, Share(1.0, start=features)), key_value: (plain,)}
+    plain = HeadShare(0.5, stop=features)
+    return {query: (plain, HeadShare(1.0, start=features)), key_value: (plain,)}

@@ -1,0 +1,163 @@
+"""AdaGC: the whole tree's norm at first, then each tensor's own past."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int32, PyTree
+
+from optaxclip import norms, responses, scopes
+from optaxclip.clipper import clipper
+from optaxclip.leaves import AxisName
+from optaxclip.magnitudes import Magnitude, Number, PerGroup
+from optaxclip.thresholds import Observation, Threshold, as_threshold, check_limit
+from optaxclip.thresholds.checks import check_between, check_decay
+from optaxclip.thresholds.memory import begin, count, full, like, remember
+from optaxclip.thresholds.threshold import Groups
+
+
+def adagc(
+    max_norm: ArrayLike | optax.Schedule | Threshold = 1.0,
+    *,
+    factor: ArrayLike = 1.05,
+    decay: ArrayLike = 0.98,
+    warmup_steps: ArrayLike = 100,
+    leading_axes: PyTree[int] | None = None,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Shrink each tensor to a little more than the average of its own past norms.
+
+    $$
+    u_i \leftarrow u_i \cdot \min(1, \lambda \gamma_i / \lVert u_i \rVert), \qquad
+    \gamma_i \leftarrow \beta \gamma_i + (1 - \beta) \lVert u_i \rVert
+    $$
+
+    where $\gamma_i$ takes in the norm after clipping. In the first `warmup_steps`
+    steps the whole update is shrunk to `max_norm` instead, and $\gamma_i$ is the
+    smallest norm that its tensor had after that.
+
+    Args:
+      max_norm: the largest norm of the whole update in the warm-up: a number, an
+        array, a schedule of the clipper's own step, or a threshold.
+      factor: how far above its average a norm may lie, λ >= 0.
+      decay: β, at least 0 and below 1.
+      warmup_steps: how many finite steps the warm-up lasts.
+      leading_axes: how many leading dimensions stack tensors that are measured
+        alone, such as scanned layers: an int or a prefix tree of ints; none if not
+        given.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges. In the
+      warm-up its groups are one: a NaN makes the whole update NaN.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if `max_norm` or `factor` is negative or NaN, `decay` not at least 0
+        and below 1, `warmup_steps` negative, or a leaf has fewer dimensions than
+        `leading_axes`.
+
+    Examples:
+      >>> clip = optaxclip.adagc(5.0, warmup_steps=1)
+      >>> state = clip.init({"w": jnp.zeros(1), "b": jnp.zeros(1)})
+      >>> for w, b in (3.0, 4.0), (300.0, 4.0):
+      ...     updates = {"w": jnp.array([w]), "b": jnp.array([b])}
+      ...     updates, state = clip.update(updates, state)
+      >>> updates["w"], updates["b"]
+      (Array([3.15], dtype=float32), Array([4.], dtype=float32))
+
+    Note:
+      By the paper's formulae a tensor whose gradient was zero in the warm-up has
+      $\gamma_i = 0$, and is frozen for ever; one that is unused for a while, as an
+      expert may be, is nearly so. Here $\gamma_i$ passes over zeros, and a tensor that
+      has had nothing else stays in the warm-up. A step of the warm-up in which any
+      tensor is not finite counts for none.
+
+    References:
+      Wang et al., AdaGC: improving training stability for large language model
+      pretraining, 2025, arXiv:2502.11034.
+    """
+    return clipper(
+        scopes.tensor(leading_axes=leading_axes, axis_name=axis_name),
+        norms.l2,
+        _OwnPast(as_threshold(max_norm, "max_norm"), factor, decay, warmup_steps),
+        responses.shrink,
+        name="adagc",
+    )
+
+
+class AdaGCState(NamedTuple):
+    """What each tensor let through, and how many finite steps there were."""
+
+    usual: Float[Array, "..."]
+    step: Int32[Array, "..."]
+
+
+def _first(group: jax.ShapeDtypeStruct) -> AdaGCState:
+    return AdaGCState(full(group, jnp.inf), full(group, 0, jnp.int32))
+
+
+def _part(size: Magnitude, max_norm: Number) -> Number:
+    """Limit each tensor as clipping all of them together does.
+
+    The limit is the tensor's part of `max_norm`, which is finite where its own norm
+    is beyond what a float holds.
+    """
+    unit = jnp.max(size.unit, initial=0)
+    value = size.value * (size.unit / jnp.where(unit > 0, unit, 1))
+    largest = jnp.max(value, initial=0)
+    ratio = value / jnp.where(largest == 0, 1, largest)
+    total = jnp.sum(jnp.square(ratio))
+    root = jnp.sqrt(jnp.where(total == 0, 1, total))
+    limit = like(max_norm, ratio)
+    within = (largest * root <= limit / unit) | (limit == jnp.inf)
+    # Infinity times a derivative of 0 would be NaN.
+    finite = jnp.where(within, 0, limit)
+    return jnp.where(within, jnp.inf, finite * (ratio / root))
+
+
+@dataclass(frozen=True)
+class _OwnPast:
+    """A part of the limit of all tensors at first, and then each tensor's own past."""
+
+    max_norm: Threshold
+    factor: ArrayLike
+    decay: ArrayLike
+    warmup_steps: ArrayLike
+
+    def __post_init__(self) -> None:
+        check_limit(self.factor, "factor")
+        check_decay(self.decay)
+        check_between(self.warmup_steps, 0, jnp.inf, "warmup_steps")
+
+    def init(self, groups: Groups) -> tuple[Any, Any]:
+        return self.max_norm.init(groups), begin(_first, groups)
+
+    def update(
+        self, seen: Observation, state: tuple[Any, Any]
+    ) -> tuple[PerGroup, tuple[Any, Any]]:
+        max_norm, first = self.max_norm.update(seen, state[0])
+        part = _part(seen.size, max_norm)
+        limit, memory = remember(self._step, seen.magnitude, state[1], part)
+        return limit, (first, memory)
+
+    def _step(
+        self, size: Number, memory: AdaGCState, part: Number
+    ) -> tuple[Number, AdaGCState]:
+        usual, step = memory
+        warm = step < jnp.asarray(self.warmup_steps).astype(step.dtype)
+        early = warm | (usual == jnp.inf)
+        part = like(part, size)
+        limit = jnp.where(early, part, like(self.factor, size) * usual)
+        through = jnp.minimum(size, limit)
+        kept = like(self.decay, size)
+        moved = jnp.where(
+            early, jnp.minimum(usual, through), kept * usual + (1 - kept) * through
+        )
+        whole = ~jnp.isnan(part)
+        learns = (size > 0) & ~(early & ~whole)
+        counted = jnp.where(warm & ~whole, step, count(step))
+        return limit, AdaGCState(jnp.where(learns, moved, usual), counted)

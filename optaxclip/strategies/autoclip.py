@@ -1,0 +1,71 @@
+"""AutoClip: a percentile of the norms seen so far."""
+
+import optax
+from jax.typing import ArrayLike
+
+from optaxclip import norms, responses, scopes
+from optaxclip.clipper import clipper
+from optaxclip.leaves import AxisName
+from optaxclip.magnitudes import Norm
+from optaxclip.norms import as_norm
+from optaxclip.thresholds import RollingPercentile
+
+
+def autoclip(
+    percentile: ArrayLike = 10.0,
+    *,
+    window: int = 1000,
+    ord: float | Norm = norms.l2,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Shrink the whole update to a percentile of the last norms.
+
+    $$
+    u \leftarrow u \cdot \min(1, c_t / \lVert u_t \rVert), \qquad
+    c_t = \mathrm{percentile}_p(\lVert u_{t-n+1} \rVert, \dots, \lVert u_t \rVert)
+    $$
+
+    The norm of this step is among them, and the first step is never clipped. A low
+    percentile clips nearly every step, so that the step length hardly depends on the
+    gradient: tune the learning rate together with it.
+
+    Args:
+      percentile: p, from 0 to 100; about 100 - p of a hundred steps are clipped.
+      window: how many norms are remembered, n >= 1; a Python int.
+      ord: the order of the norm, at least 1 and maybe infinity, or a norm.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges.
+
+    Raises:
+      TypeError: if `percentile` or `ord` has the wrong type, or `window` is traced.
+      ValueError: if `percentile` is not from 0 to 100, `window` below 1, or `ord`
+        below 1.
+
+    Examples:
+      >>> clip = optaxclip.autoclip(50.0)
+      >>> state = clip.init(jnp.zeros(1))
+      >>> for norm in 3.0, 1.0, 100.0, jnp.nan, 4.0:
+      ...     updates, state = clip.update(jnp.array([norm]), state)
+      >>> updates
+      Array([3.5], dtype=float32)
+
+    Note:
+      The paper remembers every norm since the start. A window takes a fixed amount of
+      memory and forgets how the training began; the two agree up to step n. The
+      authors' file for TensorFlow keeps 10,000 norms, but clips each tensor, and takes
+      the nearest norm instead of interpolating. Norms that are not finite, which would
+      make every later percentile NaN, are not remembered.
+
+    References:
+      Seetharaman et al., AutoClip: adaptive gradient clipping for source separation
+      networks, 2020, arXiv:2007.14469.
+    """
+    return clipper(
+        scopes.whole(axis_name=axis_name),
+        as_norm(ord),
+        RollingPercentile(percentile, window),
+        responses.shrink,
+        name="autoclip",
+    )

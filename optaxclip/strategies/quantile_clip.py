@@ -1,0 +1,71 @@
+"""A limit that tracks a quantile of the norms, with one number of memory."""
+
+import optax
+from jax.typing import ArrayLike
+
+from optaxclip import norms, responses, scopes
+from optaxclip.clipper import clipper
+from optaxclip.leaves import AxisName
+from optaxclip.magnitudes import Norm
+from optaxclip.norms import as_norm
+from optaxclip.thresholds import Threshold, TrackedQuantile, as_threshold
+
+
+def quantile_clip(
+    quantile: ArrayLike = 0.5,
+    *,
+    init_norm: ArrayLike | optax.Schedule | Threshold = 0.1,
+    learning_rate: ArrayLike = 0.2,
+    ord: float | Norm = norms.l2,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Shrink the whole update to a limit that a share of the norms does not exceed.
+
+    $$
+    u \leftarrow u \cdot \min(1, c_t / \lVert u_t \rVert), \qquad
+    c_{t+1} = c_t e^{-\eta (b_t - \gamma)}, \qquad
+    b_t = 1 \text{ if } \lVert u_t \rVert \le c_t, \text{ else } 0
+    $$
+
+    Args:
+      quantile: the share of steps that shall not be clipped, $\gamma$ from 0 to 1.
+      init_norm: the first limit, $c_0$ >= 0: a number, an array, or a schedule or
+        threshold that the factor learned so far multiplies.
+      learning_rate: how fast the limit moves, η >= 0: the limit of a step is at most
+        $e^{\eta}$ times larger or smaller than that of the step before.
+      ord: the order of the norm, at least 1 and maybe infinity, or a norm.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if `quantile` is not from 0 to 1, `init_norm` or `learning_rate`
+        negative or NaN, or `ord` below 1.
+
+    Examples:
+      >>> clip = optaxclip.quantile_clip(0.9, init_norm=1.0)
+      >>> state = clip.init(jnp.zeros(1))
+      >>> for norm in 3.0, 3.0:
+      ...     updates, state = clip.update(jnp.array([norm]), state)
+      >>> updates
+      Array([1.1972], dtype=float32)
+
+    Note:
+      The paper counts how many clients of a round lie below the limit, and adds noise
+      for their privacy. This is its update for one norm a step and without noise, so
+      it gives no privacy. The defaults are the paper's.
+
+    References:
+      Andrew et al., Differentially private learning with adaptive clipping, 2021,
+      arXiv:1905.03871.
+    """
+    start = as_threshold(init_norm, "init_norm")
+    return clipper(
+        scopes.whole(axis_name=axis_name),
+        as_norm(ord),
+        TrackedQuantile(start, quantile, learning_rate),
+        responses.shrink,
+        name="quantile_clip",
+    )

@@ -1,0 +1,68 @@
+"""A limit on both sides, round the average of a group's own past."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from optaxclip.magnitudes import Number, PerGroup
+from optaxclip.thresholds.checks import check_decay
+from optaxclip.thresholds.constant import check_limit
+from optaxclip.thresholds.ema import EmaState, average, empty_average
+from optaxclip.thresholds.memory import begin, choose, like, remember
+from optaxclip.thresholds.threshold import Groups, Observation
+
+
+@dataclass(frozen=True)
+class Band:
+    r"""AGGC's band: the magnitude in it that is nearest to the group's own.
+
+    $$
+    L_t = \max(n_{\min}, \alpha_{\mathrm{low}} S_t), \qquad
+    U_t = \max(L_t, \alpha_{\mathrm{high}} S_t), \qquad
+    c_t = \min(\max(x_t, L_t), U_t)
+    $$
+
+    S is the bias-corrected average of the $c_t$ before, with weights that decay by β.
+    It goes with the response `normalize`, which raises a group that is below the band,
+    lowers one that is above, and leaves one inside as it is; `shrink` would use the
+    upper edge alone. Zeros are passed over, as by `Ema`. A group has no limit before
+    its first magnitude.
+
+    Attributes:
+      low: where the band begins, as a multiple of the average; 0 for no lower edge.
+      high: where it ends, as a multiple of the average.
+      min_norm: the floor under both edges, $n_{\min}$ >= 0.
+      decay: β, at least 0 and below 1.
+    """
+
+    low: ArrayLike = 0.5
+    high: ArrayLike = 2.0
+    min_norm: ArrayLike = 0.0
+    decay: ArrayLike = 0.98
+
+    def __post_init__(self) -> None:
+        """Check what is known now."""
+        check_limit(self.low, "low")
+        check_limit(self.high, "high")
+        check_limit(self.min_norm, "min_norm")
+        check_decay(self.decay)
+
+    def init(self, groups: Groups) -> Any:
+        """See `Threshold.init`."""
+        return begin(empty_average, groups)
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        """See `Threshold.update`."""
+        return remember(self._step, seen.magnitude, state)
+
+    def _step(self, size: Number, memory: EmaState) -> tuple[Number, EmaState]:
+        floor = like(self.min_norm, size)
+        lower = jnp.maximum(floor, like(self.low, size) * memory.mean)
+        upper = jnp.maximum(lower, like(self.high, size) * memory.mean)
+        known = memory.weight > 0
+        nearest = jnp.where(known, jnp.clip(size, lower, upper), size)
+        limit = jnp.where(known, nearest, jnp.inf)
+        new = average(memory, nearest, self.decay)
+        return limit, choose(size > 0, new, memory)

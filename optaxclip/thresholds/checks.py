@@ -1,0 +1,48 @@
+"""Refusing numbers that make no sense, as far as they are known now."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def check_between(value: Any, low: float, high: float, argument: str) -> None:
+    """Refuse what is no number from `low` to `high`."""
+    _check(
+        value,
+        lambda x: (low <= x) & (x <= high),
+        argument,
+        f"must be a number from {low} to {high}",
+    )
+
+
+def check_decay(value: Any, argument: str = "decay") -> None:
+    """Refuse a decay that does not forget, or forgets more than all."""
+    _check(
+        value,
+        lambda x: (x >= 0) & (x < 1),
+        argument,
+        "must be a number of at least 0 and below 1",
+    )
+
+
+def _check(value: Any, holds: Any, argument: str, demand: str) -> None:
+    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+        raise TypeError(f"{argument} {demand}, not {value!r}.")
+    try:
+        known = np.asarray(value)
+    except jax.errors.TracerArrayConversionError:
+        return
+    if not np.all(holds(known)):
+        raise ValueError(f"{argument} {demand}, not {value}.")
+
+
+def check_window(value: Any, argument: str = "window") -> None:
+    """Refuse a number of steps that is not known now or not at least 1."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(
+            f"{argument} must be a Python int, not {type(value).__name__}; name it in "
+            "static_args where a wrapper such as optax.inject_hyperparams traces it."
+        )
+    if value < 1:
+        raise ValueError(f"{argument} must be at least 1, not {value}.")

@@ -1,0 +1,178 @@
+"""Thresholds made of others."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Int32, PyTree
+
+from optaxclip.groupings import each_group
+from optaxclip.magnitudes import Magnitude, Number, PerGroup
+from optaxclip.thresholds.checks import check_between
+from optaxclip.thresholds.memory import begin, count, full, like
+from optaxclip.thresholds.threshold import Groups, Observation, Threshold
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two thresholds, each of which sees the magnitudes and learns by its own limit."""
+
+    first: Threshold
+    second: Threshold
+
+    def init(self, groups: Groups) -> tuple[Any, Any]:
+        """See `Threshold.init`."""
+        return self.first.init(groups), self.second.init(groups)
+
+    def _both(
+        self, seen: Observation, state: tuple[Any, Any]
+    ) -> tuple[PerGroup, PerGroup, tuple[Any, Any]]:
+        first, first_state = self.first.update(seen, state[0])
+        second, second_state = self.second.update(seen, state[1])
+        return first, second, (first_state, second_state)
+
+
+@dataclass(frozen=True)
+class Minimum(_Pair):
+    """The smaller of two limits, such as an adaptive one and a bound on it.
+
+    Attributes:
+      first: a threshold.
+      second: another one.
+    """
+
+    def update(
+        self, seen: Observation, state: tuple[Any, Any]
+    ) -> tuple[PerGroup, tuple[Any, Any]]:
+        """See `Threshold.update`."""
+        first, second, state = self._both(seen, state)
+
+        def smaller(size: Number, first: Number, second: Number) -> Number:
+            return jnp.minimum(like(first, size), like(second, size))
+
+        return each_group(smaller, seen.magnitude, first, second), state
+
+
+@dataclass(frozen=True)
+class Maximum(_Pair):
+    """The larger of two limits, such as an adaptive one and a floor under it.
+
+    Attributes:
+      first: a threshold.
+      second: another one.
+    """
+
+    def update(
+        self, seen: Observation, state: tuple[Any, Any]
+    ) -> tuple[PerGroup, tuple[Any, Any]]:
+        """See `Threshold.update`."""
+        first, second, state = self._both(seen, state)
+
+        def larger(size: Number, first: Number, second: Number) -> Number:
+            return jnp.maximum(like(first, size), like(second, size))
+
+        return each_group(larger, seen.magnitude, first, second), state
+
+
+@dataclass(frozen=True)
+class IgnoringZeros:
+    """The limit of a threshold that is not told of groups whose magnitude is 0.
+
+    Zeros are what a tensor has that a step does not use, such as an expert that got no
+    token, and what a guard makes of a broken step. A z-score or a percentile that takes
+    in many of them comes down to 0, and then keeps the group there.
+
+    Attributes:
+      threshold: a threshold that remembers.
+    """
+
+    threshold: Threshold
+
+    def init(self, groups: Groups) -> Any:
+        """See `Threshold.init`."""
+        return self.threshold.init(groups)
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        """See `Threshold.update`."""
+
+        def told(size: Number) -> Number:
+            return jnp.where(size == 0, jnp.nan, size)
+
+        return self.threshold.update(
+            _showing(each_group(told, seen.magnitude), seen), state
+        )
+
+
+def _showing(shown: PerGroup, seen: Observation) -> Observation:
+    """Put other magnitudes in place of those that were seen."""
+    size = Magnitude(shown, jax.tree.map(jnp.ones_like, shown))
+    return dataclasses.replace(seen, size=size)
+
+
+class WarmupState(NamedTuple):
+    """The memories of both thresholds, and how many finite magnitudes were seen."""
+
+    during: Any
+    after: Any
+    step: PyTree[Int32[Array, "..."]]
+
+
+def _no_steps(group: jax.ShapeDtypeStruct) -> Array:
+    return full(group, 0, jnp.int32)
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """One limit for the first steps, and another one after them.
+
+    The later threshold learns from the first step on, so that it has a history when
+    its turn comes: while the warm-up lasts it is shown what the other one lets through.
+    Each group counts its own finite magnitudes.
+
+    Attributes:
+      during: the threshold of the warm-up.
+      after: the threshold that takes over.
+      warmup_steps: how many finite magnitudes the warm-up lasts.
+    """
+
+    during: Threshold
+    after: Threshold
+    warmup_steps: ArrayLike
+
+    def __post_init__(self) -> None:
+        """Check what is known now."""
+        check_between(self.warmup_steps, 0, jnp.inf, "warmup_steps")
+
+    def init(self, groups: Groups) -> WarmupState:
+        """See `Threshold.init`."""
+        return WarmupState(
+            self.during.init(groups), self.after.init(groups), begin(_no_steps, groups)
+        )
+
+    def _warm(self, step: Array) -> Bool[Array, "..."]:
+        return step < jnp.asarray(self.warmup_steps).astype(step.dtype)
+
+    def update(
+        self, seen: Observation, state: WarmupState
+    ) -> tuple[PerGroup, WarmupState]:
+        """See `Threshold.update`."""
+
+        def let_through(size: Number, limit: Number, step: Array) -> Number:
+            clipped = jnp.minimum(size, like(limit, size))
+            return jnp.where(self._warm(step) & jnp.isfinite(size), clipped, size)
+
+        def handed_over(size: Number, early: Number, late: Number, step: Array):
+            return jnp.where(self._warm(step), like(early, size), like(late, size))
+
+        def counted(size: Number, step: Array) -> Array:
+            return jnp.where(jnp.isfinite(size), count(step), step)
+
+        early, during = self.during.update(seen, state.during)
+        shown = each_group(let_through, seen.magnitude, early, state.step)
+        late, after = self.after.update(_showing(shown, seen), state.after)
+        limit = each_group(handed_over, seen.magnitude, early, late, state.step)
+        step = each_group(counted, seen.magnitude, state.step)
+        return limit, WarmupState(during, after, step)

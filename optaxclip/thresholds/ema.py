@@ -1,0 +1,80 @@
+"""A limit from the exponential moving average of what was let through."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from optaxclip.magnitudes import Number, PerGroup
+from optaxclip.thresholds.checks import check_decay
+from optaxclip.thresholds.constant import check_limit
+from optaxclip.thresholds.memory import begin, choose, full, like, remember
+from optaxclip.thresholds.threshold import Groups, Observation
+
+
+class EmaState(NamedTuple):
+    """An average, and how much its weights add up to."""
+
+    mean: Float[Array, "..."]
+    weight: Float[Array, "..."]
+
+
+def empty_average(group: jax.ShapeDtypeStruct) -> EmaState:
+    """Give the average of nothing, whose weights add up to 0."""
+    return EmaState(full(group, 0), full(group, 0))
+
+
+def average(memory: EmaState, number: Number, decay: ArrayLike) -> EmaState:
+    """Take one more number into an average that is right from the first one on.
+
+    The mean moves towards the number by a share, so that no sum can overflow.
+    """
+    kept = like(decay, number)
+    weight = kept * memory.weight + (1 - kept)
+    share = (1 - kept) / weight
+    return EmaState((1 - share) * memory.mean + share * number, weight)
+
+
+@dataclass(frozen=True)
+class Ema:
+    r"""The limit $f \hat m$, for an average $\hat m$ of the magnitudes let through.
+
+    $$
+    m_t = \beta m_{t-1} + (1 - \beta) \min(x_t, c_t), \qquad
+    c_{t+1} = f \frac{m_t}{1 - \beta^t}
+    $$
+
+    A spike counts as what is left of it, so that it raises the limit by a factor of at
+    most $\beta + (1 - \beta) f$ once there is some history. Zeros are passed over like
+    what is not finite: an average that once is 0 could never rise again. A group has
+    no limit before its first magnitude.
+
+    Attributes:
+      factor: f >= 0; below 1 the limit can only fall.
+      decay: β, at least 0 and below 1.
+    """
+
+    factor: ArrayLike = 1.05
+    decay: ArrayLike = 0.98
+
+    def __post_init__(self) -> None:
+        """Check what is known now."""
+        check_limit(self.factor, "factor")
+        check_decay(self.decay)
+
+    def init(self, groups: Groups) -> Any:
+        """See `Threshold.init`."""
+        return begin(empty_average, groups)
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        """See `Threshold.update`."""
+        return remember(self._step, seen.magnitude, state)
+
+    def _step(self, size: Number, memory: EmaState) -> tuple[Number, EmaState]:
+        known = memory.weight > 0
+        limit = jnp.where(known, like(self.factor, size) * memory.mean, jnp.inf)
+        new = average(memory, jnp.minimum(size, limit), self.decay)
+        return limit, choose(size > 0, new, memory)

@@ -1,0 +1,100 @@
+"""A limit that grows while the loss falls."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from optaxclip.magnitudes import Number, PerGroup, as_number
+from optaxclip.thresholds.checks import check_between, check_decay
+from optaxclip.thresholds.ema import EmaState, average, empty_average
+from optaxclip.thresholds.memory import begin, choose, full, like, remember
+from optaxclip.thresholds.threshold import Groups, Observation, Threshold
+from optaxclip.thresholds.tracked import within_floats
+
+
+class GreedyState(NamedTuple):
+    """By what the first limit is multiplied, and the average of past losses."""
+
+    factor: Float[Array, "..."]
+    loss: EmaState
+
+
+def _first(group: jax.ShapeDtypeStruct) -> GreedyState:
+    return GreedyState(full(group, 1), empty_average(group))
+
+
+@dataclass(frozen=True)
+class Greedy:
+    r"""A limit that grows while the loss falls, and backs off when it rises.
+
+    $$
+    c_t = s_t c_0, \qquad s_t = s_{t-1} \cdot
+    \begin{cases}
+    g & \text{if } \ell_t < \bar\ell_{t-1} \\
+    b & \text{if } \ell_t > \bar\ell_{t-1}
+    \end{cases}
+    $$
+
+    The loss $\ell_t$ is the extra argument ``value`` of the update, which
+    ``optax`` uses too. It is compared with the average of the finite losses before,
+    whose weights decay by β; β = 0 compares with the last one. The first loss changes
+    nothing. A loss that is not finite is passed over, like a group that is not.
+
+    Attributes:
+      start: the first limit, $c_0$.
+      growth: g >= 1.
+      backoff: b, from 0 to 1.
+      decay: β, at least 0 and below 1.
+    """
+
+    start: Threshold
+    growth: ArrayLike = 1.05
+    backoff: ArrayLike = 0.95
+    decay: ArrayLike = 0.9
+
+    def __post_init__(self) -> None:
+        """Check what is known now."""
+        check_between(self.growth, 1, jnp.inf, "growth")
+        check_between(self.backoff, 0, 1, "backoff")
+        check_decay(self.decay)
+
+    def init(self, groups: Groups) -> tuple[Any, Any]:
+        """See `Threshold.init`."""
+        return self.start.init(groups), begin(_first, groups)
+
+    def update(
+        self, seen: Observation, state: tuple[Any, Any]
+    ) -> tuple[PerGroup, tuple[Any, Any]]:
+        """See `Threshold.update`."""
+        if seen.extra_args.get("value") is None:
+            raise ValueError(
+                "a greedy limit needs the loss; call update(updates, state, params, "
+                "value=loss)."
+            )
+        loss = jax.lax.stop_gradient(as_number(seen.extra_args["value"]))
+        start, first = self.start.update(seen, state[0])
+
+        def step(
+            size: Number, memory: GreedyState, start: Number
+        ) -> tuple[Number, GreedyState]:
+            return self._step(size, memory, start, like(loss, size))
+
+        limit, memory = remember(step, seen.magnitude, state[1], start)
+        return limit, (first, memory)
+
+    def _step(
+        self, size: Number, memory: GreedyState, start: Number, loss: Number
+    ) -> tuple[Number, GreedyState]:
+        one = jnp.ones_like(size)
+        past, known = memory.loss.mean, memory.loss.weight > 0
+        growth = jnp.where(known & (loss < past), like(self.growth, size), one)
+        backoff = jnp.where(known & (loss > past), like(self.backoff, size), one)
+        factor = within_floats(memory.factor * growth * backoff)
+        learned = jnp.isfinite(size) & jnp.isfinite(loss)
+        new = GreedyState(factor, average(memory.loss, loss, self.decay))
+        new = choose(learned, new, memory)
+        return like(start, size) * new.factor, new

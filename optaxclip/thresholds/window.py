@@ -1,0 +1,135 @@
+"""Limits from the last magnitudes, all of which are kept in a ring."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int32
+
+from optaxclip.magnitudes import Number, PerGroup
+from optaxclip.thresholds.checks import check_between, check_window
+from optaxclip.thresholds.constant import check_limit
+from optaxclip.thresholds.memory import begin, full, like, remember
+from optaxclip.thresholds.threshold import Groups, Observation
+
+
+class Window(NamedTuple):
+    """The last magnitudes of each group, and where the next one goes.
+
+    Places that are still free hold infinity, which no magnitude that is kept is.
+    """
+
+    values: Float[Array, "... window"]
+    position: Int32[Array, "..."]
+
+    def pushed(self, size: Number) -> "Window":
+        """Put a magnitude in the place of the oldest one."""
+        here = _places(self.values) == self.position[..., None]
+        values = jnp.where(here, size[..., None], self.values)
+        return Window(values, (self.position + 1) % self.values.shape[-1])
+
+    @property
+    def filled(self) -> Int32[Array, "..."]:
+        """Tell how many magnitudes there are."""
+        return jnp.sum(self.values < jnp.inf, axis=-1, dtype=jnp.int32)
+
+
+def _empty_window(group: jax.ShapeDtypeStruct, window: int) -> Window:
+    free = jnp.broadcast_to(full(group, jnp.inf)[..., None], (*group.shape, window))
+    return Window(free, full(group, 0, jnp.int32))
+
+
+def _places(values: Array) -> Array:
+    return jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
+
+
+def _at(ordered: Array, rank: Array) -> Array:
+    """Pick a number of each group; a sum can be sharded where a gather cannot."""
+    return jnp.sum(jnp.where(_places(ordered) == rank[..., None], ordered, 0), axis=-1)
+
+
+@dataclass(frozen=True)
+class RollingPercentile:
+    r"""The p-th percentile of the last `window` magnitudes, the present one included.
+
+    $$c_t = \mathrm{percentile}_p(x_{t-n+1}, \dots, x_t)$$
+
+    It lies between the two nearest of them, as NumPy's linear interpolation has it.
+    While there are fewer, it is that of all there are; the first magnitude is its own
+    limit. Memory and time grow with the window, not with the number of steps.
+
+    Attributes:
+      percentile: p, from 0 to 100.
+      window: how many magnitudes of each group are kept, n >= 1.
+    """
+
+    percentile: ArrayLike = 10.0
+    window: int = 1000
+
+    def __post_init__(self) -> None:
+        """Check what is known now."""
+        check_between(self.percentile, 0, 100, "percentile")
+        check_window(self.window)
+
+    def init(self, groups: Groups) -> Any:
+        """See `Threshold.init`."""
+        return begin(lambda group: _empty_window(group, self.window), groups)
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        """See `Threshold.update`."""
+        return remember(self._step, seen.magnitude, state)
+
+    def _step(self, size: Number, memory: Window) -> tuple[Number, Window]:
+        new = memory.pushed(size)
+        ordered = jnp.sort(new.values, axis=-1)
+        last = jnp.maximum(new.filled - 1, 0)
+        rank = last.astype(size.dtype) * like(self.percentile, size) / 100
+        below = jnp.clip(jnp.floor(rank).astype(jnp.int32), 0, last)
+        low, high = _at(ordered, below), _at(ordered, jnp.minimum(below + 1, last))
+        between = low + (high - low) * (rank - below.astype(size.dtype))
+        return jnp.where(new.filled > 0, between, jnp.inf), new
+
+
+@dataclass(frozen=True)
+class HistoricalSigma:
+    r"""The mean plus k standard deviations of the last `window` magnitudes.
+
+    $$c_t = \mu + k \sigma \text{ over } x_{t-n}, \dots, x_{t-1}$$
+
+    The magnitudes are those before clipping, and the present one is not among them. A
+    spike of any size raises the limit until it has left the window, and no longer.
+    There is no limit until the window is full.
+
+    Attributes:
+      sigmas: k >= 0.
+      window: how many magnitudes of each group are kept, n >= 1.
+    """
+
+    sigmas: ArrayLike = 3.0
+    window: int = 128
+
+    def __post_init__(self) -> None:
+        """Check what is known now."""
+        check_limit(self.sigmas, "sigmas")
+        check_window(self.window)
+
+    def init(self, groups: Groups) -> Any:
+        """See `Threshold.init`."""
+        return begin(lambda group: _empty_window(group, self.window), groups)
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        """See `Threshold.update`."""
+        return remember(self._step, seen.magnitude, state)
+
+    def _step(self, size: Number, memory: Window) -> tuple[Number, Window]:
+        full = memory.filled == self.window
+        values = jnp.where(full[..., None], memory.values, 0)
+        # In units of the largest, whose square can neither overflow nor vanish.
+        largest = jnp.max(values, axis=-1)
+        unit = jnp.where(largest > 0, largest, 1)
+        scaled = values / unit[..., None]
+        sigmas = like(self.sigmas, size) * jnp.std(scaled, axis=-1)
+        limit = unit * (jnp.mean(scaled, axis=-1) + sigmas)
+        return jnp.where(full, limit, jnp.inf), memory.pushed(size)

@@ -1,0 +1,149 @@
+"""A limit for spikes: magnitudes that lie many standard deviations above the mean."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int32
+
+from optaxclip.magnitudes import Number, PerGroup
+from optaxclip.thresholds.checks import check_between, check_decay
+from optaxclip.thresholds.constant import check_limit
+from optaxclip.thresholds.memory import begin, choose, count, full, like, remember
+from optaxclip.thresholds.threshold import Groups, Observation
+
+
+@dataclass(frozen=True)
+class Spike:
+    """What becomes of a spike.
+
+    Attributes:
+      name: what it prints as.
+      deviations: tells, from the z-score and the z-score allowed, how many standard
+        deviations above the mean a magnitude may lie; infinity stands for no limit.
+    """
+
+    name: str
+    deviations: Callable[[Number, Number], Number]
+
+    def __repr__(self) -> str:
+        return f"thresholds.{self.name}"
+
+
+# The quotient comes first: it is below 1, so that the product cannot overflow.
+adaptive_scaling = Spike(
+    "adaptive_scaling",
+    lambda z, allowed: jnp.where(z > allowed, allowed * (allowed / z), jnp.inf),
+)
+to_mean = Spike(
+    "to_mean",
+    lambda z, allowed: jnp.where(z > allowed, jnp.zeros_like(z), jnp.inf),
+)
+to_percentile = Spike(
+    "to_percentile",
+    lambda z, allowed: jnp.zeros_like(z) + allowed,
+)
+
+
+class ZScoreState(NamedTuple):
+    """Mean and standard deviation, and of how many magnitudes.
+
+    The deviation is held, not the variance, which overflows and underflows early.
+    """
+
+    mean: Float[Array, "..."]
+    deviation: Float[Array, "..."]
+    step: Int32[Array, "..."]
+
+
+def _first(group: jax.ShapeDtypeStruct) -> ZScoreState:
+    return ZScoreState(full(group, 0), full(group, 0), full(group, 0, jnp.int32))
+
+
+@dataclass(frozen=True)
+class ZScore:
+    r"""ZClip's limit, for magnitudes whose z-score is above what is allowed.
+
+    $$
+    z_t = \frac{x_t - \mu_t}{\sigma_t + \epsilon}, \qquad
+    c_t = \mu_t + \frac{z_{\max}^2}{z_t} \sigma_t \text{ if } z_t > z_{\max},
+    \text{ else } \infty
+    $$
+
+    for `adaptive_scaling`; `to_mean` and `to_percentile` give $\mu_t$ and
+    $\mu_t + z_{\max} \sigma_t$ instead. Over the first `warmup_steps` finite
+    magnitudes these are the plain mean and standard deviation, and there is no limit,
+    nor is there while all of them were 0. After that
+
+    $$
+    \mu \leftarrow \alpha \mu + (1 - \alpha) y, \qquad
+    \sigma^2 \leftarrow \alpha \sigma^2 + (1 - \alpha) (y - \mu)^2
+    $$
+
+    with the new $\mu$, y being the magnitude or, for a spike, its limit. A spike of
+    any size that a float holds moves them by a bounded amount then; one within the
+    warm-up counts in full and is forgotten as $\alpha$ tells. A lasting jump to a far
+    higher level is taken for spikes, and followed slowly if at all.
+
+    Attributes:
+      z_threshold: the z-score allowed, $z_{\max}$ >= 0.
+      spike: what becomes of a spike: `adaptive_scaling`, `to_mean`, `to_percentile`,
+        or a `Spike`.
+      decay: $\alpha$, at least 0 and below 1.
+      warmup_steps: how many finite magnitudes come before the first limit, at least 1.
+      skip_update_on_spike: whether spikes are left out of mean and deviation.
+      eps: ε >= 0, in the unit of the magnitudes.
+    """
+
+    z_threshold: ArrayLike = 2.5
+    spike: Spike = adaptive_scaling
+    decay: ArrayLike = 0.97
+    warmup_steps: ArrayLike = 25
+    skip_update_on_spike: bool = False
+    eps: ArrayLike = 1e-6
+
+    def __post_init__(self) -> None:
+        """Check what is known now."""
+        check_limit(self.z_threshold, "z_threshold")
+        check_decay(self.decay)
+        check_between(self.warmup_steps, 1, jnp.inf, "warmup_steps")
+        check_limit(self.eps, "eps")
+        if not isinstance(self.spike, Spike):
+            raise TypeError(
+                f"spike must be a Spike such as thresholds.to_mean, not {self.spike!r}."
+            )
+
+    def init(self, groups: Groups) -> Any:
+        """See `Threshold.init`."""
+        return begin(_first, groups)
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        """See `Threshold.update`."""
+        return remember(self._step, seen.magnitude, state)
+
+    def _step(self, size: Number, memory: ZScoreState) -> tuple[Number, ZScoreState]:
+        mean, deviation, step = memory
+        warm = step < jnp.asarray(self.warmup_steps).astype(step.dtype)
+        z = (size - mean) / (deviation + like(self.eps, size))
+        allowed = self.spike.deviations(z, like(self.z_threshold, size))
+        limited = ~warm & (mean > 0) & ~(allowed == jnp.inf)
+        allowed = jnp.where(limited, allowed, jnp.zeros_like(allowed))
+        limit = jnp.where(limited, mean + deviation * allowed, jnp.inf)
+
+        plain_share = 1 / (step.astype(size.dtype) + 1)
+        share = jnp.where(warm, plain_share, 1 - like(self.decay, size))
+        rest = 1 - share
+        # A mean moved by the share has (1 - share) of the distance left; the reference
+        # squares that, where a plain variance takes it once.
+        spread = jnp.sqrt(share * rest) * jnp.where(warm, 1, jnp.sqrt(rest))
+        number = jnp.minimum(size, limit)
+        new = ZScoreState(
+            rest * mean + share * number,
+            jnp.hypot(jnp.sqrt(rest) * deviation, spread * (number - mean)),
+            count(step),
+        )
+        learns = ~(self.skip_update_on_spike & (size > limit))
+        return limit, choose(learns, new, memory)
