@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, PyTree
 from optaxclip import scopes
 from optaxclip.clipper import tidy
 from optaxclip.leaves import beside, counted, counts
-from optaxclip.magnitudes import Leaf, Number, widen
+from optaxclip.magnitudes import Leaf, Magnitude, Number, widen
 from optaxclip.measuring import measuring_dtype
 from optaxclip.reports import ClipState, empty_report, next_report, state_type
 from optaxclip.spectral.matrices import Layout, layouts, unannotated
@@ -119,7 +119,8 @@ def spectral_clipper(
     def init(params: PyTree) -> ClipState:
         layouts(params, leading_axes, axis)  # complains of what does not fit
         grouping = scope.arrange(params)
-        groups = grouping.like(measuring_dtype(counted(params)))
+        leaves = counted(params)
+        groups = grouping.like(leaves, measuring_dtype(leaves))
         return state_type(name)(
             threshold.init(groups), empty_report(grouping.report_shape)
         )
@@ -130,7 +131,7 @@ def spectral_clipper(
         leaves, grouping = counted(updates), scope.arrange(updates)
         size = measure(updates)
         seen = Observation(
-            magnitude=size,
+            size=Magnitude(size, jnp.ones_like(size)),
             leaves=leaves,
             number=grouping.count(leaves),
             measure_params=lambda: measure(beside(name, updates, params)),

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from optaxclip.leaves import counted, counts
-from optaxclip.magnitudes import Leaf, Number, as_number, widen
+from optaxclip.magnitudes import Leaf, Magnitude, Number, as_number, widen
 from optaxclip.reports import ClipReport, ClipState, empty_report, state_type
 from optaxclip.thresholds import Observation, Threshold, as_threshold
 from optaxclip.weights.bounds import bound_weights
@@ -96,7 +96,7 @@ def _shrink_logits(
         )
         leaves = counted(updates)
         seen = Observation(
-            magnitude=jnp.max(whole),
+            size=Magnitude(jnp.max(whole), jnp.ones(())),
             leaves=leaves,
             number=whole.size,
             measure_params=lambda: jnp.max(whole),

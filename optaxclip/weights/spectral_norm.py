@@ -110,11 +110,10 @@ def _shrink_spectral_norm(
 
     def init(params: PyTree) -> ClipState:
         grouping = scope.arrange(params)
-        groups = grouping.like(measuring_dtype(counted(params)))
+        leaves = counted(params)
+        groups = grouping.like(leaves, measuring_dtype(leaves))
         laid_out = layouts(params, leading_axes, axis)
-        vectors = [
-            _first(*each) for each in zip(counted(params), laid_out, strict=True)
-        ]
+        vectors = [_first(*each) for each in zip(leaves, laid_out, strict=True)]
         return state_type(name)(
             SpectralMemory(threshold.init(groups), vectors),
             empty_report(grouping.report_shape),
@@ -127,7 +126,7 @@ def _shrink_spectral_norm(
         size, vectors = measure(updates, memory.vectors)
         leaves = counted(updates)
         seen = Observation(
-            magnitude=size.plain,
+            size=size,
             leaves=leaves,
             number=grouping.count(leaves),
             measure_params=lambda: (
