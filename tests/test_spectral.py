@@ -10,7 +10,7 @@ from trees import assert_same_bits
 
 import optaxclip
 
-SHAPES = [(1, 1), (2, 2), (7, 3), (3, 7), (64, 64), (128, 2), (2, 128), (96, 160)]
+SHAPES = [(1, 1), (2, 2), (3, 7), (64, 64), (128, 2), (96, 160)]
 EPS = float(jnp.finfo(jnp.float32).eps)
 
 

@@ -53,9 +53,11 @@ def clip_singular_values(
              [0. , 0.5]], dtype=float32)
 
     References:
-      Su, Higham and others on the polar decomposition; Amsel et al., The Polar Express:
-      optimal matrix sign methods and their application to the Muon algorithm, 2025,
-      arXiv:2505.16932.
+      Higham, Functions of matrices: theory and computation, SIAM, 2008, chapters 5
+      and 8.
+
+      Amsel et al., The Polar Express: optimal matrix sign methods and their application
+      to the Muon algorithm, 2025, arXiv:2505.16932.
 
     Note:
       In float32 or wider, by multiplications alone; how many depends on the ratio of
