@@ -60,8 +60,9 @@ def clip_singular_values(
       to the Muon algorithm, 2025, arXiv:2505.16932.
 
     Note:
-      In float32 or wider, by multiplications alone; how many depends on the ratio of
-      the largest singular value and the limit. In the spectral norm, the error is
+      In float32 or wider, by products of matrices, and one Cholesky factor to tell
+      whether any are needed; how many depends on the ratio of the largest singular
+      value and the limit. In the spectral norm, the error is
       below ``5e-4 * limit + 2e-6 * largest`` (float32, matrices up to 1024 rows): at
       the kink, and by rounding, as in any algorithm that takes float32 numbers.
       Matrices with no singular value above ``limit * (1 + 4e-6)`` keep their bits.
