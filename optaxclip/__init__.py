@@ -12,6 +12,10 @@ from optaxclip.guards import (
     zero_nonfinite,
 )
 from optaxclip.reports import ClipReport, ClipState, report
+from optaxclip.spectral.clipping import (
+    clip_singular_values,
+    soft_clip_singular_values,
+)
 from optaxclip.strategies.adagc import adagc
 from optaxclip.strategies.agc import agc
 from optaxclip.strategies.aggc import aggc
@@ -34,32 +38,55 @@ from optaxclip.strategies.trust_ratio import clip_trust_ratio
 from optaxclip.strategies.values import clip_scaled_value, clip_value
 from optaxclip.strategies.zclip import zclip
 from optaxclip.trees import shrink_tree, tree_norm
+from optaxclip.weights.attention import qk_clip
+from optaxclip.weights.bounds import bound_weights
+from optaxclip.weights.clips import clip_weight_norm, clip_weights
+from optaxclip.weights.initialization import clip_weights_to_init
+from optaxclip.weights.logits import max_logits, record_max_logits
+from optaxclip.weights.shares import (
+    HeadShare,
+    attention_shares,
+    latent_attention_shares,
+)
+from optaxclip.weights.spectral_norm import clip_weight_spectral_norm
 
 __version__ = version("optaxclip")
 
 __all__ = [
     "ClipReport",
     "ClipState",
+    "HeadShare",
     "adaclip",
     "adagc",
     "adagn",
     "agc",
     "aggc",
+    "attention_shares",
     "autoclip",
+    "bound_weights",
     "clip_global_norm",
     "clip_group_norm",
     "clip_scaled_value",
+    "clip_singular_values",
     "clip_tensor_norm",
     "clip_tensor_rms",
     "clip_trust_ratio",
     "clip_unit_norm",
     "clip_value",
+    "clip_weight_norm",
+    "clip_weight_spectral_norm",
+    "clip_weights",
+    "clip_weights_to_init",
     "clipper",
     "clippy",
     "error_feedback",
     "greedy_clip",
+    "latent_attention_shares",
+    "max_logits",
     "norms",
+    "qk_clip",
     "quantile_clip",
+    "record_max_logits",
     "report",
     "responses",
     "scale_by_stable_adam",
@@ -68,6 +95,7 @@ __all__ = [
     "skip_nonfinite",
     "skip_spikes",
     "soft_clip_global_norm",
+    "soft_clip_singular_values",
     "soft_clip_value",
     "spam_clip",
     "stop_on_streak",

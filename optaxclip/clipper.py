@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from optaxclip.groupings import Grouping, each_group
-from optaxclip.leaves import counted, counts, filled, shapes_of
-from optaxclip.magnitudes import Leaf, Magnitude, Norm, Number, PerGroup, widen
+from optaxclip.leaves import beside, counted, filled
+from optaxclip.magnitudes import Magnitude, Norm, Number, PerGroup, widen
 from optaxclip.measuring import measure, measuring_dtype
 from optaxclip.norms import linf
 from optaxclip.reports import (
@@ -26,30 +26,6 @@ from optaxclip.reports import (
 from optaxclip.responses import Response, clamp
 from optaxclip.scopes import Scope
 from optaxclip.thresholds import Observation, Threshold, as_threshold
-
-
-def params_of(name: str, updates: PyTree, params: PyTree | None) -> list[Leaf]:
-    """Give the parameters of the leaves that count, or say what is wrong with them."""
-    if params is None:
-        raise ValueError(f"{name} needs params; call update(updates, state, params).")
-    try:
-        matched = jax.tree.map(
-            lambda u, p: p if counts(u) else None,
-            updates,
-            params,
-            is_leaf=lambda x: x is None,
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"{name} needs params of the same structure as the updates; {error}"
-        ) from error
-    shapes = [leaf.shape for leaf in counted(updates)]
-    if list(shapes_of(matched)) != shapes:
-        raise ValueError(
-            f"{name} needs params of the same shapes as the updates, which are "
-            f"{shapes}, not {list(shapes_of(matched))}."
-        )
-    return counted(matched)
 
 
 def clipper(
@@ -157,7 +133,7 @@ class Rule:
         grouping = self.scope.arrange(updates)
 
         def measure_params() -> PerGroup:
-            given = params_of(self.name, updates, params)
+            given = counted(beside(self.name, updates, params))
             return measure(self.norm, grouping, given).plain
 
         seen = Observation(

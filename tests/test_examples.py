@@ -43,12 +43,14 @@ def test_an_example_runs_and_its_own_assertions_hold(name, tmp_path):
 def test_every_example_is_run():
     scripts = {f.stem for f in EXAMPLES.glob("*.py") if "__main__" in f.read_text()}
     assert scripts == {
+        "gradient_vs_weight_clipping",
         "image_classification",
         "linear_regression",
         "mlp_regression",
         "recurrent",
         "static_dynamic",
         "transformer",
+        "wgan",
     }
 
 
@@ -56,6 +58,15 @@ def is_picture(file):
     """Whether a file begins as every PNG does and holds something."""
     content = file.read_bytes()
     return content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 10_000
+
+
+@pytest.mark.parametrize("name", ["gradient_vs_weight_clipping", "wgan"])
+def test_an_example_draws_a_picture_and_its_own_assertions_hold(name, tmp_path):
+    done = run(EXAMPLES / f"{name}.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert [f.name for f in tmp_path.iterdir()] == [f"{name}.png"]
+    assert is_picture(tmp_path / f"{name}.png")
 
 
 def test_the_classifier_learns_digits_and_draws_a_picture(tmp_path):

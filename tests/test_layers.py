@@ -23,8 +23,8 @@ FLOORS = [
     {"measuring", "scopes"},
     {"thresholds", "responses", "reports"},
     {"clipper"},
-    {"strategies", "trees"},
-    {"guards", "feedback"},
+    {"spectral", "strategies", "trees"},
+    {"feedback", "guards", "weights"},
     {"__init__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -8,9 +8,9 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from optaxclip import norms, responses, scopes
-from optaxclip.clipper import Rule, params_of
+from optaxclip.clipper import Rule
 from optaxclip.groupings import Grouping
-from optaxclip.leaves import AxisName, counted
+from optaxclip.leaves import AxisName, beside, counted
 from optaxclip.magnitudes import Leaf, Magnitude, Number, as_number, modulus, widen
 from optaxclip.measuring import measure
 from optaxclip.reports import ClipState
@@ -116,7 +116,7 @@ def clippy(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ClipState]:
         relative, absolute = as_number(max_relative), as_number(max_absolute)
-        given = params_of("clippy", updates, params)
+        given = counted(beside("clippy", updates, params))
         bounds = [_bound(param, relative, absolute) for param in given]
         excess = _excess(scope.arrange(updates), counted(updates), bounds)
         return rule.clip(updates, excess, state, params, extra)
