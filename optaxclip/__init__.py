@@ -4,6 +4,13 @@ from importlib.metadata import version
 
 from optaxclip import norms, responses, scopes, thresholds
 from optaxclip.clipper import clipper
+from optaxclip.feedback import error_feedback
+from optaxclip.guards import (
+    skip_nonfinite,
+    skip_spikes,
+    stop_on_streak,
+    zero_nonfinite,
+)
 from optaxclip.per_example import (
     PerExample,
     clip_per_example,
@@ -13,10 +20,15 @@ from optaxclip.per_example import (
     per_example_norms,
 )
 from optaxclip.reports import ClipReport, ClipState, report
+from optaxclip.spectral.clipping import (
+    clip_singular_values,
+    soft_clip_singular_values,
+)
 from optaxclip.strategies.adagc import adagc
 from optaxclip.strategies.agc import agc
 from optaxclip.strategies.aggc import aggc
 from optaxclip.strategies.autoclip import autoclip
+from optaxclip.strategies.clippy import clippy
 from optaxclip.strategies.greedy_clip import greedy_clip
 from optaxclip.strategies.norm_limits import (
     clip_global_norm,
@@ -27,43 +39,82 @@ from optaxclip.strategies.norm_limits import (
 )
 from optaxclip.strategies.quantile_clip import quantile_clip
 from optaxclip.strategies.soft import soft_clip_global_norm, soft_clip_value
+from optaxclip.strategies.spam import spam_clip
+from optaxclip.strategies.stable_adam import scale_by_stable_adam
+from optaxclip.strategies.stable_spam import adaclip, adagn
+from optaxclip.strategies.trust_ratio import clip_trust_ratio
 from optaxclip.strategies.values import clip_scaled_value, clip_value
 from optaxclip.strategies.zclip import zclip
 from optaxclip.trees import shrink_tree, tree_norm
+from optaxclip.weights.attention import qk_clip
+from optaxclip.weights.bounds import bound_weights
+from optaxclip.weights.clips import clip_weight_norm, clip_weights
+from optaxclip.weights.initialization import clip_weights_to_init
+from optaxclip.weights.logits import max_logits, record_max_logits
+from optaxclip.weights.shares import (
+    HeadShare,
+    attention_shares,
+    latent_attention_shares,
+)
+from optaxclip.weights.spectral_norm import clip_weight_spectral_norm
 
 __version__ = version("optaxclip")
 
 __all__ = [
     "ClipReport",
     "ClipState",
+    "HeadShare",
     "PerExample",
+    "adaclip",
     "adagc",
+    "adagn",
     "agc",
     "aggc",
+    "attention_shares",
     "autoclip",
+    "bound_weights",
     "clip_global_norm",
     "clip_group_norm",
     "clip_per_example",
     "clip_scaled_value",
+    "clip_singular_values",
     "clip_tensor_norm",
     "clip_tensor_rms",
+    "clip_trust_ratio",
     "clip_unit_norm",
     "clip_value",
+    "clip_weight_norm",
+    "clip_weight_spectral_norm",
+    "clip_weights",
+    "clip_weights_to_init",
     "clipped_grad",
     "clipped_value_and_grad",
     "clipper",
+    "clippy",
+    "error_feedback",
     "explain",
     "greedy_clip",
+    "latent_attention_shares",
+    "max_logits",
     "norms",
     "per_example_norms",
+    "qk_clip",
     "quantile_clip",
+    "record_max_logits",
     "report",
     "responses",
+    "scale_by_stable_adam",
     "scopes",
     "shrink_tree",
+    "skip_nonfinite",
+    "skip_spikes",
     "soft_clip_global_norm",
+    "soft_clip_singular_values",
     "soft_clip_value",
+    "spam_clip",
+    "stop_on_streak",
     "thresholds",
     "tree_norm",
     "zclip",
+    "zero_nonfinite",
 ]

@@ -1,6 +1,8 @@
 """The one transformation: measure, ask the threshold, respond, report."""
 
 import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,8 +12,8 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from optaxclip.groupings import Grouping, each_group
-from optaxclip.leaves import counted, counts
-from optaxclip.magnitudes import Norm, Number, PerGroup, widen
+from optaxclip.leaves import beside, counted, filled
+from optaxclip.magnitudes import Magnitude, Norm, Number, PerGroup, widen
 from optaxclip.measuring import measure, measuring_dtype
 from optaxclip.norms import linf
 from optaxclip.reports import (
@@ -24,33 +26,6 @@ from optaxclip.reports import (
 from optaxclip.responses import Response, clamp
 from optaxclip.scopes import Scope
 from optaxclip.thresholds import Observation, Threshold, as_threshold
-
-
-def _measure_params(
-    name: str, norm: Norm, scope: Scope, updates: PyTree, params: PyTree | None
-) -> PerGroup:
-    """Measure the parameters in the groups of the updates."""
-    if params is None:
-        raise ValueError(f"{name} needs params; call update(updates, state, params).")
-    try:
-        matched = jax.tree.map(
-            lambda u, p: p if counts(u) else None,
-            updates,
-            params,
-            is_leaf=lambda x: x is None,
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"{name} needs params of the same structure as the updates; {error}"
-        ) from error
-    grouping = scope.arrange(matched)
-    shapes = [leaf.shape for leaf in counted(updates)]
-    if list(grouping.shapes) != shapes:
-        raise ValueError(
-            f"{name} needs params of the same shapes as the updates, which are "
-            f"{shapes}, not {list(grouping.shapes)}."
-        )
-    return measure(norm, grouping, counted(matched)).plain
 
 
 def clipper(
@@ -108,41 +83,78 @@ def clipper(
             "shrink to bound another norm."
         )
 
-    def init(params: PyTree) -> ClipState:
-        grouping = scope.arrange(params)
-        leaves = counted(params)
-        groups = grouping.like(leaves, measuring_dtype(leaves))
-        return state_type(name)(
-            threshold.init(groups), empty_report(grouping.report_shape)
-        )
+    rule = Rule(scope, norm, threshold, response, name)
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ClipState]:
+        size = measure(norm, scope.arrange(updates), counted(updates))
+        return rule.clip(updates, size, state, params, extra)
+
+    return optax.GradientTransformationExtraArgs(rule.init, update)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """All of a clipper but the measuring, for methods that measure something else.
+
+    Attributes:
+      scope: which numbers are measured together.
+      norm: how the parameters are measured where the threshold asks for them.
+      threshold: how big is too big.
+      response: what happens to a group that is too big.
+      name: what `optaxclip.report` calls it.
+    """
+
+    scope: Scope
+    norm: Norm
+    threshold: Threshold
+    response: Response
+    name: str
+
+    def init(self, params: PyTree) -> ClipState:
+        """Give the state before the first step."""
+        grouping, leaves = self.scope.arrange(params), counted(params)
+        groups = grouping.like(leaves, measuring_dtype(leaves))
+        return state_type(self.name, ClipState)(
+            self.threshold.init(groups), empty_report(grouping.report_shape)
+        )
+
+    def clip(
+        self,
+        updates: PyTree,
+        size: Magnitude,
+        state: Any,
+        params: PyTree | None,
+        extra_args: Mapping[str, Any],
+    ) -> tuple[PyTree, ClipState]:
+        """Respond to groups of a known size, and report it."""
         leaves = counted(updates)
-        grouping = scope.arrange(updates)
-        size = measure(norm, grouping, leaves)
+        grouping = self.scope.arrange(updates)
+
+        def measure_params() -> PerGroup:
+            given = counted(beside(self.name, updates, params))
+            return measure(self.norm, grouping, given).plain
+
         seen = Observation(
             size=size,
             leaves=leaves,
             number=grouping.count(leaves),
-            measure_params=functools.partial(
-                _measure_params, name, norm, scope, updates, params
-            ),
-            arrange=functools.partial(scope.limits, tree=updates),
-            extra_args=extra,
+            measure_params=measure_params,
+            arrange=functools.partial(self.scope.limits, tree=updates),
+            share=lambda held: grouping.digest((), held)[1],
+            extra_args=extra_args,
         )
-        limit, memory = threshold.update(seen, state.threshold)
+        limit, memory = self.threshold.update(seen, state.threshold)
         limit = each_group(tidy, seen.magnitude, limit)
-        after = each_group(response.reach, seen.magnitude, limit)
+        after = each_group(self.response.reach, seen.magnitude, limit)
         report = next_report(state.report, grouping, seen.magnitude, after, limit)
-        _check_groups(name, state.report, report)
-        suited = response.pointwise() if grouping.pointwise else response
-        weights = each_group(suited.weigh, size.value, size.unit, limit)
-        clipped = respond(suited, grouping, updates, weights)
-        return clipped, state_type(name)(memory, report)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+        _check_groups(self.name, state.report, report)
+        pointwise = grouping.pointwise
+        response = self.response.pointwise() if pointwise else self.response
+        weights = each_group(response.weigh, size.value, size.unit, limit)
+        clipped = respond(response, grouping, updates, weights)
+        return clipped, state_type(self.name, ClipState)(memory, report)
 
 
 def tidy(magnitude: Number, limit: ArrayLike) -> Number:
@@ -176,7 +188,7 @@ def respond(
         response.apply(widen(leaf), *each).astype(leaf.dtype)
         for leaf, each in zip(leaves, given, strict=True)
     )
-    return jax.tree.map(lambda x: next(clipped) if counts(x) else x, updates)
+    return filled(updates, clipped)
 
 
 def _held(weight: Number) -> Number:

@@ -1,10 +1,12 @@
 """Which leaves of a tree count, and what a prefix tree says of each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from optaxclip.magnitudes import Leaf
@@ -24,6 +26,24 @@ def counted(tree: PyTree) -> list[Leaf]:
     """Give the leaves that count, as arrays."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if counts(leaf)]
     return [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in leaves]
+
+
+def filled(tree: PyTree, leaves: Iterable[Leaf]) -> PyTree:
+    """Put others in the places of the leaves that count, in the order of the tree."""
+    given = iter(leaves)
+    return jax.tree.map(lambda x: next(given) if counts(x) else x, tree)
+
+
+def zeros_for(tree: PyTree, dtype_of: Callable[[Leaf], DTypeLike]) -> PyTree:
+    """Give a buffer for each leaf that counts, and ``MaskedNode`` for the others."""
+
+    def zeros(leaf: Any) -> Any:
+        if not counts(leaf):
+            return optax.MaskedNode()
+        leaf = jnp.asarray(leaf)
+        return jnp.zeros_like(leaf, dtype_of(leaf))
+
+    return jax.tree.map(zeros, tree)
 
 
 def is_axes(spec: Any) -> bool:
@@ -57,14 +77,14 @@ def of_leaves(
       ValueError: if a leaf that counts has no entry.
     """
     given = jax.tree_util.tree_leaves_with_path(spec, is_leaf=is_leaf)
-    entries = {_names(path): entry for path, entry in given}
+    entries = {names_of(path): entry for path, entry in given}
     if () in entries:
         return [entries[()]] * len(shapes_of(tree))
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not counts(leaf):
             continue
-        names = _names(path)
+        names = names_of(path)
         prefixes = [names[:n] for n in range(len(names) + 1)]
         known = [entries[prefix] for prefix in prefixes if prefix in entries]
         if not known:
@@ -76,7 +96,8 @@ def of_leaves(
     return found
 
 
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """Name the places on the way to a leaf, in whatever kind of tree."""
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
@@ -94,3 +115,36 @@ def mesh_axes(spec: AxisName, tree: PyTree) -> tuple[tuple[str, ...], ...]:
 def shapes_of(tree: PyTree) -> tuple[tuple[int, ...], ...]:
     """Give the shape of each leaf that counts."""
     return tuple(jnp.shape(x) for x in jax.tree.leaves(tree) if counts(x))
+
+
+def beside(name: str, updates: PyTree, params: PyTree | None) -> PyTree:
+    """Give the parameters of the updates that count, and None for all others.
+
+    Args:
+      name: what the user calls the transformation that needs them.
+      updates: the updates.
+      params: the parameters, if the user gave any.
+
+    Raises:
+      ValueError: if there are none, or if they do not fit the updates.
+    """
+    if params is None:
+        raise ValueError(f"{name} needs params; call update(updates, state, params).")
+    try:
+        matched = jax.tree.map(
+            lambda u, p: p if counts(u) else None,
+            updates,
+            params,
+            is_leaf=lambda x: x is None,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{name} needs params of the same structure as the updates; {error}"
+        ) from error
+    wanted, found = list(shapes_of(updates)), list(shapes_of(matched))
+    if found != wanted:
+        raise ValueError(
+            f"{name} needs params of the same shapes as the updates, which are "
+            f"{wanted}, not {found}."
+        )
+    return matched

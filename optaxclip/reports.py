@@ -2,7 +2,8 @@
 
 import functools
 from collections import Counter
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -82,26 +83,48 @@ class ClipState(NamedTuple):
     report: ClipReport
 
 
-@functools.cache
-def state_type(name: str) -> type[ClipState]:
-    """Give the type of a strategy's state, which carries the strategy's name.
+State = TypeVar("State", bound=tuple)
+
+
+def state_type(name: str, kind: type[State]) -> type[State]:
+    """Give the type of a strategy's or guard's state, which carries its name.
 
     A state holds arrays alone, and a named tuple is the one kind of node that every
     checkpoint library knows; so the name of the type is the place for it.
+
+    Args:
+      name: what `report` calls it.
+      kind: a named tuple whose field ``report`` is a named tuple of arrays.
     """
-
-    def rebuild(state: ClipState) -> tuple[Any, ...]:
-        return _rebuild, (name, *state)
-
-    return type(name, (ClipState,), {"__slots__": (), "__reduce__": rebuild})
+    return _named(name, kind)
 
 
-def _rebuild(name: str, *fields: Any) -> ClipState:
-    return state_type(name)(*fields)
+@functools.cache
+def _named(name: str, kind: type) -> Any:
+    def rebuild(state: Any) -> tuple[Any, ...]:
+        return _rebuild, (name, kind, *state)
+
+    return type(name, (kind,), {"__slots__": (), "__reduce__": rebuild})
+
+
+def _rebuild(name: str, kind: type, *fields: Any) -> Any:
+    return _named(name, kind)(*fields)
+
+
+def _tells(node: Any) -> bool:
+    return isinstance(node, tuple) and isinstance(getattr(node, "report", None), tuple)
+
+
+def _telling(tree: PyTree) -> Iterator[Any]:
+    """Find every state that has a report, those of wrappers before what they wrap."""
+    for node in jax.tree.leaves(tree, is_leaf=_tells):
+        if _tells(node):
+            yield node
+            yield from _telling(tuple(node))
 
 
 def report(opt_state: PyTree) -> dict[str, Array]:
-    """Collect what the clippers in an optimizer's state did in their last step.
+    """Collect what the clippers and guards in an optimizer's state did last.
 
     The state may nest as it likes: chains, masks, partitions, wrappers.
 
@@ -113,8 +136,9 @@ def report(opt_state: PyTree) -> dict[str, Array]:
       are ``"clip/pre_norm"``, ``"clip/post_norm"``, ``"clip/limit"``,
       ``"clip/clipped_fraction"`` and ``"clip/clipped_steps"``, the fields of
       `ClipReport`. Where there are several clippers the strategy's name takes the
-      place of ``clip``, numbered from the second of a name on; where there is none
-      the dict is empty.
+      place of ``clip``, numbered from the second of a name on. A guard always goes
+      by its name, as in ``"skip_nonfinite/skipped"``. Where there is neither the
+      dict is empty.
 
     Examples:
       >>> optimizer = optax.chain(optaxclip.clip_global_norm(1.0), optax.sgd(0.01))
@@ -123,12 +147,13 @@ def report(opt_state: PyTree) -> dict[str, Array]:
       >>> float(optaxclip.report(state)["clip/pre_norm"])
       5.0
     """
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, ClipState))
-    states = [node for node in nodes if isinstance(node, ClipState)]
+    states = list(_telling(opt_state))
+    clips = [state for state in states if isinstance(state.report, ClipReport)]
     seen: Counter[str] = Counter()
     found = {}
     for state in states:
-        name = type(state).__name__ if len(states) > 1 else "clip"
+        alone = len(clips) == 1 and clips[0] is state
+        name = "clip" if alone else type(state).__name__
         seen[name] += 1
         key = name if seen[name] == 1 else f"{name}_{seen[name]}"
         for field, value in state.report._asdict().items():

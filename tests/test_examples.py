@@ -7,6 +7,7 @@ import runpy
 import struct
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CLASSIFIER = EXAMPLES / "image_classification.py"
+TRANSFORMER = EXAMPLES / "transformer.py"
 
 
 def run(script, *arguments, folder):
@@ -41,12 +43,15 @@ def test_an_example_runs_and_its_own_assertions_hold(name, tmp_path):
 def test_every_example_is_run():
     scripts = {f.stem for f in EXAMPLES.glob("*.py") if "__main__" in f.read_text()}
     assert scripts == {
+        "gradient_vs_weight_clipping",
         "image_classification",
         "linear_regression",
         "mlp_regression",
         "noisy_labels",
         "recurrent",
         "static_dynamic",
+        "transformer",
+        "wgan",
     }
 
 
@@ -54,6 +59,15 @@ def is_picture(file):
     """Whether a file begins as every PNG does and holds something."""
     content = file.read_bytes()
     return content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 10_000
+
+
+@pytest.mark.parametrize("name", ["gradient_vs_weight_clipping", "wgan"])
+def test_an_example_draws_a_picture_and_its_own_assertions_hold(name, tmp_path):
+    done = run(EXAMPLES / f"{name}.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert [f.name for f in tmp_path.iterdir()] == [f"{name}.png"]
+    assert is_picture(tmp_path / f"{name}.png")
 
 
 def test_the_classifier_learns_digits_and_draws_a_picture(tmp_path):
@@ -172,24 +186,25 @@ WRONG_BATCHES = {
 }
 
 
+def refused(script, monkeypatch, capsys, *arguments):
+    """Run a script in this process; the one line that it says before it stops."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(script), run_name="__main__")
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"{script.name}: ")
+    assert said.err.endswith(".\n")
+    assert said.err.count("\n") == 1
+    return said.err
+
+
 @pytest.fixture
 def refusal(monkeypatch, capsys):
-    """Run the classifier in this process; the one line that it says before it stops."""
-
-    def of(*arguments):
-        monkeypatch.syspath_prepend(str(EXAMPLES))
-        monkeypatch.setattr(sys, "argv", [str(CLASSIFIER), *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(CLASSIFIER), run_name="__main__")
-        assert stopped.value.code == 2
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert said.err.startswith("image_classification.py: ")
-        assert said.err.endswith(".\n")
-        assert said.err.count("\n") == 1
-        return said.err
-
-    return of
+    """What the classifier refuses, and in which words."""
+    return partial(refused, CLASSIFIER, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("content", WRONG_BATCHES.values(), ids=WRONG_BATCHES)
@@ -232,3 +247,52 @@ def test_a_refusal_is_one_sentence_for_the_shell_too(tmp_path):
     done = run(CLASSIFIER, "--strategy", "clip_all", folder=tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "There is no strategy clip_all" in done.stderr
+
+
+def test_the_transformer_learns_python_and_draws_a_picture(tmp_path):
+    done = run(TRANSFORMER, "--steps", 60, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "skip_spikes skipped 3 of the 3" in done.stdout
+    assert [f.name for f in tmp_path.iterdir()] == ["transformer.png"]
+    assert is_picture(tmp_path / "transformer.png")
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """What text_data.py defines."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return runpy.run_path(str(EXAMPLES / "text_data.py"))
+
+
+def test_a_text_is_read_in_order_and_its_end_is_held_out(texts, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("abcbé" * 20, encoding="utf-8")
+    read = texts["text_file"](file)
+    assert (read.name, read.characters) == ("text.txt", "abcé")
+    whole = np.r_[read.train, read.test]
+    np.testing.assert_array_equal(whole, [0, 1, 2, 1, 3] * 20)
+    assert len(read.test) == 10
+    rows = texts["windows"](whole, np.array([0, 7]), 4)
+    np.testing.assert_array_equal(rows, [[0, 1, 2, 1], [2, 1, 3, 0]])
+
+
+def test_the_standard_library_is_a_text(texts):
+    read = texts["standard_library"]()
+    assert len(read.train) > 300_000
+    assert set("def class") <= set(read.characters)
+
+
+def test_a_text_that_cannot_be_used_is_named(monkeypatch, capsys, tmp_path):
+    refusal = partial(refused, TRANSFORMER, monkeypatch, capsys)
+    missing = tmp_path / "missing.txt"
+    assert f"{missing} cannot be read: No such file" in refusal("--data", missing)
+    assert "cannot be read: Is a directory" in refusal("--data", tmp_path)
+    binary, short = tmp_path / "binary", tmp_path / "short"
+    binary.write_bytes(b"text \xff\xfe")
+    assert "is not a text in UTF-8; byte 5" in refusal("--data", binary)
+    for content in ("", "short"):
+        short.write_text(content)
+        assert "short is too short: it needs 1280 char" in refusal("--data", short)
+    for wrong in (("--steps", 49), ("--seed", -1), ("--seed", 2**32)):
+        assert "--steps must be at least 50 and --seed" in refusal(*wrong)
+    assert "--output must be a file" in refusal("--output", tmp_path)

@@ -18,12 +18,13 @@ PACKAGE = Path(optaxclip.__file__).parent
 # that is a folder is one room.
 FLOORS = [
     {"magnitudes", "reductions"},
-    {"norms", "leaves"},
+    {"averages", "norms", "leaves"},
     {"groupings"},
     {"measuring", "scopes"},
     {"thresholds", "responses", "reports"},
     {"clipper"},
-    {"strategies", "trees", "per_example"},
+    {"spectral", "strategies", "trees"},
+    {"feedback", "guards", "per_example", "weights"},
     {"__init__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

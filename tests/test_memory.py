@@ -280,6 +280,7 @@ def limits_of(threshold, sizes):
             number=1,
             measure_params=lambda: size,
             arrange=lambda tree: tree,
+            share=lambda held: jnp.mean(held, dtype=jnp.float32),
             extra_args={},
         )
         limit, state = threshold.update(seen, state)

@@ -88,7 +88,8 @@ def assert_close(actual, desired, working=jnp.float32):
         jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True
     ):
         tolerance = rtol(jnp.asarray(got).dtype, working)
-        np.testing.assert_allclose(wide(got), wide(want), rtol=tolerance, atol=0)
+        error = getattr(want, "error", 0.0)
+        np.testing.assert_allclose(wide(got), wide(want), rtol=tolerance, atol=error)
 
 
 def assert_same_bits(actual, desired):

@@ -86,6 +86,46 @@ LIMITLESS = exempt(
     "test_no_group_exceeds_its_limit",
 )
 
+NO_INFINITE_LIMIT = exempt(
+    "what is not finite never passes through it",
+    "test_limit_inf_changes_no_bit_even_of_inf_and_nan",
+)
+SKIPS = exempt(
+    "a step with a bad element is skipped",
+    "test_what_a_bad_element_leaves_alone_keeps_its_bits",
+) | exempt(
+    "it remembers the value",
+    "test_unexpected_extra_arguments_are_ignored",
+)
+UNGROUPED = exempt(
+    "it does not compare the size of a group with a limit",
+    "test_no_group_exceeds_its_limit",
+    "test_a_group_keeps_its_direction_and_does_not_grow",
+    "test_what_is_within_the_limit_keeps_its_bits",
+)
+UNITLESS = exempt(
+    "the unit of the updates does not cancel out",
+    "test_clipping_commutes_with_a_change_of_unit",
+)
+ELEMENT_STATE = exempt(
+    "each device keeps the memory of its own numbers",
+    "test_in_shard_map_an_axis_name_counts_every_leaf_once",
+    "test_in_shard_map_unchecked_a_tree_of_axis_names_counts_every_leaf_once",
+    "test_in_shard_map_extremes_and_nan_are_as_on_one_device",
+)
+
+
+def around(wrapper, measures):
+    """A wrapper as the matrix sees it: round a clipper of the global norm."""
+
+    @functools.wraps(wrapper)
+    def factory(max_norm, **options):
+        clip = optaxclip.clip_global_norm(max_norm, **options)
+        return wrapper(clip, **options) if measures else wrapper(clip)
+
+    return factory
+
+
 # Those that are measured in a way of their own; the curves of soft clipping are too
 # much alike to be asked one by one.
 ORDERS = {np.inf: norms.linf, 3: norms.p_norm(3)}
@@ -209,6 +249,189 @@ STRATEGIES = [
         at_constant_loss(optaxclip.greedy_clip),
         "max_norm",
         Groupwise(oracles.global_norm(2)),
+    ),
+    Strategy(
+        "spam_clip",
+        optaxclip.spam_clip,
+        None,
+        oracles.unchanged,
+        exempt=LIMITLESS | UNGROUPED | ELEMENT_STATE,
+    ),
+    Strategy(
+        "adaclip",
+        optaxclip.adaclip,
+        None,
+        oracles.broken_tensors,
+        exempt=LIMITLESS | UNGROUPED | NO_INFINITE_LIMIT,
+    ),
+    Strategy(
+        "adagn",
+        optaxclip.adagn,
+        None,
+        oracles.unit_tensors,
+        exempt=SOFT | LIMITLESS | UNGROUPED | UNITLESS | NO_INFINITE_LIMIT,
+    ),
+    Strategy(
+        "clippy",
+        optaxclip.clippy,
+        "max_relative",
+        oracles.clippy,
+        exempt=UNGROUPED
+        | UNITLESS
+        | exempt(
+            "it allows something beyond its limit",
+            "test_limit_zero_gives_zeros",
+            "test_a_traced_negative_limit_acts_as_zero",
+        ),
+        needs_params=True,
+    ),
+    Strategy(
+        "clip_trust_ratio",
+        optaxclip.clip_trust_ratio,
+        "max_ratio",
+        Groupwise(oracles.tensor_norm, oracles.share_of_tensor),
+        needs_params=True,
+    ),
+    Strategy(
+        "scale_by_stable_adam",
+        optaxclip.scale_by_stable_adam,
+        "max_rms",
+        oracles.stable_adam,
+        exempt=SOFT
+        | UNGROUPED
+        | UNITLESS
+        | ELEMENT_STATE
+        | exempt(
+            "it scales by Adam besides",
+            "test_the_derivative_at_zero_updates_is_the_identity",
+            "test_limit_inf_changes_no_bit_even_of_inf_and_nan",
+        ),
+    ),
+    Strategy(
+        "error_feedback",
+        around(optaxclip.error_feedback, measures=False),
+        "max_norm",
+        Groupwise(oracles.global_norm(2)),
+        exempt=ELEMENT_STATE,
+    ),
+    Strategy(
+        "zero_nonfinite",
+        optaxclip.zero_nonfinite,
+        None,
+        oracles.finite_numbers,
+        exempt=LIMITLESS | UNGROUPED | NO_INFINITE_LIMIT,
+    ),
+    *[
+        Strategy(
+            guard.__name__,
+            around(guard, measures=True),
+            "max_norm",
+            oracles.FiniteSteps(oracles.global_norm(2)),
+            exempt=NO_INFINITE_LIMIT | SKIPS,
+        )
+        for guard in (optaxclip.skip_nonfinite, optaxclip.skip_spikes)
+    ],
+]
+
+# What bounds the parameters is exempt from what is said of updates alone. The matrix
+# leaves parameters at 2, which is above most of its limits.
+WEIGHTS = exempt(
+    "it bounds the parameters, which then have to move, and not the updates",
+    "test_zero_updates_stay_zero",
+    "test_limit_zero_gives_zeros",
+    "test_a_traced_negative_limit_acts_as_zero",
+    "test_the_derivative_at_zero_updates_is_the_identity",
+    "test_tiny_values_within_the_limit_keep_their_bits",
+    "test_a_complex_number_is_clipped_by_its_modulus_and_keeps_its_phase",
+    "test_no_group_exceeds_its_limit",
+    "test_a_group_keeps_its_direction_and_does_not_grow",
+    "test_what_is_within_the_limit_keeps_its_bits",
+    "test_clipping_twice_is_clipping_once",
+    "test_clipping_commutes_with_a_change_of_unit",
+) | exempt("its place is last in a chain", "test_before_an_optimizer_it_trains")
+WHOLE_MATRICES = exempt(
+    "a matrix has to be whole on its device inside shard_map",
+    "test_in_shard_map_an_axis_name_counts_every_leaf_once",
+    "test_in_shard_map_unchecked_a_tree_of_axis_names_counts_every_leaf_once",
+    "test_in_shard_map_extremes_and_nan_are_as_on_one_device",
+)
+SPECTRAL = {
+    **WHOLE_MATRICES,
+    **exempt(
+        "mapped matrices take as many steps as the neediest, and round differently; "
+        "test_spectral compares both with a decomposition",
+        "test_a_vmap_over_seeds_gives_what_a_loop_gives",
+        "test_a_vmap_over_limits_gives_what_a_loop_gives",
+    ),
+    **exempt(
+        "it maps each singular value and turns a matrix; test_spectral has its laws",
+        "test_no_group_exceeds_its_limit",
+        "test_a_group_keeps_its_direction_and_does_not_grow",
+        "test_what_is_within_the_limit_keeps_its_bits",
+        "test_clipping_twice_is_clipping_once",
+        "test_clipping_commutes_with_a_change_of_unit",
+        "test_a_complex_number_is_clipped_by_its_modulus_and_keeps_its_phase",
+    ),
+    **exempt(
+        "a flattened gradient needs more than the row's five steps to halve the loss",
+        "test_before_an_optimizer_it_trains",
+    ),
+}
+
+STRATEGIES += [
+    Strategy(
+        "clip_singular_values",
+        optaxclip.clip_singular_values,
+        "max_value",
+        oracles.Spectral(np.minimum, 5e-4, 2e-6),
+        exempt=SPECTRAL,
+    ),
+    Strategy(
+        "soft_clip_singular_values",
+        optaxclip.soft_clip_singular_values,
+        "scale",
+        oracles.Spectral(oracles.bend, 1e-5, 2e-6),
+        exempt=SOFT | SPECTRAL,
+    ),
+    Strategy(
+        "clip_weights",
+        optaxclip.clip_weights,
+        "max_value",
+        oracles.OfWeights(Groupwise(oracles.element, respond=oracles.clamp)),
+        exempt=WEIGHTS,
+        needs_params=True,
+    ),
+    Strategy(
+        "clip_weight_norm",
+        optaxclip.clip_weight_norm,
+        "max_norm",
+        oracles.OfWeights(Groupwise(oracles.tensor_norm)),
+        exempt=WEIGHTS,
+        needs_params=True,
+    ),
+    Strategy(
+        "clip_weights_to_init",
+        optaxclip.clip_weights_to_init,
+        "kappa",
+        oracles.OfWeights(
+            Groupwise(oracles.element, oracles.per_root_fan_in, oracles.clamp)
+        ),
+        exempt=WEIGHTS
+        | exempt(
+            "its limit is of the fan-in of a shard",
+            "test_in_shard_map_an_axis_name_counts_every_leaf_once",
+            "test_in_shard_map_unchecked_a_tree_of_axis_names_counts_every_leaf_once",
+            "test_in_shard_map_extremes_and_nan_are_as_on_one_device",
+        ),
+        needs_params=True,
+    ),
+    Strategy(
+        "clip_weight_spectral_norm",
+        optaxclip.clip_weight_spectral_norm,
+        "max_norm",
+        oracles.OfWeights(Groupwise(oracles.spectral_norm)),
+        exempt=WEIGHTS | WHOLE_MATRICES,
+        needs_params=True,
     ),
 ]
 

@@ -1,6 +1,5 @@
 """Clipping number by number."""
 
-import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
@@ -10,7 +9,7 @@ from optaxclip.leaves import AxisName
 from optaxclip.thresholds import (
     PerRootSize,
     Threshold,
-    TwoSided,
+    as_interval,
     as_threshold,
 )
 
@@ -50,20 +49,13 @@ def clip_value(
       Mikolov, Statistical language models based on neural networks, PhD thesis,
       Brno University of Technology, 2012.
     """
-    limit = as_threshold(max_value, "max_value")
     return clipper(
         scopes.element(axis_name=axis_name),
         norms.linf,
-        limit if min_value is None else TwoSided(_below(min_value), limit),
+        as_interval(max_value, min_value),
         responses.clamp,
         name="clip_value",
     )
-
-
-def _below(min_value: ArrayLike | optax.Schedule) -> Threshold:
-    if callable(min_value):
-        return as_threshold(lambda step: jnp.negative(min_value(step)))
-    return as_threshold(jnp.negative(min_value), "-min_value")
 
 
 def clip_scaled_value(

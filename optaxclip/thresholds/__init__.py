@@ -6,6 +6,7 @@ from optaxclip.thresholds.constant import (
     Constant,
     Scheduled,
     TwoSided,
+    as_interval,
     as_threshold,
     check_limit,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Warmup",
     "ZScore",
     "adaptive_scaling",
+    "as_interval",
     "as_threshold",
     "check_limit",
     "to_mean",

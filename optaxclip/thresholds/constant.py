@@ -154,3 +154,30 @@ def as_threshold(
     for value in numbers:
         check_limit(value, argument)
     return Constant(limit) if len(numbers) == len(given) else Scheduled(limit)
+
+
+def as_interval(
+    max_value: Threshold | PyTree[ArrayLike | optax.Schedule],
+    min_value: ArrayLike | optax.Schedule | None,
+) -> Threshold:
+    """Take bounds of single numbers as limits, -`max_value` being the missing one.
+
+    Args:
+      max_value: the largest value allowed, at least 0.
+      min_value: the smallest value allowed, at most 0.
+
+    Returns:
+      The threshold, which asks for the scope `element` where it has two limits.
+
+    Raises:
+      TypeError: if a bound is no number, schedule or threshold.
+      ValueError: if zero is known to lie outside the bounds, or one is NaN.
+    """
+    above = as_threshold(max_value, "max_value")
+    if min_value is None:
+        return above
+    if callable(min_value):
+        below = as_threshold(lambda step: jnp.negative(min_value(step)))
+    else:
+        below = as_threshold(jnp.negative(min_value), "-min_value")
+    return TwoSided(below, above)

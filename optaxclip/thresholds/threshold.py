@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from optaxclip.magnitudes import Leaf, Magnitude, PerGroup
 
@@ -23,6 +23,7 @@ class Observation:
       number: how many numbers count in the whole tree, on all of the mesh.
       measure_params: gives how big the parameters of each group are.
       arrange: arranges a tree of limits like the groups.
+      share: tells for which share of the groups something holds, on all of the mesh.
       extra_args: what else was handed to the optimizer's update, such as ``value``.
     """
 
@@ -31,6 +32,7 @@ class Observation:
     number: int
     measure_params: Callable[[], PerGroup]
     arrange: Callable[[PyTree], PerGroup]
+    share: Callable[[PyTree[Bool[Array, "..."]]], Float[Array, ""]]
     extra_args: Mapping[str, Any]
 
     @functools.cached_property

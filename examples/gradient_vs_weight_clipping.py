@@ -1,0 +1,171 @@
+"""Clipping gradients bounds the step; clipping weights bounds where it may lead.
+
+A 10-50-10 network is trained to the identity by plain SGD, four ways: without
+clipping, with its gradients clipped, with its weights clipped, with both; first by
+value, then by norm. Without clipping the weights go where the loss sends them. A
+gradient clip makes each step smaller, and the weights get there later. A weight clip
+never lets them leave its bounds, whatever the steps are.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from matplotlib.figure import Figure
+
+import optaxclip
+
+EXAMPLES, BATCH, EPOCHS, LEARNING_RATE = 500, 10, 100, 0.01
+MAX_GRADIENT_VALUE, MAX_WEIGHT_VALUE = 0.01, 0.3
+MAX_GRADIENT_NORM, MAX_WEIGHT_NORM = 0.1, 2.5
+PICTURE = Path("gradient_vs_weight_clipping.png")
+
+
+class Network(nnx.Module):
+    """10 - 50 - 10 with a ReLU between."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.hidden = nnx.Linear(10, 50, rngs=rngs)
+        self.output = nnx.Linear(50, 10, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.output(nnx.relu(self.hidden(inputs)))
+
+
+def sgd(gradients=None, weights=None):
+    """Give plain SGD: gradients are clipped before it, weights after."""
+    parts = [gradients, optax.sgd(LEARNING_RATE), weights]
+    return optax.chain(*(part for part in parts if part))
+
+
+def by_value():
+    """Give the four ways with bounds on single numbers."""
+    gradients = optaxclip.clip_value(MAX_GRADIENT_VALUE)
+    weights = optaxclip.clip_weights(MAX_WEIGHT_VALUE)
+    return four_ways(gradients, weights)
+
+
+def by_norm():
+    """Give the four ways with bounds on norms: the gradient's, and each tensor's."""
+    gradients = optaxclip.clip_global_norm(MAX_GRADIENT_NORM)
+    weights = optaxclip.clip_weight_norm(MAX_WEIGHT_NORM)
+    return four_ways(gradients, weights)
+
+
+def four_ways(gradients, weights):
+    """Give SGD with none, one and both of two clips."""
+    return {
+        "no clipping": sgd(),
+        "gradients": sgd(gradients),
+        "weights": sgd(weights=weights),
+        "both": sgd(gradients, weights),
+    }
+
+
+def train(transformation, inputs):
+    """Train a fresh network; each step's loss, gradient norm and weight extremes."""
+    model = Network(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
+
+    @nnx.jit
+    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+    def steps(carry, batch):
+        model, optimizer = carry
+
+        def loss(model):
+            return jnp.mean((model(batch) - batch) ** 2)
+
+        value, grads = nnx.value_and_grad(loss)(model)
+        optimizer.update(model, grads)
+        weights = jax.tree.leaves(nnx.state(model, nnx.Param))
+        return carry, {
+            "loss": value,
+            "gradient norm": optaxclip.tree_norm(grads),
+            "weight norm": optaxclip.tree_norm(weights),
+            "largest weight": optaxclip.tree_norm(weights, ord=jnp.inf),
+            "largest tensor": jnp.max(
+                jnp.stack([optaxclip.tree_norm(weight) for weight in weights])
+            ),
+        }
+
+    shuffle = np.random.default_rng(0)
+    orders = [shuffle.permutation(EXAMPLES) for _ in range(EPOCHS)]
+    batches = inputs[np.concatenate(orders)].reshape(-1, BATCH, inputs.shape[-1])
+    _, history = steps((model, optimizer), batches)
+    return {name: np.asarray(values) for name, values in history.items()}
+
+
+def table(title, histories):
+    """Print where each way ended."""
+    print(f"{title:<22} loss  gradient norm  weight norm  largest weight  tensor norm")
+    for way, history in histories.items():
+        last = {name: values[-1] for name, values in history.items()}
+        loss = history["loss"][-EXAMPLES // BATCH :].mean()
+        print(f"  {way:<17} {loss:7.4f} {last['gradient norm']:14.3f}", end="")
+        print(f" {last['weight norm']:12.3f} {last['largest weight']:15.3f}", end="")
+        print(f" {last['largest tensor']:12.3f}")
+
+
+def draw(versions, path):
+    """Draw gradient norms above and weight norms below, a column for each version."""
+    figure = Figure(figsize=(10, 6.5), dpi=120, layout="constrained")
+    axes = figure.subplots(2, len(versions), sharex=True, sharey="row")
+    styles = {"no clipping": "-", "gradients": "-", "weights": "-", "both": "--"}
+    colors = dict(
+        zip(styles, ("#444444", "#1f6fb4", "#d1495b", "#edae49"), strict=True)
+    )
+    for column, (title, histories) in enumerate(versions.items()):
+        for row, name in enumerate(("gradient norm", "weight norm")):
+            plot = axes[row, column]
+            for way, history in histories.items():
+                epochs = history[name].reshape(EPOCHS, -1).mean(axis=1)
+                plot.plot(
+                    np.arange(1, EPOCHS + 1),
+                    epochs,
+                    styles[way],
+                    color=colors[way],
+                    label=way,
+                )
+            plot.grid(alpha=0.3)
+            plot.spines[["top", "right"]].set_visible(False)
+        axes[0, column].set(title=title, yscale="log")
+        axes[1, column].set(xlabel="epoch", xlim=(1, EPOCHS))
+    axes[0, 0].set_ylabel("gradient norm before clipping")
+    axes[1, 0].set_ylabel("norm of all weights")
+    axes[0, 0].legend(frameon=False, ncols=2)
+    figure.savefig(path)
+
+
+def main():
+    """Train eight times, print both tables, draw the picture, check the claims."""
+    inputs = jax.random.normal(jax.random.key(0), (EXAMPLES, 10))
+    versions = {
+        "clipped by value": {w: train(t, inputs) for w, t in by_value().items()},
+        "clipped by norm": {w: train(t, inputs) for w, t in by_norm().items()},
+    }
+    for title, histories in versions.items():
+        table(title, histories)
+    draw(versions, PICTURE)
+    print(f"The picture is in {PICTURE}.")
+
+    value, norm = versions.values()
+    for way in ("weights", "both"):
+        assert value[way]["largest weight"].max() <= np.float32(MAX_WEIGHT_VALUE)
+        assert norm[way]["largest tensor"].max() <= MAX_WEIGHT_NORM * 1.000001
+    for histories, bound in (
+        (value, ("largest weight", MAX_WEIGHT_VALUE)),
+        (norm, ("largest tensor", MAX_WEIGHT_NORM)),
+    ):
+        free = histories["no clipping"]
+        assert free[bound[0]].max() > bound[1], "the weights would leave the bound"
+        for way, history in histories.items():
+            assert history["loss"][-1] < history["loss"][0] / 2, f"{way} learns"
+        slow = histories["gradients"]["loss"].mean()
+        assert slow > free["loss"].mean(), "smaller steps take longer"
+
+
+if __name__ == "__main__":
+    main()

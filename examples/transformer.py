@@ -1,0 +1,222 @@
+"""Train a small transformer on text, with and without guards against bad batches.
+
+    python transformer.py                          Python's own sources, in two minutes
+    python transformer.py --data shakespeare.txt   any text in UTF-8
+
+Three of the batches are corrupted: their characters are noise, and their loss is a
+thousand times too large, as after a faulty read and a broken normalization. Adam
+divides by the size of the gradients it has seen. So one such batch does harm twice:
+it sends the parameters astray, and it makes all steps tiny for as long as Adam
+remembers it. The same model sees the same batches six times:
+
+- without clipping, which an infinite limit measures;
+- `clip_global_norm` shrinks every gradient to a norm of at most 1;
+- `zclip` shrinks what is far above the running mean of the norms;
+- `autoclip` shrinks to a percentile of the norms seen so far;
+- `adagc` shrinks each tensor to what is usual for it;
+- `skip_spikes` leaves out a step whose loss or norm stands out.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from text_data import Text, TextDataError, standard_library, text_file, windows
+from tqdm import tqdm
+from transformer_report import History, conclusion, draw, table
+
+import optaxclip
+
+CONTEXT, BATCH, WIDTH, HEADS, LAYERS = 64, 16, 64, 4, 2
+LEARNING_RATE = 3e-3
+TOO_LARGE = 1000.0
+FETCH_EVERY = 20
+
+
+class Block(nnx.Module):
+    """Attention to what came before, then a network for each position."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.norm1 = nnx.LayerNorm(WIDTH, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(WIDTH, rngs=rngs)
+        self.up = nnx.Linear(WIDTH, 4 * WIDTH, rngs=rngs)
+        self.down = nnx.Linear(4 * WIDTH, WIDTH, rngs=rngs)
+
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        x = x + self.attention(self.norm1(x), mask=mask)
+        return x + self.down(nnx.gelu(self.up(self.norm2(x))))
+
+
+class Transformer(nnx.Module):
+    """Guesses each character from those before it."""
+
+    def __init__(self, characters: int, rngs: nnx.Rngs):
+        self.embed = nnx.Embed(characters, WIDTH, rngs=rngs)
+        self.position = nnx.Embed(CONTEXT, WIDTH, rngs=rngs)
+        self.blocks = nnx.List([Block(rngs) for _ in range(LAYERS)])
+        self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
+        self.head = nnx.Linear(WIDTH, characters, rngs=rngs)
+
+    def __call__(self, text: jax.Array) -> jax.Array:
+        x = self.embed(text) + self.position(jnp.arange(text.shape[1]))
+        mask = nnx.make_causal_mask(text)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.head(self.norm(x))
+
+
+class Batches(NamedTuple):
+    """What all runs see: rows of characters, and by what each loss is multiplied."""
+
+    rows: np.ndarray
+    factors: np.ndarray
+
+
+def make_batches(text: Text, steps: int, seed: int) -> Batches:
+    """Cut rows out of the text at random, and corrupt three batches."""
+    random = np.random.default_rng(seed)
+    starts = random.integers(0, len(text.train) - CONTEXT, (steps, BATCH))
+    rows = windows(text.train, starts, CONTEXT + 1)
+    factors = np.ones(steps, np.float32)
+    for part in (0.4, 0.6, 0.8):
+        step = int(part * steps)
+        rows[step] = random.integers(0, len(text.characters), rows[step].shape)
+        factors[step] = TOO_LARGE
+    return Batches(rows, factors)
+
+
+def optimizers(steps: int) -> dict[str, optax.GradientTransformationExtraArgs]:
+    """Put each of the six round or before the same optimizer."""
+    adam = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
+    warmup = min(50, steps // 4)
+    clips = {
+        "no clipping": optaxclip.clip_global_norm(jnp.inf),
+        "clip_global_norm": optaxclip.clip_global_norm(1.0),
+        "zclip": optaxclip.zclip(warmup_steps=warmup),
+        "autoclip": optaxclip.autoclip(),
+        "adagc": optaxclip.adagc(warmup_steps=warmup),
+    }
+    return {
+        **{name: optax.chain(clip, adam) for name, clip in clips.items()},
+        "skip_spikes": optaxclip.skip_spikes(adam, min_steps=warmup),
+    }
+
+
+def losses_of(model: nnx.GraphDef[Transformer], params: Any, rows: jax.Array):
+    """How badly each character is guessed from those before it."""
+    logits = nnx.merge(model, params)(rows[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:])
+
+
+def make_train_step(
+    model: nnx.GraphDef[Transformer], optimizer: optax.GradientTransformationExtraArgs
+) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+    """Put gradient, clipping, update and report into one function."""
+
+    def mean_loss(params: Any, rows: jax.Array, factor: jax.Array):
+        return factor * losses_of(model, params, rows).mean()
+
+    # Donated: the new state is written where the old one was, which saves memory.
+    @partial(jax.jit, donate_argnames="state")
+    def train_step(state: tuple[Any, Any], rows: jax.Array, factor: jax.Array):
+        params, opt_state = state
+        loss, grads = jax.value_and_grad(mean_loss)(params, rows, factor)
+        updates, opt_state = optimizer.update(grads, opt_state, params, value=loss)
+        params = optax.apply_updates(params, updates)
+        return (params, opt_state), {"loss": loss, **norms(opt_state)}
+
+    return train_step
+
+
+def norms(opt_state: Any) -> dict[str, jax.Array]:
+    """Tell the norm of the whole gradient before and after, whatever was measured."""
+    report = optaxclip.report(opt_state)
+    if "skip_spikes/norm" in report:
+        before = report["skip_spikes/norm"]
+        return {"before": before, "after": before * (1 - report["skip_spikes/skipped"])}
+    before, after = report["clip/pre_norm"], report["clip/post_norm"]
+    return {"before": jnp.linalg.norm(before), "after": jnp.linalg.norm(after)}
+
+
+def train(
+    model: nnx.GraphDef[Transformer],
+    start: Any,
+    optimizer: optax.GradientTransformationExtraArgs,
+    batches: Batches,
+    bar: tqdm,
+) -> tuple[History, Any]:
+    """Train once, and return what was seen in all steps and the last parameters."""
+    train_step = make_train_step(model, optimizer)
+    params = jax.tree.map(jnp.copy, start)  # donated, while others still need these
+    state, metrics, history = (params, optimizer.init(params)), [], []
+    for number, batch in enumerate(zip(*batches, strict=True), start=1):
+        state, step_metrics = train_step(state, *batch)
+        metrics.append(step_metrics)
+        # To read a number is to wait for it, so read those of many steps.
+        if number % FETCH_EVERY == 0 or number == len(batches.factors):
+            history += jax.device_get(metrics)
+            bar.update(len(metrics))
+            metrics = []
+    steps = {name: np.stack([step[name] for step in history]) for name in history[0]}
+    return steps, state[0]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main() -> None:
+    parser = Parser(description="Train a transformer with and without guards.")
+    add = parser.add_argument
+    add("--data", type=Path, metavar="FILE", help="any text in UTF-8")
+    add("--steps", type=int, default=400)
+    add("--seed", type=int, default=0)
+    add("--output", type=Path, default="transformer.png", help="the picture")
+    args = parser.parse_args()
+    if args.steps < 50 or not 0 <= args.seed < 2**32:
+        parser.error("--steps must be at least 50 and --seed from 0 to 2**32 - 1.")
+    if not args.output.parent.is_dir() or args.output.is_dir():
+        parser.error(f"--output must be a file in an existing folder: {args.output}.")
+    try:
+        text = text_file(args.data) if args.data else standard_library()
+    except TextDataError as error:
+        parser.error(str(error))
+    if len(text.test) < 2 * CONTEXT:
+        parser.error(f"{text.name} is too short: it needs {20 * CONTEXT} characters.")
+    batches = make_batches(text, args.steps, args.seed)
+    corrupted = np.flatnonzero(batches.factors > 1)
+    model, start = nnx.split(Transformer(len(text.characters), nnx.Rngs(args.seed)))
+    starts = np.linspace(0, len(text.test) - CONTEXT - 1, 256, dtype=int)
+    test_rows = windows(text.test, starts, CONTEXT + 1)
+    test_losses = jax.jit(partial(losses_of, model))
+    runs, held_out = {}, {}
+    with tqdm(total=6 * args.steps, unit="step", mininterval=0.5) as bar:
+        for name, optimizer in optimizers(args.steps).items():
+            bar.set_description(name)
+            runs[name], params = train(model, start, optimizer, batches, bar)
+            held_out[name] = float(test_losses(params, test_rows).mean())
+
+    print(table(runs, held_out))
+    skipped = np.flatnonzero(runs["skip_spikes"]["after"] == 0)
+    assert set(corrupted) <= set(skipped), "skip_spikes skips every corrupted batch"
+    best = min(held_out, key=held_out.__getitem__)
+    assert best != "no clipping", "a corrupted batch does harm where nothing is clipped"
+    said = conclusion(held_out, skipped, corrupted)
+    print(said)
+    draw(runs, corrupted, f"A transformer on {text.name}", said, args.output)
+    print(f"The picture is in {args.output}.")
+
+
+if __name__ == "__main__":
+    main()

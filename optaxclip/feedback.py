@@ -1,0 +1,124 @@
+"""Error feedback: what a clipper cuts off is carried over to the next step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from optaxclip.leaves import counted, filled, zeros_for
+from optaxclip.magnitudes import Leaf, widen
+
+
+class FeedbackState(NamedTuple):
+    """What error feedback keeps from step to step.
+
+    Attributes:
+      clip: the state of the clipper.
+      clip_carry: the state of what bounds the carry.
+      carry: what was cut off so far, in at least float32; ``MaskedNode`` in place of
+        leaves that do not count.
+    """
+
+    clip: Any
+    clip_carry: Any
+    carry: PyTree
+
+
+def error_feedback(
+    clip: optax.GradientTransformation,
+    *,
+    clip_carry: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Carry over what a clipper cuts off, so that nothing is lost on average.
+
+    $$
+    u \leftarrow \mathrm{clip}(g + \Delta), \qquad \Delta \leftarrow g + \Delta - u
+    $$
+
+    This is U-Clip. The updates handed on are within the clipper's limit, and their
+    sum stays within $\Delta$ of the sum of the gradients.
+
+    The carry is a buffer of the size of the updates, in at least float32, so that
+    what rounding to bfloat16 cuts off is carried over too. It has two costs to know.
+    A spike is handed on bit by bit for the next ‖spike‖ / limit steps. And where
+    gradients stay above the limit the carry grows by their excess at every step,
+    without end; `clip_carry` bounds it, and what it cuts off is lost.
+
+    A number whose step is not finite is handed on as the clipper leaves it, and its
+    carry stays as it was: NaN is loud once, and leaves no trace.
+
+    Args:
+      clip: a clipper, or any transformation.
+      clip_carry: a clipper, or any transformation, of the carry: with
+        ``clip_global_norm(10.0)`` its norm is at most 10, with ``optax.scale(0.9)`` it
+        is forgotten by and by; with ``clip_global_norm(jnp.inf)`` its norm is reported
+        and nothing is lost. Nothing bounds it if not given, as in the paper.
+
+    Returns:
+      A transformation that hands ``params`` and extra arguments on to both. What they
+      report is in `optaxclip.report`.
+
+    Raises:
+      ValueError: in the update, if the updates are not like the params of the init.
+
+    Examples:
+      >>> clip = optaxclip.error_feedback(optaxclip.clip_value(1.0))
+      >>> state = clip.init(jnp.zeros(()))
+      >>> for gradient in 3.0, 0.5, 0.0, 0.0:
+      ...     update, state = clip.update(jnp.array(gradient), state)
+      ...     print(update, state.carry)
+      1.0 2.0
+      1.0 1.5
+      1.0 0.5
+      0.5 0.0
+
+    Note:
+      The paper bounds the carry by assumptions on the gradients, and has no
+      `clip_carry`. Error feedback spoils differential privacy.
+
+    References:
+      Elesedy and Hutter, U-Clip: on-average unbiased stochastic gradient clipping,
+      2023, arXiv:2302.02971.
+    """
+    clip = optax.with_extra_args_support(clip)
+    bound = optax.with_extra_args_support(
+        optax.identity() if clip_carry is None else clip_carry
+    )
+
+    def init(params: PyTree) -> FeedbackState:
+        carry = zeros_for(params, lambda x: widen(x).dtype)
+        return FeedbackState(clip.init(params), bound.init(carry), carry)
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, FeedbackState]:
+        leaves, carried = counted(updates), jax.tree.leaves(state.carry)
+        if [x.shape for x in leaves] != [x.shape for x in carried]:
+            raise ValueError(
+                "error_feedback was initialized for leaves of shapes "
+                f"{[x.shape for x in carried]}, not {[x.shape for x in leaves]}; init "
+                "it with params like the updates."
+            )
+        wanted = [
+            widen(u, c.dtype) + widen(c, u.dtype)
+            for u, c in zip(leaves, carried, strict=True)
+        ]
+        clipped, clip_state = clip.update(
+            filled(updates, wanted), state.clip, params, **extra
+        )
+        given = [
+            x.astype(u.dtype) for x, u in zip(counted(clipped), leaves, strict=True)
+        ]
+        rest = [_rest(w, u, c) for w, u, c in zip(wanted, given, carried, strict=True)]
+        carry = jax.tree.unflatten(jax.tree.structure(state.carry), rest)
+        carry, bound_state = bound.update(carry, state.clip_carry, params, **extra)
+        return filled(updates, given), FeedbackState(clip_state, bound_state, carry)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _rest(wanted: Leaf, given: Leaf, carried: Leaf) -> Leaf:
+    rest = (wanted - given.astype(wanted.dtype)).astype(carried.dtype)
+    return jnp.where(jnp.isfinite(rest), rest, carried)

@@ -1,0 +1,92 @@
+"""The one wrapper: judge a step, and take it or leave everything as it was."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, PyTree
+
+from optaxclip.guards.streaks import count
+from optaxclip.leaves import counts
+from optaxclip.reports import state_type
+
+
+class SkipState(NamedTuple):
+    """What a guard keeps from step to step.
+
+    Attributes:
+      inner_state: the state of the optimizer inside.
+      memory: what the guard remembers of the steps that were taken.
+      report: what the last step did.
+    """
+
+    inner_state: Any
+    memory: Any
+    report: Any
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """What a guard has to answer of a step."""
+
+    def init(self) -> tuple[Any, Any]:
+        """Give the memory and the report before the first step."""
+        ...
+
+    def judge(
+        self, updates: PyTree, memory: Any, report: Any, extra_args: Mapping[str, Any]
+    ) -> tuple[Bool[Array, ""], Any, Any]:
+        """Tell whether a step is bad, what to remember if not, and what to report."""
+        ...
+
+
+def skipping(
+    inner: optax.GradientTransformation, judge: Judge, name: str
+) -> optax.GradientTransformationExtraArgs:
+    """Take only the steps that are not bad.
+
+    Both outcomes are computed, and one is selected, as ``vmap`` makes of a branch
+    anyway. Even alone a branch was slower when it was timed, as it copies the state.
+
+    Args:
+      inner: the whole optimizer.
+      judge: what tells a bad step; its report has the fields of `count` and `skipped`.
+      name: what `optaxclip.report` calls the guard.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: PyTree) -> SkipState:
+        return state_type(name, SkipState)(inner.init(params), *judge.init())
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, SkipState]:
+        bad, memory, report = judge.judge(updates, state.memory, state.report, extra)
+        taken, inner_state = inner.update(updates, state.inner_state, params, **extra)
+        report = count(report, bad)._replace(skipped=bad.astype(jnp.int32))
+        return _zero_if(bad, taken), state_type(name, SkipState)(
+            _keep_if(bad, state.inner_state, inner_state),
+            _keep_if(bad, state.memory, memory),
+            report,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _keep_if(bad: Bool[Array, ""], before: PyTree, after: PyTree) -> PyTree:
+    return jax.tree.map(lambda old, new: jnp.where(bad, old, new), before, after)
+
+
+def _zero_if(bad: Bool[Array, ""], updates: PyTree) -> PyTree:
+    """Set everything to zero that could be added to a parameter."""
+
+    def leaf(x: Any) -> Any:
+        dtype = getattr(x, "dtype", None)
+        is_number = dtype is not None and (
+            jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_
+        )
+        return jnp.where(bad, jnp.zeros_like(x), x) if is_number or counts(x) else x
+
+    return jax.tree.map(leaf, updates)

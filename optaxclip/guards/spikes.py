@@ -1,0 +1,206 @@
+"""Steps that stand out: a loss or a gradient far from what it was lately."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int32, PyTree
+
+from optaxclip import norms, scopes
+from optaxclip.guards.skipping import skipping
+from optaxclip.leaves import AxisName, counted
+from optaxclip.measuring import measure
+from optaxclip.thresholds import check_limit
+from optaxclip.thresholds.checks import check_between, check_window
+from optaxclip.thresholds.window import Window
+
+Scalar = Float[Array, ""]
+
+
+class SpikeMemory(NamedTuple):
+    """What `skip_spikes` remembers of the steps that were taken."""
+
+    value: Window
+    norm: Window
+
+
+class SpikeReport(NamedTuple):
+    """What `skip_spikes` did.
+
+    Attributes:
+      skipped: whether the last step was skipped, 0 or 1.
+      consecutive: how many steps in a row, up to the last, were skipped.
+      total: how many steps so far were skipped.
+      norm: the norm of the last gradient, skipped or not.
+      norm_score: by how many standard deviations it lay above the mean.
+      value_score: by how many the loss did.
+    """
+
+    skipped: Int32[Array, ""]
+    consecutive: Int32[Array, ""]
+    total: Int32[Array, ""]
+    norm: Scalar
+    norm_score: Scalar
+    value_score: Scalar
+
+
+@dataclass(frozen=True)
+class _Spikes:
+    """Judge a step by its distance from the mean, in standard deviations."""
+
+    sigmas: ArrayLike
+    sigmas_below: ArrayLike
+    window: int
+    min_steps: ArrayLike
+    min_std: ArrayLike
+    axis_name: AxisName
+
+    def init(self) -> tuple[SpikeMemory, SpikeReport]:
+        memory = SpikeMemory(*(_empty(self.window) for _ in range(2)))
+        counters = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return memory, SpikeReport(*counters, *(jnp.zeros(()) for _ in range(3)))
+
+    def _score(self, window: Window, x: Scalar) -> Scalar:
+        known = window.values < jnp.inf
+        values = jnp.where(known, window.values, 0.0)
+        # In a unit near the largest, so that no square overflows or vanishes.
+        largest = jnp.max(jnp.abs(values))
+        unit = jnp.clip(largest, 2.0**-100, 2.0**100)
+        number = jnp.maximum(window.filled, 1).astype(jnp.float32)
+        mean = jnp.sum(values / unit) / number
+        apart = jnp.where(known, values / unit - mean, 0.0)
+        std = jnp.sqrt(jnp.sum(jnp.square(apart)) / number)
+        least = jnp.asarray(self.min_std, jnp.float32) * (largest / unit)
+        std = jnp.maximum(std, least)
+        distance = x / unit - mean
+        score = jnp.where(distance == 0, 0.0, distance / std)
+        judged = window.filled >= jnp.asarray(self.min_steps).astype(jnp.int32)
+        return jnp.where(judged, score, 0.0)
+
+    def _stands_out(self, score: Scalar, x: Scalar) -> Bool[Array, ""]:
+        above = jnp.maximum(jnp.asarray(self.sigmas, jnp.float32), 0.0)
+        below = jnp.maximum(jnp.asarray(self.sigmas_below, jnp.float32), 0.0)
+        return ~((score <= above) & (score >= -below) & jnp.isfinite(x))
+
+    def judge(
+        self,
+        updates: PyTree,
+        memory: SpikeMemory,
+        report: SpikeReport,
+        extra_args: Mapping[str, Any],
+    ) -> tuple[Bool[Array, ""], SpikeMemory, SpikeReport]:
+        norm = _norm(updates, self.axis_name)
+        seen = {"norm": norm}
+        if extra_args.get("value") is not None:
+            seen["value"] = _scalar(extra_args["value"])
+        scores = {name: self._score(getattr(memory, name), seen[name]) for name in seen}
+        bad = jnp.stack([self._stands_out(scores[name], seen[name]) for name in seen])
+        return (
+            jnp.any(bad),
+            memory._replace(
+                **{name: getattr(memory, name).pushed(x) for name, x in seen.items()}
+            ),
+            report._replace(
+                norm=norm, **{f"{name}_score": score for name, score in scores.items()}
+            ),
+        )
+
+
+def _empty(size: int) -> Window:
+    return Window(jnp.full(size, jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
+
+
+def _norm(updates: PyTree, axis_name: AxisName) -> Scalar:
+    """Measure in float32; finite numbers whose norm it cannot hold have its largest."""
+    grouping = scopes.whole(axis_name=axis_name).arrange(updates)
+    size = measure(norms.l2, grouping, counted(updates))
+    largest = float(jnp.finfo(jnp.float32).max)
+    most = jnp.where(jnp.isfinite(size.value), largest, jnp.inf)
+    return jnp.minimum(size.plain.astype(jnp.float32), most)
+
+
+def _scalar(value: ArrayLike) -> Scalar:
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"value must be a scalar loss, not of shape {jnp.shape(value)}; hand over "
+            "its mean."
+        )
+    return jnp.asarray(value).astype(jnp.float32)
+
+
+def skip_spikes(
+    inner: optax.GradientTransformation,
+    *,
+    sigmas: ArrayLike = 6.0,
+    sigmas_below: ArrayLike = jnp.inf,
+    window: int = 128,
+    min_steps: ArrayLike = 64,
+    min_std: ArrayLike = 0.01,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Skip every step whose loss or gradient norm stands out, and keep all state.
+
+    $$\frac{x - \mathrm{mean}}{\max(\mathrm{std}, f \max_j |x_j|)} > k$$
+
+    with x the loss or the L2 norm of the raw gradient, and the mean, standard
+    deviation and maximum those of the last steps that were taken. A step that is not
+    finite is always skipped. Like `skip_nonfinite`, a skipped step gives updates of
+    zero and leaves the state of `inner` bit for bit. Wrap the whole optimizer,
+    clippers included, and hand the loss over:
+    ``optimizer.update(grads, state, params, value=loss)``. Without ``value`` the norm
+    alone is judged.
+
+    Args:
+      inner: the whole optimizer.
+      sigmas: how many standard deviations above the mean are too many, k >= 0.
+      sigmas_below: how many below the mean are too many; none if not given.
+      window: how many steps the statistics look back on.
+      min_steps: how many steps have to be taken before any that is finite is skipped.
+      min_std: the share f of the largest number in the window that the standard
+        deviation is taken to be at least. A loss that has been constant may rise by
+        k times this share.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``;
+        ``value`` has to be the same on all devices there.
+
+    Returns:
+      A transformation that hands ``params`` and extra arguments on to `inner`. Its
+      entries in `optaxclip.report` are ``skipped`` (0 or 1), ``consecutive``,
+      ``total``, ``norm``, ``norm_score`` and ``value_score``.
+
+    Raises:
+      TypeError: if `window` is traced, or an argument has the wrong type.
+      ValueError: if `sigmas`, `sigmas_below` or `min_std` is negative or NaN, or not
+        1 <= `min_steps` <= `window`; in the update, if ``value`` is no scalar.
+
+    Examples:
+      >>> optimizer = optaxclip.skip_spikes(optax.sgd(1.0), window=8, min_steps=4)
+      >>> state = optimizer.init(jnp.zeros(()))
+      >>> for gradient in 1.0, 1.1, 0.9, 1.0, 50.0, 1.1:
+      ...     updates, state = optimizer.update(jnp.array(gradient), state)
+      ...     print(updates)
+      -1.0
+      -1.1
+      -0.9
+      -1.0
+      0.0
+      -1.1
+
+    Note:
+      OLMo-core, from which the defaults are, judges both sides and puts skipped
+      numbers into its statistics. So does MaxText. There one NaN hides all spikes or
+      skips all steps until it leaves the window, and a few spikes in a row raise the
+      standard deviation until the next is taken. Here only steps that were taken
+      count. A change of level that lasts is therefore skipped for as long as it
+      lasts; ``consecutive`` says so, and `optaxclip.stop_on_streak` ends the run. The
+      standard deviation is that of the window, without Bessel's correction.
+    """
+    check_limit(sigmas, "sigmas")
+    check_limit(sigmas_below, "sigmas_below")
+    check_limit(min_std, "min_std")
+    check_window(window)
+    check_between(min_steps, 1, window, "min_steps")
+    judge = _Spikes(sigmas, sigmas_below, window, min_steps, min_std, axis_name)
+    return skipping(inner, judge, "skip_spikes")

@@ -1,0 +1,73 @@
+"""How often, and how long without a break, something went wrong."""
+
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+from jaxtyping import Array, Bool, PyTree
+
+from optaxclip.reports import report
+
+Report = TypeVar("Report", bound=Any)
+
+
+def count(previous: Report, happened: Bool[Array, ""]) -> Report:
+    """Count this step in a report's fields `consecutive` and `total`."""
+    longer = optax.safe_increment(previous.consecutive)
+    more = optax.safe_increment(previous.total)
+    return previous._replace(
+        consecutive=jnp.where(happened, longer, jnp.zeros_like(longer)),
+        total=jnp.where(happened, more, previous.total),
+    )
+
+
+def stop_on_streak(opt_state: PyTree, max_consecutive: int) -> None:
+    """Raise an error if a guard has acted in too many steps in a row.
+
+    A guard never gives up: it skips a bad step however many it has skipped before.
+    This is the way to stop a run that has nothing but bad steps left. Call it between
+    steps, as often as waiting for the device may cost: a streak that goes on is seen
+    by whichever call comes next.
+
+    Args:
+      opt_state: the state of an optimizer with a guard anywhere in it.
+      max_consecutive: how many bad steps in a row are still endured.
+
+    Raises:
+      RuntimeError: if any guard's ``consecutive`` is larger; the message names it.
+      ValueError: if the state holds no guard.
+      TypeError: if it is called inside a transformation such as ``jax.jit``.
+
+    Examples:
+      >>> optimizer = optaxclip.skip_nonfinite(optax.sgd(0.1))
+      >>> params = jnp.zeros(2)
+      >>> state = optimizer.init(params)
+      >>> for _ in range(3):
+      ...     _, state = optimizer.update(jnp.array([jnp.nan, 0.0]), state)
+      ...     optaxclip.stop_on_streak(state, max_consecutive=2)
+      Traceback (most recent call last):
+      RuntimeError: skip_nonfinite has acted in each of the last 3 steps, more than 2.
+    """
+    found = report(opt_state)
+    streaks = {
+        key.removesuffix("/consecutive"): streak
+        for key, streak in found.items()
+        if key.endswith("/consecutive")
+    }
+    if not streaks:
+        raise ValueError("opt_state holds no guard; wrap the optimizer in one.")
+    if any(isinstance(streak, Tracer) for streak in streaks.values()):
+        raise TypeError(
+            "stop_on_streak reads numbers, which are not known while JAX traces; call "
+            "it outside jit, between steps."
+        )
+    for name, streak in jax.device_get(streaks).items():
+        longest = int(np.max(streak))
+        if longest > max_consecutive:
+            raise RuntimeError(
+                f"{name} has acted in each of the last {longest} steps, more than "
+                f"{max_consecutive}."
+            )

@@ -1,0 +1,135 @@
+"""SPAM's clip of single numbers that are far above their own history."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Int32
+
+from optaxclip import norms, responses, scopes
+from optaxclip.averages import root_mean_square
+from optaxclip.clipper import clipper
+from optaxclip.groupings import each_group
+from optaxclip.leaves import AxisName
+from optaxclip.magnitudes import Number, PerGroup
+from optaxclip.thresholds import Observation, Threshold, as_threshold
+from optaxclip.thresholds.checks import check_between, check_decay
+from optaxclip.thresholds.memory import begin, count, full, like, remember
+from optaxclip.thresholds.threshold import Groups
+
+
+class _History(NamedTuple):
+    """The root of the mean square of each group's clipped magnitudes."""
+
+    rms: Number
+
+
+class _HistoryState(NamedTuple):
+    """What is remembered of each group, and how many steps were finite."""
+
+    ratio: Any
+    history: Any
+    step: Int32[Array, ""]
+
+
+@dataclass(frozen=True)
+class _OwnSquares:
+    """A multiple of the root of the mean of a group's own squares."""
+
+    max_ratio: Threshold
+    decay: ArrayLike
+    warmup_steps: ArrayLike
+
+    def init(self, groups: Groups) -> _HistoryState:
+        history = begin(lambda group: _History(full(group, 0)), groups)
+        step = jnp.zeros((), jnp.int32)
+        return _HistoryState(self.max_ratio.init(groups), history, step)
+
+    def update(
+        self, seen: Observation, state: _HistoryState
+    ) -> tuple[PerGroup, _HistoryState]:
+        active = state.step >= jnp.asarray(self.warmup_steps).astype(jnp.int32)
+
+        def clipped(
+            size: Number, memory: _History, ratio: Number
+        ) -> tuple[Number, _History]:
+            root = jnp.sqrt(jnp.maximum(like(ratio, size), 0))
+            limit = jnp.where(active & (memory.rms > 0), root * memory.rms, jnp.inf)
+            share = like(1 - self.decay, size)
+            left = jnp.minimum(size, limit)
+            return limit, _History(root_mean_square(memory.rms, left, share))
+
+        def broken(size: Number) -> Bool[Array, "..."]:
+            return ~jnp.isfinite(size)
+
+        ratio, ratio_state = self.max_ratio.update(seen, state.ratio)
+        limit, history = remember(clipped, seen.magnitude, state.history, ratio)
+        finite = seen.share(each_group(broken, seen.magnitude)) == 0
+        step = jnp.where(finite, count(state.step), state.step)
+        return limit, _HistoryState(ratio_state, history, step)
+
+
+def spam_clip(
+    max_ratio: ArrayLike | optax.Schedule | Threshold = 5000.0,
+    *,
+    decay: ArrayLike = 0.999,
+    warmup_steps: ArrayLike = 20,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clip every number that is far above the average of its own squares.
+
+    $$
+    u_i \leftarrow \mathrm{sign}(u_i) \min(|u_i|, \sqrt{\theta v_i}), \qquad
+    v_i \leftarrow \beta v_i + (1 - \beta) u_i^2
+    $$
+
+    The average is of clipped numbers, and not corrected for its start at zero. It is a
+    buffer of the size of the updates, in at least float32. A number that is not finite
+    does not enter its average, and a step with any does not count as one of
+    `warmup_steps`.
+
+    Args:
+      max_ratio: the largest ratio θ >= 0 of a square to its average: a number, an
+        array, a schedule of the clipper's own step or a threshold, or a prefix tree of
+        the first three.
+      decay: the decay β of the averages.
+      warmup_steps: how many steps are only averaged.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges, for `clamp`.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if `max_ratio` or `warmup_steps` is negative or NaN, or `decay` not
+        at least 0 and below 1.
+
+    Examples:
+      >>> clip = optaxclip.spam_clip(4.0, decay=0.5, warmup_steps=1)
+      >>> state = clip.init(jnp.zeros(2))
+      >>> _, state = clip.update(jnp.array([1.0, 1.0]), state)
+      >>> updates, state = clip.update(jnp.array([1.2, -300.0]), state)
+      >>> updates
+      Array([ 1.2      , -1.4142135], dtype=float32)
+
+    Note:
+      SPAM reads Adam's own second moment; a clipper of its own has to keep a second
+      one. Resetting the moments belongs to the optimizer and is not done here; nor is
+      the clip suspended after a reset. In the authors' code a number whose average is
+      zero can never leave zero; here it has no limit until it has one that is not.
+
+    References:
+      Huang et al., SPAM: spike-aware Adam with momentum reset for stable LLM training,
+      2025, arXiv:2501.06842.
+    """
+    check_decay(decay)
+    check_between(warmup_steps, 0, jnp.inf, "warmup_steps")
+    return clipper(
+        scopes.element(axis_name=axis_name),
+        norms.linf,
+        _OwnSquares(as_threshold(max_ratio, "max_ratio"), decay, warmup_steps),
+        responses.clamp,
+        name="spam_clip",
+    )

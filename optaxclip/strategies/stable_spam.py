@@ -1,0 +1,244 @@
+"""Stable-SPAM's two clips: of the largest numbers, and of the norm."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int32, PyTree
+
+from optaxclip import norms, responses, scopes
+from optaxclip.averages import newest_share, root_mean_square
+from optaxclip.clipper import clipper
+from optaxclip.leaves import AxisName
+from optaxclip.magnitudes import Leaf, Number, PerGroup, modulus
+from optaxclip.responses import Response, Weights, shrink
+from optaxclip.thresholds import Observation, check_limit
+from optaxclip.thresholds.checks import check_decay
+from optaxclip.thresholds.memory import begin, choose, count, full, like, remember
+from optaxclip.thresholds.threshold import Groups
+
+
+class _Mean(NamedTuple):
+    """The average magnitude of each tensor, of how many finite ones."""
+
+    mean: Number
+    number: Int32[Array, "..."]
+
+
+@dataclass(frozen=True)
+class _RunningMean:
+    """The debiased average of each tensor's magnitudes, this one included."""
+
+    decay: ArrayLike
+
+    def init(self, groups: Groups) -> _Mean:
+        def first(group: jax.ShapeDtypeStruct) -> _Mean:
+            return _Mean(full(group, 0), full(group, 0, jnp.int32))
+
+        return begin(first, groups)
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        return remember(self._step, seen.magnitude, state)
+
+    def _step(self, size: Number, memory: _Mean) -> tuple[Number, _Mean]:
+        number = count(memory.number)
+        share = newest_share(self.decay, number, size.dtype)
+        mean = (1 - share) * memory.mean + share * size
+        limit = jnp.where(jnp.isfinite(size), mean, memory.mean)
+        return limit, _Mean(mean, number)
+
+
+@dataclass(frozen=True)
+class _RescaleAbove:
+    """Multiply the numbers above a limit so that the largest of them is at it."""
+
+    def reach(self, magnitude: Number, limit: Number, /) -> Number:
+        return shrink.reach(magnitude, limit)
+
+    def weigh(self, value: Number, unit: Number, limit: Number) -> Weights:
+        factors = shrink.weigh(value, unit, limit)
+        broken = jnp.isnan(factors[0] * factors[1])
+        return jnp.where(broken, -1.0, limit), *factors  # all are above -1
+
+    def apply(self, leaf: Leaf, *weights: Number) -> Leaf:
+        limit, *factors = weights
+        size = modulus(leaf)
+        above = size > limit.astype(size.dtype)
+        return jnp.where(above, shrink.apply(leaf, *factors), leaf)
+
+    def pointwise(self) -> Response:
+        return shrink.pointwise()
+
+
+def adaclip(
+    decay: ArrayLike = 0.999,
+    *,
+    leading_axes: PyTree[int] | None = None,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Rescale the numbers of a tensor that are above the average of its largest.
+
+    $$
+    M \leftarrow \beta M + (1 - \beta) \max_j |u_j|, \quad
+    T = \frac M{1 - \beta^t}, \quad
+    u_i \leftarrow u_i \frac T{\max_j |u_j|} \text{ if } |u_i| > T
+    $$
+
+    This is the AdaClip of Stable-SPAM, not the one of differential privacy. The
+    largest number comes down to T and others above T down below it. A tensor that is
+    not finite does not enter its average.
+
+    Args:
+      decay: the decay β of the average.
+      leading_axes: how many leading dimensions stack tensors that are measured
+        alone, such as scanned layers: an int or a prefix tree of ints; none if not
+        given.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if `decay` is not at least 0 and below 1, or a leaf has fewer
+        dimensions than `leading_axes`.
+
+    Examples:
+      >>> clip = optaxclip.adaclip(decay=0.5)
+      >>> state = clip.init(jnp.zeros(3))
+      >>> _, state = clip.update(jnp.array([1.0, 0.5, 0.0]), state)
+      >>> updates, state = clip.update(jnp.array([4.0, 3.5, 1.0]), state)
+      >>> updates
+      Array([3.   , 2.625, 1.   ], dtype=float32)
+
+    Note:
+      The paper and the authors' code agree on the formula. The code shares its step
+      count with Adam's moments and sets it back to 1 when they are reset, which makes
+      T hundreds of times too large for some steps; here the count is the clipper's own
+      and is never set back.
+
+    References:
+      Huang et al., Stable-SPAM: how to train in 4-bit more stably than 16-bit Adam,
+      2025, arXiv:2502.17055.
+    """
+    check_decay(decay)
+    return clipper(
+        scopes.tensor(leading_axes=leading_axes, axis_name=axis_name),
+        norms.linf,
+        _RunningMean(decay),
+        _RescaleAbove(),
+        name="adaclip",
+    )
+
+
+class _Normal(NamedTuple):
+    """The average and the root mean square of each tensor's norms."""
+
+    mean: Number
+    rms: Number
+    number: Int32[Array, "..."]
+
+
+@dataclass(frozen=True)
+class _Normalized:
+    """The ratio of the average norm to its root mean square, this one included."""
+
+    b1: ArrayLike
+    b2: ArrayLike
+    eps: ArrayLike
+
+    def init(self, groups: Groups) -> _Normal:
+        def first(group: jax.ShapeDtypeStruct) -> _Normal:
+            return _Normal(full(group, 0), full(group, 0), full(group, 0, jnp.int32))
+
+        return begin(first, groups)
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        return remember(self._step, seen.magnitude, state)
+
+    def _step(self, size: Number, memory: _Normal) -> tuple[Number, _Normal]:
+        number = count(memory.number)
+        first = newest_share(self.b1, number, size.dtype)
+        second = newest_share(self.b2, number, size.dtype)
+        new = _Normal(
+            (1 - first) * memory.mean + first * size,
+            root_mean_square(memory.rms, size, second),
+            number,
+        )
+        known = choose(jnp.isfinite(size), new, memory)
+        ratio = known.mean / (known.rms + like(self.eps, size))
+        # Before the first norm that a float holds, the norm becomes 1.
+        return jnp.where(known.number > 0, ratio, jnp.ones_like(ratio)), new
+
+
+def adagn(
+    b1: ArrayLike = 0.7,
+    b2: ArrayLike = 0.9,
+    eps: ArrayLike = 1e-8,
+    *,
+    leading_axes: PyTree[int] | None = None,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Replace the norm of each tensor by its average over its root mean square.
+
+    $$
+    a \leftarrow \beta_1 a + (1 - \beta_1) \lVert u \rVert, \quad
+    b \leftarrow \beta_2 b + (1 - \beta_2) \lVert u \rVert^2, \quad
+    u \leftarrow \frac u{\lVert u \rVert} \cdot
+    \frac{a / (1 - \beta_1^t)}{\sqrt{b / (1 - \beta_2^t)} + \epsilon}
+    $$
+
+    The new norm is about 1, less after a spike. This is the AdaGN of Stable-SPAM, by
+    itself called GradientStabilizer. A tensor of zeros stays; one that is not finite
+    does not enter its averages.
+
+    Args:
+      b1: the decay of the average norm.
+      b2: the decay of the average squared norm.
+      eps: what is added to the root mean square, ε >= 0.
+      leading_axes: how many leading dimensions stack tensors that are measured
+        alone, such as scanned layers: an int or a prefix tree of ints; none if not
+        given.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges, for
+      `normalize`. The report's limit is the new norm.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if `b1` or `b2` is not at least 0 and below 1, `eps` is negative or
+        NaN, or a leaf has fewer dimensions than `leading_axes`.
+
+    Examples:
+      >>> normalize = optaxclip.adagn()
+      >>> state = normalize.init(jnp.zeros(2))
+      >>> for gradient in jnp.array([0.3, 0.4]), jnp.array([300.0, 400.0]):
+      ...     updates, state = normalize.update(gradient, state)
+      ...     print(updates)
+      [0.6 0.8]
+      [0.487 0.649]
+
+    Note:
+      The paper and the authors' code agree on the formula. The code multiplies both
+      decays by a cosine of the step, which its correction for the start at zero does
+      not allow for, and shares its step count with moments that are reset; neither is
+      copied.
+
+    References:
+      Huang et al., Stable-SPAM: how to train in 4-bit more stably than 16-bit Adam,
+      2025, arXiv:2502.17055; its third version calls it GradientStabilizer.
+    """
+    check_decay(b1, "b1")
+    check_decay(b2, "b2")
+    check_limit(eps, "eps")
+    return clipper(
+        scopes.tensor(leading_axes=leading_axes, axis_name=axis_name),
+        norms.l2,
+        _Normalized(b1, b2, eps),
+        responses.normalize,
+        name="adagn",
+    )

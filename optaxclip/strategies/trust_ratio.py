@@ -1,0 +1,73 @@
+"""The trust ratio of LARS and LAMB, used as a clip."""
+
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+
+from optaxclip import norms, responses, scopes
+from optaxclip.clipper import clipper
+from optaxclip.leaves import AxisName
+from optaxclip.thresholds import Share, Threshold, as_threshold, check_limit
+
+
+def clip_trust_ratio(
+    max_ratio: ArrayLike | optax.Schedule | Threshold,
+    *,
+    eps: ArrayLike = 1e-3,
+    leading_axes: PyTree[int] | None = None,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Shrink each tensor's update to a share of the norm of the tensor itself.
+
+    $$
+    u_t \leftarrow u_t \cdot \min\left(1,
+    r \frac{\max(\lVert w_t \rVert, \epsilon)}{\lVert u_t \rVert}\right)
+    $$
+
+    This is the trust ratio of LARS and LAMB used as a clip, which never scales up: the
+    ``clip`` mode of LARC. Place it last in a chain, after the learning rate; there it
+    bounds the step. Needs ``params``.
+
+    Args:
+      max_ratio: the largest ratio r >= 0 of a step to its tensor, of which LARC's code
+        has 0.02: a number, an array, a schedule of the clipper's own step, a prefix
+        tree of these, or a threshold.
+      eps: the norm ε >= 0 that tensors with smaller parameters are taken to have, so
+        that parameters which start at zero can leave it.
+      leading_axes: how many leading dimensions stack tensors that are measured
+        alone, such as scanned layers: an int or a prefix tree of ints; none if not
+        given.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges.
+
+    Raises:
+      TypeError: if `max_ratio` or `eps` has the wrong type.
+      ValueError: if `max_ratio` or `eps` is negative or NaN, or a leaf has fewer
+        dimensions than `leading_axes`; in the update, if ``params`` do not fit.
+
+    Examples:
+      >>> clip = optaxclip.clip_trust_ratio(0.1)
+      >>> params = jnp.array([3.0, 4.0])
+      >>> updates, _ = clip.update(-params, clip.init(params), params)
+      >>> updates
+      Array([-0.3, -0.4], dtype=float32)
+
+    Note:
+      LARC leaves a tensor whose parameters are all zero alone, and holds it to a share
+      of next to nothing one step later; `eps` is one rule for both. Its code adds the
+      weight decay to the gradient's norm: here that is in the update already.
+
+    References:
+      You et al., Large batch training of convolutional networks, 2017,
+      arXiv:1708.03888.
+    """
+    check_limit(eps, "eps")
+    return clipper(
+        scopes.tensor(leading_axes=leading_axes, axis_name=axis_name),
+        norms.l2,
+        Share(as_threshold(max_ratio, "max_ratio"), eps),
+        responses.shrink,
+        name="clip_trust_ratio",
+    )

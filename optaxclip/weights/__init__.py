@@ -1,0 +1,1 @@
+"""Bounds on what the parameters become, placed last in a chain."""

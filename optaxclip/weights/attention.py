@@ -1,0 +1,224 @@
+"""QK-Clip: query and key kernels rescaled by the largest logit of each head."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
+
+from optaxclip.leaves import counted, counts, filled, names_of
+from optaxclip.magnitudes import Leaf, Magnitude, Number, as_number, widen
+from optaxclip.reports import ClipReport, ClipState, empty_report, state_type
+from optaxclip.thresholds import Observation, Threshold, as_threshold
+from optaxclip.weights.bounds import bound_weights
+from optaxclip.weights.shares import HeadShare, HeadShares, attention_shares
+
+Names = tuple[str, ...]
+
+
+def _by_module(
+    max_logits: PyTree, tree: PyTree, shares: HeadShares
+) -> list[tuple[Names, str] | None]:
+    """Say of each leaf that counts to which attention and projection it belongs."""
+    logits = [names_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(max_logits)]
+    found: list[tuple[Names, str] | None] = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not counts(leaf):
+            continue
+        names = names_of(path)
+        homes = [home for home in logits if home == names[: len(home)]]
+        inside = names[max(map(len, homes), default=len(names)) :]
+        projections = [name for name in inside if name in shares]
+        home = max(homes, key=len, default=())
+        found.append((home, projections[0]) if projections else None)
+    lonely = set(logits) - {entry[0] for entry in found if entry}
+    if lonely:
+        places = ", ".join(sorted("/".join(home) or "the top" for home in lonely))
+        raise ValueError(
+            f"max_logits names {places}, where params have no {' or '.join(shares)}; "
+            "nest the logits as the attention modules are nested, or name the shares."
+        )
+    return found
+
+
+def _factor(leaf: Leaf, shares: tuple[HeadShare, ...], gamma: Number) -> Number:
+    """Give the factor of each number of a projection ``(..., heads, features)``."""
+    layers, heads = gamma.shape[:-1], gamma.shape[-1]
+    between = (1,) * (leaf.ndim - 2 - len(layers))
+    gamma = gamma.reshape((*layers, *between, heads, 1))
+    factor = jnp.ones_like(gamma)
+    feature = jnp.arange(leaf.shape[-1]).reshape((1,) * (leaf.ndim - 1) + (-1,))
+    for share in shares:
+        stop = leaf.shape[-1] if share.stop is None else share.stop
+        taken = (feature >= share.start) & (feature < stop)
+        factor = jnp.where(taken, gamma**share.power, factor)
+    return factor
+
+
+def _shrink_logits(
+    threshold: Threshold, shares: HeadShares
+) -> optax.GradientTransformationExtraArgs:
+    name = "qk_clip"
+
+    def init(params: PyTree) -> ClipState:
+        del params
+        groups = jax.ShapeDtypeStruct((), jnp.float32)
+        return state_type(name, ClipState)(threshold.init(groups), empty_report(()))
+
+    def update(
+        updates: PyTree,
+        state: Any,
+        params: PyTree | None = None,
+        *,
+        max_logits: PyTree[ArrayLike] | None = None,
+        **extra: Any,
+    ) -> tuple[PyTree, ClipState]:
+        del params
+        if max_logits is None or not jax.tree.leaves(max_logits):
+            raise ValueError(
+                "qk_clip needs the largest attention logit of each head; call "
+                "update(updates, state, params, max_logits=...), where "
+                "optaxclip.max_logits collects them from a Flax model."
+            )
+        logits = {
+            names_of(path): jnp.atleast_1d(as_number(leaf))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(max_logits)
+        }
+        whole = jnp.concatenate(
+            [x.ravel().astype(jnp.float32) for x in logits.values()]
+        )
+        leaves = counted(updates)
+        seen = Observation(
+            size=Magnitude(jnp.max(whole), jnp.ones(())),
+            leaves=leaves,
+            number=whole.size,
+            measure_params=lambda: jnp.max(whole),
+            arrange=lambda tree: tree,
+            share=lambda held: jnp.mean(jnp.asarray(held, jnp.float32)),
+            extra_args=extra,
+        )
+        limit, memory = threshold.update(seen, state.threshold)
+        limit = jnp.maximum(as_number(limit).astype(jnp.float32), 0)
+        gammas = {home: _gamma(x, limit) for home, x in logits.items()}
+        belongs = _by_module(max_logits, updates, shares)
+        scaled = iter(_rescaled(leaves, belongs, gammas, shares))
+        above = ~(whole <= limit) & (limit < jnp.inf)
+        steps = state.report.clipped_steps
+        report = ClipReport(
+            pre_norm=jnp.max(whole),
+            post_norm=jnp.minimum(jnp.max(whole), limit),
+            limit=limit,
+            clipped_fraction=jnp.mean(above.astype(jnp.float32)),
+            clipped_steps=jnp.where(jnp.any(above), optax.safe_increment(steps), steps),
+        )
+        clipped = filled(updates, scaled)
+        return clipped, state_type(name, ClipState)(memory, report)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _gamma(logits: Number, limit: Number) -> Number:
+    """Shrink heads above the limit; one whose logits are all negative is below it."""
+    limit = limit.astype(logits.dtype)
+    above = ~(logits <= limit) & (limit < jnp.inf)
+    safe = jnp.where(above, logits, 1)
+    return jnp.where(above, jnp.where(safe < jnp.inf, limit / safe, jnp.nan), 1)
+
+
+def _rescaled(
+    leaves: list[Leaf],
+    belongs: list[tuple[Names, str] | None],
+    gammas: dict[Names, Number],
+    shares: HeadShares,
+) -> list[Array]:
+    """Multiply the projections; those with fewer heads than logits are shared."""
+
+    def is_shared(leaf: Leaf, home: Names) -> bool:
+        heads = gammas[home].shape[-1]
+        if leaf.ndim < 2 or heads % leaf.shape[-2]:
+            raise ValueError(
+                f"max_logits has {heads} heads at {'/'.join(home) or 'the top'}, where "
+                f"a projection is of shape {leaf.shape}; it has to end in (heads, "
+                "features), with as many heads or a divisor."
+            )
+        return leaf.shape[-2] < heads
+
+    pairs = list(zip(leaves, belongs, strict=True))
+    shared = {entry[0] for x, entry in pairs if entry and is_shared(x, entry[0])}
+    found = []
+    for leaf, entry in pairs:
+        if entry is None or is_shared(leaf, entry[0]):
+            found.append(leaf)
+            continue
+        home, projection = entry
+        given = shares[projection]
+        if home in shared:
+            given = tuple(replace(share, power=1.0) for share in given)
+        factor = _factor(leaf, given, gammas[home])
+        found.append(widen(leaf) * factor.astype(widen(leaf).dtype))
+    return found
+
+
+def qk_clip(
+    max_logit: ArrayLike | optax.Schedule | Threshold = 100.0,
+    *,
+    shares: HeadShares | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Shrink the query and key projections of heads with too large attention logits.
+
+    $$
+    \gamma_h = \min(1, \tau / S_h), \qquad
+    W_{q,h} \leftarrow \gamma_h^{1/2} W_{q,h}, \qquad
+    W_{k,h} \leftarrow \gamma_h^{1/2} W_{k,h}
+    $$
+
+    with $S_h$ the largest logit of head h in this step's forward pass, over the batch
+    and all positions. Place it last in a chain. Needs ``params``, and ``max_logits``:
+    a tree that is nested as the parameters are down to each attention module, and has
+    there a vector with an entry a head, or an array ``(layers, heads)`` for scanned
+    layers. `max_logits` collects them from Flax models.
+
+    Args:
+      max_logit: the largest logit allowed, τ >= 0: a number, an array, a schedule of
+        the clipper's own step, or a threshold of one magnitude.
+      shares: which projections take which share of the factor: `attention_shares`,
+        `latent_attention_shares`, or a dict of tuples of `HeadShare`; those of modules
+        called ``query`` and ``key`` if not given. Kernels and biases of a projection
+        end in ``(heads, features)``.
+
+    Returns:
+      A transformation. Its report is of the logits: the largest one, and the share of
+      heads above the limit.
+
+    Raises:
+      TypeError: if `max_logit` has the wrong type.
+      ValueError: if `max_logit` is negative or NaN; in the update, if ``params`` or
+        ``max_logits`` are missing or do not fit.
+
+    Examples:
+      >>> clip = optaxclip.qk_clip(100.0)
+      >>> params = {"query": jnp.ones((1, 2, 1)), "key": jnp.ones((1, 2, 1))}
+      >>> zeros = jax.tree.map(jnp.zeros_like, params)
+      >>> updates, _ = clip.update(
+      ...     zeros, clip.init(params), params, max_logits=jnp.array([400.0, -3.0])
+      ... )
+      >>> optax.apply_updates(params, updates)["query"].ravel()
+      Array([0.5, 1. ], dtype=float32)
+
+    References:
+      Kimi Team, Kimi K2: open agentic intelligence, 2025, arXiv:2507.20534.
+
+    Note:
+      The logits are those of the parameters before the step. A head whose logits are
+      all negative is left alone; a factor of ``min(1, τ / S)`` would be negative there.
+      It has no effect where queries and keys are normalized. On a mesh the maximum has
+      to be one over all devices. Averaged copies of the parameters are not rescaled.
+    """
+    clip = _shrink_logits(
+        as_threshold(max_logit, "max_logit"),
+        attention_shares() if shares is None else shares,
+    )
+    return bound_weights(clip, name="qk_clip")

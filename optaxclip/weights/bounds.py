@@ -1,0 +1,150 @@
+"""Any clipper as a bound on the parameters: what an update must be to stay within."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
+
+from optaxclip.leaves import beside, counted, filled
+from optaxclip.magnitudes import Leaf, Number, widen
+
+
+def _rounded(x: Number, dtype: DTypeLike) -> Number:
+    """Round to a narrower type without leaving the wider one.
+
+    XLA may drop a cast to a narrow type and back; it keeps this.
+    """
+    narrow, wide = jnp.finfo(dtype), jnp.finfo(x.dtype)
+    if narrow.bits >= wide.bits:
+        return x
+    normal = jax.lax.reduce_precision(x, narrow.nexp, narrow.nmant)
+    if narrow.nexp == wide.nexp:
+        return normal
+    step = float(narrow.smallest_subnormal)
+    return jnp.where(
+        jnp.abs(x) < float(narrow.tiny), jnp.round(x / step) * step, normal
+    )
+
+
+def _applied(
+    param: Number, update: Number, types: tuple[DTypeLike, DTypeLike]
+) -> Number:
+    """Give what ``optax.apply_updates`` makes of both, in at least float32."""
+    with jax.numpy_dtype_promotion("standard"):
+        sum_type = jnp.promote_types(*types)
+    return _rounded(_rounded(param + update, sum_type), types[0])
+
+
+def _next(x: Number, goal: Number, dtype: DTypeLike) -> Number:
+    """Give the next number of a type on the way to a goal; as steep as x itself."""
+    here, there = jax.lax.stop_gradient((x.astype(dtype), goal.astype(dtype)))
+    return x + jax.lax.stop_gradient(jnp.nextafter(here, there).astype(x.dtype) - x)
+
+
+def _toward_zero(x: Number, dtype: DTypeLike) -> Number:
+    near = _rounded(x, dtype)
+    inner = _next(near, jnp.zeros_like(near), dtype)
+    return jnp.where(jnp.abs(near) > jnp.abs(x), inner, near)
+
+
+def _reach(
+    param: Number,
+    update: Number,
+    target: Number,
+    types: tuple[DTypeLike, DTypeLike],
+) -> Number:
+    """Find the update that brings a parameter to a target, or just below it.
+
+    Where the parameter would be at its target anyway the update stays as it is.
+    """
+    there = _applied(param, update, types)
+    same = (there == target) | (jnp.isnan(there) & jnp.isnan(target))
+    target = _toward_zero(target, types[0])
+    found = _rounded(target - param, types[1])
+    beyond = _applied(param, found, types) * jnp.sign(target) > jnp.abs(target)
+    less = _next(found, jnp.where(target > 0, -jnp.inf, jnp.inf), types[1])
+    return jnp.where(same, update, jnp.where(beyond, less, found))
+
+
+def _parts(x: Leaf) -> list[Number]:
+    return [x.real, x.imag] if jnp.iscomplexobj(x) else [x]
+
+
+def _whole(parts: list[Number]) -> Leaf:
+    return jax.lax.complex(*parts) if len(parts) == 2 else parts[0]
+
+
+class _Pair:
+    """A parameter and its update, in one type of at least float32.
+
+    Complex numbers are two real ones each.
+    """
+
+    def __init__(self, param: Leaf, update: Leaf):
+        self.dtype = update.dtype
+        self.types = jnp.finfo(param.dtype).dtype, jnp.finfo(update.dtype).dtype
+        update = widen(update, self.types[0])
+        with jax.numpy_dtype_promotion("standard"):
+            both = jnp.promote_types(update.dtype, param.dtype)
+        self.update = _parts(update.astype(both))
+        self.param = _parts(widen(param, self.types[1]).astype(both))
+
+    def sum(self) -> Leaf:
+        pairs = zip(self.param, self.update, strict=True)
+        return _whole([_applied(p, u, self.types) for p, u in pairs])
+
+    def reach(self, target: Leaf) -> Leaf:
+        each = zip(self.param, self.update, _parts(target), strict=True)
+        found = _whole([_reach(p, u, t, self.types) for p, u, t in each])
+        return found.astype(self.dtype)
+
+
+def bound_weights(
+    clip: optax.GradientTransformation, *, name: str = "bound_weights"
+) -> optax.GradientTransformationExtraArgs:
+    r"""Let a clipper bound what the parameters become, instead of the updates.
+
+    $$u \leftarrow \mathrm{clip}(w + u) - w$$
+
+    Place it last in a chain. What `clip` leaves as it is keeps the bits of its update.
+    Elsewhere the update is rounded so that ``optax.apply_updates``, in the parameter's
+    own type, gives no number that is further from zero than the clipper's.
+
+    Args:
+      clip: any clipper of the library, or a chain of them.
+      name: what a missing argument is complained about as.
+
+    Returns:
+      A transformation that needs ``params``. Its state is that of `clip`, whose report
+      is of the parameters.
+
+    Raises:
+      ValueError: in the update, if ``params`` are missing or do not fit the updates.
+
+    Examples:
+      >>> ball = optaxclip.bound_weights(optaxclip.clip_global_norm(5.0))
+      >>> params = jnp.array([3.0, 4.0])
+      >>> updates, _ = ball.update(jnp.array([3.0, 4.0]), ball.init(params), params)
+      >>> optax.apply_updates(params, updates)
+      Array([3., 4.], dtype=float32)
+    """
+    inner = optax.with_extra_args_support(clip)
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, Any]:
+        given = counted(beside(name, updates, params))
+        pairs = [_Pair(*each) for each in zip(given, counted(updates), strict=True)]
+        sums = (pair.sum() for pair in pairs)
+        following = filled(updates, sums)
+        targets, state = inner.update(following, state, params, **extra)
+        found = (
+            pair.reach(target)
+            for pair, target in zip(pairs, counted(targets), strict=True)
+        )
+        return filled(updates, found), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -1,0 +1,130 @@
+"""The named bounds on parameters, by value and by norm."""
+
+from typing import Any
+
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+
+from optaxclip import norms, responses, scopes
+from optaxclip.clipper import clipper
+from optaxclip.leaves import AxisName
+from optaxclip.thresholds import Threshold, as_interval, as_threshold
+from optaxclip.weights.bounds import bound_weights
+
+Limit = Threshold | PyTree[ArrayLike | optax.Schedule]
+
+
+def clip_weights(
+    max_value: Limit,
+    *,
+    min_value: ArrayLike | optax.Schedule | None = None,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Keep every parameter in an interval around zero.
+
+    $$w_i \leftarrow \min(\max(w_i, a), c)$$
+
+    Place it last in a chain: it returns the update after which the parameters are
+    within, exactly, in their own type. Needs ``params``.
+
+    Args:
+      max_value: the largest value allowed, c >= 0: a number, an array, a schedule of
+        the clipper's own step or a threshold, or a prefix tree of the first three.
+      min_value: the smallest value allowed, a <= 0; -c if not given.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
+        report needs it.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges, which are
+      those of the parameters. So is its report.
+
+    Raises:
+      TypeError: if `max_value` has the wrong type.
+      ValueError: if `max_value` is negative or NaN, or `min_value` positive or NaN; in
+        the update, if ``params`` do not fit the updates.
+
+    Examples:
+      >>> critic = optax.chain(optax.rmsprop(5e-5), optaxclip.clip_weights(0.25))
+      >>> params = jnp.array([0.75, -0.125])
+      >>> updates, _ = critic.update(jnp.zeros(2), critic.init(params), params)
+      >>> optax.apply_updates(params, updates)
+      Array([ 0.25 , -0.125], dtype=float32)
+
+    References:
+      Arjovsky et al., Wasserstein GAN, 2017, arXiv:1701.07875.
+
+    Note:
+      Where updates come in a narrower type than their parameters, as bfloat16 for
+      float32, a parameter far outside may need a second step to come within, since no
+      update of so few digits leads there. One that starts within never leaves.
+    """
+    return bound_weights(
+        clipper(
+            scopes.element(axis_name=axis_name),
+            norms.linf,
+            as_interval(max_value, min_value),
+            responses.clamp,
+            name="clip_weights",
+        ),
+        name="clip_weights",
+    )
+
+
+def clip_weight_norm(
+    max_norm: Limit, *, axis: Any = None, axis_name: AxisName = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Keep the norm of every tensor, or of every unit, below a bound.
+
+    $$w_j \leftarrow w_j \cdot \min(1, c / \lVert w_j \rVert_2)$$
+
+    With `axis` this is the max-norm constraint. Place it last in a chain. Needs
+    ``params``.
+
+    Args:
+      max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
+        the clipper's own step, a prefix tree of these, or a threshold.
+      axis: the dimensions that are measured together, ``axis=0`` for what feeds each
+        unit of a dense kernel: an int, a tuple, or a prefix tree of these; the whole
+        tensor if not given. Scalars and vectors are always measured whole.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges, which are
+      those of the parameters. So is its report.
+
+    Raises:
+      TypeError: if `max_norm` has the wrong type.
+      ValueError: if `max_norm` is negative or NaN, or a leaf has no dimension `axis`;
+        in the update, if ``params`` do not fit the updates.
+
+    Examples:
+      >>> sgd = optax.chain(optax.sgd(0.1), optaxclip.clip_weight_norm(5.0, axis=0))
+      >>> params = jnp.array([[6.0, 0.3], [8.0, 0.4]])
+      >>> updates, _ = sgd.update(jnp.zeros((2, 2)), sgd.init(params), params)
+      >>> optax.apply_updates(params, updates)
+      Array([[3. , 0.3],
+             [4. , 0.4]], dtype=float32)
+
+    References:
+      Srivastava et al., Dropout: a simple way to prevent neural networks from
+      overfitting, JMLR 15, 2014, section 5.1.
+
+    Note:
+      Keras' ``MaxNorm`` adds 1e-7 to the norm that it divides by, and so shrinks what
+      is within the bound, too; no such guard is needed here.
+    """
+    if axis is None:
+        scope = scopes.tensor(axis_name=axis_name)
+    else:
+        scope = scopes.unit(axis=axis, axis_name=axis_name)
+    return bound_weights(
+        clipper(
+            scope,
+            norms.l2,
+            as_threshold(max_norm, "max_norm"),
+            responses.shrink,
+            name="clip_weight_norm",
+        ),
+        name="clip_weight_norm",
+    )

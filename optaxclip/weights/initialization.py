@@ -1,0 +1,141 @@
+"""Parameters kept as small as they were initialized, by the fan-in of each kernel."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+
+from optaxclip import norms, responses, scopes
+from optaxclip.clipper import clipper
+from optaxclip.groupings import each_group
+from optaxclip.leaves import AxisName, as_tuple, counts, is_axes, of_leaves
+from optaxclip.magnitudes import Number, PerGroup
+from optaxclip.thresholds import Observation, Threshold, as_threshold
+from optaxclip.weights.bounds import bound_weights
+
+
+def _home(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Name the subtree that a leaf stands in.
+
+    Flax NNX may keep the array of a parameter as the value of a variable.
+    """
+    is_value = path and path[-1] == jax.tree_util.GetAttrKey("value")
+    return path[:-2] if is_value else path[:-1]
+
+
+def _fan_ins(tree: PyTree, axis: Any) -> list[int | None]:
+    """Say of each leaf that counts how many inputs feed one of its units."""
+    paths = [
+        (_home(path), jnp.shape(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if counts(leaf)
+    ]
+    axes = of_leaves("axis", axis, tree, is_axes)
+    own: list[int | None] = []
+    largest: dict[tuple[Any, ...], int] = {}
+    for (home, shape), dims in zip(paths, axes, strict=True):
+        if len(shape) < 2:
+            own.append(None)
+            continue
+        sides = shape[:-1] if dims is None else [shape[d] for d in as_tuple(dims)]
+        own.append(math.prod(sides))
+        largest[home] = max(largest.get(home, 0), math.prod(sides))
+    pairs = zip(own, paths, strict=True)
+    return [fan_in or largest.get(home) for fan_in, (home, _) in pairs]
+
+
+@dataclass(frozen=True)
+class _PerRootFanIn:
+    """A limit divided by the root of each leaf's fan-in; none where there is none."""
+
+    scale: Threshold
+    fan_ins: list[int | None]
+
+    def init(self, groups: Any) -> Any:
+        return self.scale.init(groups)
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        scale, state = self.scale.update(seen, state)
+
+        def limit(scale: Number, root: Number) -> Number:
+            bound = scale / root.astype(scale.dtype)
+            return jnp.where((root == 0) & ~jnp.isnan(scale), jnp.inf, bound)
+
+        roots = [jnp.asarray((fan_in or 0) ** 0.5) for fan_in in self.fan_ins]
+        return each_group(limit, scale, roots), state
+
+
+def clip_weights_to_init(
+    kappa: ArrayLike | optax.Schedule | Threshold,
+    *,
+    axis: Any = None,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Keep every parameter within a multiple of the range it was initialized in.
+
+    $$w_i \leftarrow \min(\max(w_i, -\kappa / \sqrt n), \kappa / \sqrt n)$$
+
+    with n the fan-in, the number of inputs of a unit. A kernel, of two dimensions or
+    more, has its own. A bias, scale or other vector takes that of the kernel beside it:
+    the one that stands in the same subtree, or the largest of several. Where there is
+    none, as beside a normalization, it is not bounded. Place it last in a chain. Needs
+    ``params``.
+
+    Args:
+      kappa: the multiple κ >= 0, tuned between 1 and 3 in the paper: a number, an
+        array, a schedule of the clipper's own step, or a threshold.
+      axis: the dimensions that are the inputs of a kernel: an int, a tuple, or a
+        prefix tree of these; all but the last if not given, as JAX keeps kernels
+        input-first. A kernel of attention heads ``(inputs, heads, features)`` wants
+        ``axis=0``.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
+        report needs it. The fan-in is that of the shard.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges, which are
+      those of the parameters. So is its report.
+
+    Raises:
+      TypeError: if `kappa` has the wrong type.
+      ValueError: if `kappa` is negative or NaN; in the update, if ``params`` do not fit
+        the updates.
+
+    Examples:
+      >>> sgd = optax.chain(optax.sgd(0.1), optaxclip.clip_weights_to_init(1.0))
+      >>> params = {"kernel": jnp.full((4, 1), 2.0), "bias": jnp.full(1, -2.0)}
+      >>> updates = jax.tree.map(jnp.zeros_like, params)
+      >>> updates, _ = sgd.update(updates, sgd.init(params), params)
+      >>> optax.apply_updates(params, updates)["bias"]
+      Array([-0.5], dtype=float32)
+
+    References:
+      Elsayed et al., Weight clipping for deep continual and reinforcement learning,
+      2024, arXiv:2407.01704.
+
+    Note:
+      In the authors' code a bias takes the fan-in of the parameter that was created
+      before it, whatever that is. Here the order does not matter.
+    """
+    scale = as_threshold(kappa, "kappa")
+
+    def bound(tree: PyTree) -> optax.GradientTransformationExtraArgs:
+        name = "clip_weights_to_init"
+        limits = _PerRootFanIn(scale, _fan_ins(tree, axis))
+        scope = scopes.element(axis_name=axis_name)
+        clip = clipper(scope, norms.linf, limits, responses.clamp, name=name)
+        return bound_weights(clip, name=name)
+
+    def init(params: PyTree) -> Any:
+        return bound(params).init(params)
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, Any]:
+        return bound(updates).update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,347 @@
+"""Bounds on weights: what holds after optax.apply_updates, to the last bit."""
+
+import itertools
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from trees import assert_same_bits, wide
+
+import optaxclip
+
+DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
+PAIRS = list(itertools.product(DTYPES, DTYPES))
+pairs = pytest.mark.parametrize(
+    ("of_params", "of_updates"),
+    PAIRS,
+    ids=[f"{p.__name__}-{u.__name__}" for p, u in PAIRS],
+)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def numbers(shape, size, seed):
+    """Normal numbers of a size, among them ones that no limit divides well."""
+    return np.random.default_rng(seed).normal(size=shape) * size
+
+
+def stepped(transformation, params, updates, applied=None) -> Any:
+    """The parameters after one step, as a training loop has them."""
+    with jax.numpy_dtype_promotion("standard"):
+        update = jax.jit(transformation.update)
+        updates, _ = update(updates, transformation.init(params), params)
+        return (applied or optax.apply_updates)(params, updates)
+
+
+def again(update, params, state) -> tuple[Any, Any]:
+    """The parameters and the state after a step of no update."""
+    updates, state = update(jax.tree.map(jnp.zeros_like, params), state, params)
+    return optax.apply_updates(params, updates), state
+
+
+@pytest.mark.parametrize("jitted", [True, False], ids=["jit", "eager"])
+@pairs
+def test_no_parameter_is_beyond_a_value(of_params, of_updates, jitted):
+    applied = jax.jit(optax.apply_updates) if jitted else optax.apply_updates
+    for limit, size in (
+        (0.1, 0.1),
+        (0.01, 1.0),
+        (1 / 3, 10.0),
+        (1.0, 1e3),
+        (7.7, 1e-3),
+    ):
+        params = jnp.asarray(numbers(4000, size, 0), of_params)
+        updates = jnp.asarray(numbers(4000, size, 1), of_updates)
+        bound = optaxclip.clip_weights(limit)
+        after = stepped(bound, params, updates, applied)
+        if jnp.finfo(of_updates).eps > jnp.finfo(of_params).eps:
+            # From far away no update of so few digits leads into the interval at once.
+            for _ in range(3):
+                after = stepped(bound, after, jnp.zeros_like(updates), applied)
+        assert after.dtype == of_params
+        assert np.abs(wide(after)).max() <= np.float32(limit), (limit, size)
+
+
+@each_dtype
+def test_a_step_and_its_bound_in_one_jit_keep_the_bound(dtype):
+    """Where XLA is free to leave out roundings between the two."""
+    params = jnp.asarray(numbers(4000, 1.0, 0), dtype)
+    chain = optax.chain(optax.sgd(0.3), optaxclip.clip_weights(0.1))
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = chain.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = chain.init(params)
+    for seed in range(3):
+        grads = jnp.asarray(numbers(4000, 1.0, seed), dtype)
+        params, state = step(params, state, grads)
+        assert np.abs(wide(params)).max() <= np.float32(0.1)
+
+
+@each_dtype
+def test_two_bounds_hold_each_on_its_side(dtype):
+    params = jnp.asarray(numbers(4000, 1.0, 0), dtype)
+    bound = optaxclip.clip_weights(0.3, min_value=-0.05)
+    after = wide(stepped(bound, params, jnp.zeros_like(params)))
+    assert np.float32(-0.05) <= after.min() < -0.04
+    assert 0.29 < after.max() <= np.float32(0.3)
+
+
+@pairs
+def test_what_would_be_within_keeps_the_bits_of_its_update(of_params, of_updates):
+    params = jnp.asarray(numbers(1000, 1.0, 0), of_params)
+    updates = jnp.asarray(numbers(1000, 1.0, 1), of_updates)
+    for bound in (optaxclip.clip_weights(1.0), optaxclip.clip_weights(100.0)):
+        with jax.numpy_dtype_promotion("standard"):
+            found, _ = bound.update(updates, bound.init(params), params)
+            free = np.abs(wide(optax.apply_updates(params, updates))) <= 1.0
+        assert found.dtype == of_updates
+        assert (np.asarray(found) == np.asarray(updates))[free].all()
+
+
+NORMS = {
+    "tensor": (optaxclip.clip_weight_norm, {}, None),
+    "unit": (optaxclip.clip_weight_norm, {"axis": 0}, 0),
+    "units of rows": (optaxclip.clip_weight_norm, {"axis": 1}, 1),
+}
+
+
+@pytest.mark.parametrize(("make", "options", "axis"), NORMS.values(), ids=NORMS)
+@pairs
+def test_no_norm_is_beyond_its_bound_but_for_one_rounding(
+    make, options, axis, of_params, of_updates
+):
+    params = jnp.asarray(numbers((40, 30), 1.0, 0), of_params)
+    updates = jnp.asarray(numbers((40, 30), 1.0, 1), of_updates)
+    bound = make(2.5, **options)
+    after = stepped(bound, params, updates)
+    if jnp.finfo(of_updates).eps > jnp.finfo(of_params).eps:
+        for _ in range(3):
+            after = stepped(bound, after, jnp.zeros_like(updates))
+    size = np.sqrt((wide(after) ** 2).sum(axis))
+    assert size.max() <= 2.5 * (1 + float(jnp.finfo(of_params).eps))
+    assert size.min() > 2.4  # and they are not shrunk more than they have to be
+
+
+@each_dtype
+def test_no_spectral_norm_is_beyond_its_bound_once_it_is_found(dtype):
+    params = jnp.asarray(numbers((40, 30), 1.0, 0), dtype)
+    bound = optaxclip.clip_weight_spectral_norm(2.5)
+    state = bound.init(params)
+    step = jax.jit(bound.update)
+    for _ in range(10):
+        params, state = again(step, params, state)
+    size = np.linalg.norm(wide(params), 2)
+    assert size <= 2.5 * (1 + max(1e-5, float(jnp.finfo(dtype).eps)))
+    assert size > 2.4
+
+
+def test_the_spectral_norm_is_found_whatever_the_first_vector_is():
+    """An orthogonal one, one from another matrix, and a matrix of zeros before."""
+    matrix = jnp.diag(jnp.array([8.0, 4.0, 2.0]))
+    bound = optaxclip.clip_weight_spectral_norm(1.0)
+    state = bound.init(matrix)
+    for vector in ([0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]):
+        held = state.threshold._replace(vectors=[jnp.array(vector)[None, :, None]])
+        given = state._replace(threshold=held)
+        _, given = again(bound.update, jnp.zeros((3, 3)), given)
+        _, given = again(bound.update, matrix, given)
+        after, _ = again(bound.update, matrix, given)
+        np.testing.assert_allclose(after, matrix / 8, rtol=1e-4, atol=1e-6)
+
+
+def test_a_bad_step_leaves_the_vector_of_the_spectral_norm_alone():
+    matrix = jnp.asarray(numbers((5, 4), 1.0, 0), jnp.float32)
+    bound = optaxclip.clip_weight_spectral_norm(1.0)
+    _, state = bound.update(jnp.zeros((5, 4)), bound.init(matrix), matrix)
+    broken = matrix.at[1, 2].set(jnp.nan)
+    params, after = again(bound.update, broken, state)
+    assert jnp.isnan(params).all()
+    assert_same_bits(after.threshold.vectors, state.threshold.vectors)
+
+
+def test_later_steps_of_the_spectral_norm_go_on_from_the_vector():
+    """Whose two largest singular values are hardly told apart in one step."""
+    matrix = jnp.asarray(numbers((60, 50), 1.0, 0), jnp.float32)
+    size = np.linalg.norm(wide(matrix), 2)
+    bound = optaxclip.clip_weight_spectral_norm(jnp.inf)
+    state, step, found = bound.init(matrix), jax.jit(bound.update), []
+    for _ in range(20):
+        _, state = step(jnp.zeros_like(matrix), state, matrix)
+        found.append(float(optaxclip.report(state)["clip/pre_norm"][0]))
+    np.testing.assert_allclose(found[0], size, rtol=1e-3)
+    np.testing.assert_allclose(found[-1], size, rtol=2e-6)
+
+
+def test_stacked_layers_and_kernels_of_convolutions_have_spectral_norms():
+    layers = jnp.asarray(numbers((3, 5, 4), 1.0, 0), jnp.float32)
+    kernel = jnp.asarray(numbers((2, 2, 3, 4), 1.0, 1), jnp.float32)
+    params = {"layers": layers, "kernel": kernel}
+    bound = optaxclip.clip_weight_spectral_norm(
+        1.0, leading_axes={"layers": 1, "kernel": 0}
+    )
+    after = stepped(bound, params, jax.tree.map(jnp.zeros_like, params))
+    sizes = [np.linalg.norm(wide(x), 2) for x in after["layers"]]
+    sizes.append(np.linalg.norm(wide(after["kernel"]).reshape(12, 4), 2))
+    np.testing.assert_allclose(sizes, 1.0, rtol=1e-4)
+
+
+def modules():
+    """Two layers, a normalization, a bias alone and one of two kernels."""
+    return {
+        "first": {"kernel": jnp.full((4, 9), 5.0), "bias": jnp.full(9, -5.0)},
+        "norm": {"scale": jnp.full(9, 5.0), "bias": jnp.full(9, 5.0)},
+        "conv": {"kernel": jnp.full((3, 3, 1, 2), 5.0), "bias": jnp.full(2, 5.0)},
+        "cell": {
+            "inputs": jnp.full((4, 2), 5.0),
+            "hidden": jnp.full((16, 2), 5.0),
+            "bias": jnp.full(2, 5.0),
+        },
+        "temperature": jnp.asarray(5.0),
+    }
+
+
+def test_weights_stay_as_small_as_they_were_initialized():
+    params = modules()
+    after = stepped(
+        optaxclip.clip_weights_to_init(2.0),
+        params,
+        jax.tree.map(jnp.zeros_like, params),
+    )
+    largest = jax.tree.map(lambda x: float(jnp.max(jnp.abs(x))), after)
+    assert largest["first"] == {"kernel": 1.0, "bias": 1.0}
+    assert largest["norm"] == {"scale": 5.0, "bias": 5.0}
+    np.testing.assert_allclose(list(largest["conv"].values()), 2 / 3, rtol=1e-6)
+    assert largest["cell"] == {"inputs": 1.0, "hidden": 0.5, "bias": 0.5}
+    assert largest["temperature"] == 5.0
+
+
+def test_the_fan_in_of_heads_is_that_of_the_axis():
+    params = {"kernel": jnp.full((4, 2, 8), 5.0), "bias": jnp.full((2, 8), 5.0)}
+    bound = optaxclip.clip_weights_to_init(1.0, axis={"kernel": 0, "bias": ()})
+    after = stepped(bound, params, jax.tree.map(jnp.zeros_like, params))
+    assert jnp.max(after["kernel"]) == 0.5
+    assert jnp.max(after["bias"]) == 1.0  # of two dimensions, it has its own fan-in
+
+
+def test_flax_names_the_parameters_that_are_beside_one_another():
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Linear(16, 3, rngs=nnx.Rngs(0))
+    model.bias[...] = jnp.full(3, 5.0)
+    chain = optax.chain(optax.sgd(0.0), optaxclip.clip_weights_to_init(1.0))
+    optimizer = nnx.Optimizer(model, chain, wrt=nnx.Param)
+    optimizer.update(model, nnx.state(model, nnx.Param))
+    np.testing.assert_array_equal(model.bias[...], 0.25)
+
+
+BOUNDS = {
+    "clip_weights": (optaxclip.clip_weights, "value"),
+    "clip_weight_norm": (optaxclip.clip_weight_norm, "norm"),
+    "clip_weights_to_init": (optaxclip.clip_weights_to_init, "init"),
+    "clip_weight_spectral_norm": (optaxclip.clip_weight_spectral_norm, "spectrum"),
+}
+every_bound = pytest.mark.parametrize(("make", "kind"), BOUNDS.values(), ids=BOUNDS)
+
+
+def size_of(params, kind):
+    """What a kind of bound is about, of a kernel (4, 3)."""
+    if kind == "value":
+        return np.abs(params).max()
+    if kind == "norm":
+        return np.linalg.norm(params)
+    return np.abs(params).max() * 2 if kind == "init" else np.linalg.norm(params, 2)
+
+
+@every_bound
+def test_a_schedule_or_an_array_drives_each_bound(make, kind):
+    params = jnp.asarray(numbers((4, 3), 10.0, 0), jnp.float32)
+    schedule = optax.linear_schedule(3.0, 1.0, 2)
+    bound = make(schedule)
+    state = bound.init(params)
+    for wanted in (3.0, 2.0, 1.0, 1.0):
+        after, state = again(bound.update, params, state)
+        np.testing.assert_allclose(size_of(wide(after), kind), wanted, rtol=1e-5)
+    after = stepped(make(jnp.asarray(0.5)), params, jnp.zeros_like(params))
+    np.testing.assert_allclose(size_of(wide(after), kind), 0.5, rtol=1e-5)
+
+
+@every_bound
+def test_the_report_is_of_the_weights_and_bears_the_name(make, kind):
+    params = {"kernel": jnp.asarray(numbers((4, 3), 10.0, 0), jnp.float32)}
+    chain = optax.chain(optaxclip.clip_value(1.0), optax.sgd(0.1), make(0.5))
+    _, state = chain.update(params, chain.init(params), params)
+    report = optaxclip.report(state)
+    limit = np.max(report[f"{make.__name__}/limit"])
+    np.testing.assert_allclose(limit, 0.25 if kind == "init" else 0.5)
+    assert np.max(report[f"{make.__name__}/pre_norm"]) > limit
+    assert report[f"{make.__name__}/clipped_steps"] == 1
+
+
+@every_bound
+def test_masks_and_partitions_choose_the_leaves(make, kind):
+    params = {"in": jnp.full((4, 3), 9.0), "out": jnp.full((4, 3), 9.0)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    masked = optax.masked(make(0.5), {"in": True, "out": False})
+    after = stepped(masked, params, zeros)
+    np.testing.assert_allclose(size_of(wide(after["in"]), kind), 0.5, rtol=1e-5)
+    assert_same_bits(after["out"], params["out"])
+    parts: dict[Any, Any] = {"tight": make(0.5), "loose": make(2.0)}
+    split = optax.partition(parts, {"in": "tight", "out": "loose"})
+    after = stepped(split, params, zeros)
+    np.testing.assert_allclose(size_of(wide(after["out"]), kind), 2.0, rtol=1e-5)
+
+
+def test_gradients_and_weights_are_clipped_in_one_chain():
+    params = {"w": jnp.asarray(numbers((4, 3), 1.0, 0), jnp.float32)}
+    chain = optax.chain(
+        optaxclip.clip_global_norm(1.0), optax.sgd(0.5), optaxclip.clip_weights(0.25)
+    )
+    state = chain.init(params)
+    step = jax.jit(chain.update)
+    for seed in range(5):
+        grads = {"w": jnp.asarray(numbers((4, 3), 10.0, seed), jnp.float32)}
+        updates, state = step(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        assert jnp.max(jnp.abs(params["w"])) <= 0.25
+        if seed:  # within since the first step, so that no weight has to come back
+            assert optaxclip.tree_norm(updates) <= 0.5 * 1.00001
+    report = optaxclip.report(state)
+    np.testing.assert_allclose(report["clip_global_norm/post_norm"], 1.0, rtol=1e-6)
+
+
+def test_any_clipper_may_bound_the_weights():
+    params = {"a": jnp.full(3, 2.0), "b": jnp.full(1, 2.0)}
+    ball = optaxclip.bound_weights(optaxclip.clip_global_norm(1.0))
+    after = stepped(ball, params, jax.tree.map(jnp.zeros_like, params))
+    np.testing.assert_allclose(optaxclip.tree_norm(after), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_what_is_broken_is_loud(bad):
+    params, zeros = jnp.array([1.0, bad, 3.0]), jnp.zeros(3)
+    after = stepped(optaxclip.clip_weights(2.0), params, zeros)
+    np.testing.assert_array_equal(after, [1.0, jnp.nan, 2.0])
+    after = stepped(optaxclip.clip_weight_norm(2.0), params, zeros)
+    assert jnp.isnan(after).all()
+
+
+@partial(jax.jit, static_argnums=0)
+def traced(make, params, limit):
+    """One step of no update, with a traced limit."""
+    bound = make(limit)
+    return again(bound.update, params, bound.init(params))[0]
+
+
+@every_bound
+def test_a_traced_limit_below_zero_acts_as_zero_and_nan_is_loud(make, kind):
+    del kind
+    params = jnp.asarray(numbers((4, 3), 1.0, 0), jnp.float32)
+    for limit in (0.0, -1.0):
+        np.testing.assert_array_equal(traced(make, params, limit), 0.0)
+    assert jnp.isnan(traced(make, params, jnp.nan)).all()
+    assert_same_bits(traced(make, params, jnp.inf), params)
