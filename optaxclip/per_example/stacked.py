@@ -85,7 +85,7 @@ def clip_per_example(
 
     def init(params: PyTree) -> ClipState:
         memory = threshold.init(jax.ShapeDtypeStruct((), jnp.float32))
-        return state_type(NAME)(memory, empty_report(()))
+        return state_type(NAME, ClipState)(memory, empty_report(()))
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
@@ -93,22 +93,26 @@ def clip_per_example(
         del params
         leaves = counted(updates)
         number = _number_of_examples(updates)
-        seen = Observation(Magnitude([], []), leaves, number, list, _as_numbers, extra)
+        seen = Observation(
+            size=Magnitude([], []),  # given limits do not depend on it
+            leaves=leaves,
+            number=number,
+            measure_params=list,
+            arrange=_as_numbers,
+            share=jnp.mean,
+            extra_args=extra,
+        )
         given, memory = threshold.update(seen, state.threshold)
         limits = arrange(given, updates)
         sizes = [_measure([leaves[i] for i in group]) for group in limits.groups]
         weights = decide(sizes, limits, response, jnp.ones(number, bool))
         total = jax.lax.psum(number, axis_name) if axis_name else number
         factors = limits.of_leaves([factor / total for factor in weights.factors])
-        means = iter(
-            [
-                _sum(*each, weights, axis_name)
-                for each in zip(leaves, factors, strict=True)
-            ]
-        )
+        pairs = zip(leaves, factors, strict=True)
+        means = iter([_sum(*pair, weights, axis_name) for pair in pairs])
         mean = jax.tree.map(lambda x: next(means) if counts(x) else x, updates)
         report = _report(state.report, limits, weights, axis_name)
-        return mean, state_type(NAME)(memory, report)
+        return mean, state_type(NAME, ClipState)(memory, report)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
