@@ -1,6 +1,7 @@
 """Thresholds made of others."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,22 +18,36 @@ from optaxclip.thresholds.threshold import Groups, Observation, Threshold
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """Two thresholds, each of which sees the magnitudes and learns by its own limit."""
+class _Pair(ABC):
+    """Two thresholds, each of which sees the magnitudes and learns by its own limit.
+
+    Attributes:
+      first: a threshold.
+      second: another one.
+    """
 
     first: Threshold
     second: Threshold
+
+    @abstractmethod
+    def _chosen(self, first: Number, second: Number) -> Number: ...
 
     def init(self, groups: Groups) -> tuple[Any, Any]:
         """See `Threshold.init`."""
         return self.first.init(groups), self.second.init(groups)
 
-    def _both(
+    def update(
         self, seen: Observation, state: tuple[Any, Any]
-    ) -> tuple[PerGroup, PerGroup, tuple[Any, Any]]:
+    ) -> tuple[PerGroup, tuple[Any, Any]]:
+        """See `Threshold.update`."""
         first, first_state = self.first.update(seen, state[0])
         second, second_state = self.second.update(seen, state[1])
-        return first, second, (first_state, second_state)
+
+        def chosen(size: Number, first: Number, second: Number) -> Number:
+            return self._chosen(like(first, size), like(second, size))
+
+        limit = each_group(chosen, seen.magnitude, first, second)
+        return limit, (first_state, second_state)
 
 
 @dataclass(frozen=True)
@@ -44,16 +59,8 @@ class Minimum(_Pair):
       second: another one.
     """
 
-    def update(
-        self, seen: Observation, state: tuple[Any, Any]
-    ) -> tuple[PerGroup, tuple[Any, Any]]:
-        """See `Threshold.update`."""
-        first, second, state = self._both(seen, state)
-
-        def smaller(size: Number, first: Number, second: Number) -> Number:
-            return jnp.minimum(like(first, size), like(second, size))
-
-        return each_group(smaller, seen.magnitude, first, second), state
+    def _chosen(self, first: Number, second: Number) -> Number:
+        return jnp.minimum(first, second)
 
 
 @dataclass(frozen=True)
@@ -65,16 +72,8 @@ class Maximum(_Pair):
       second: another one.
     """
 
-    def update(
-        self, seen: Observation, state: tuple[Any, Any]
-    ) -> tuple[PerGroup, tuple[Any, Any]]:
-        """See `Threshold.update`."""
-        first, second, state = self._both(seen, state)
-
-        def larger(size: Number, first: Number, second: Number) -> Number:
-            return jnp.maximum(like(first, size), like(second, size))
-
-        return each_group(larger, seen.magnitude, first, second), state
+    def _chosen(self, first: Number, second: Number) -> Number:
+        return jnp.maximum(first, second)
 
 
 @dataclass(frozen=True)
