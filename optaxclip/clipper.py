@@ -13,11 +13,10 @@ from jaxtyping import PyTree
 
 from optaxclip.groupings import Grouping, each_group
 from optaxclip.leaves import beside, counted, filled
-from optaxclip.magnitudes import Magnitude, Norm, Number, PerGroup, widen
+from optaxclip.magnitudes import Leaf, Magnitude, Norm, Number, PerGroup, widen
 from optaxclip.measuring import measure, measuring_dtype
 from optaxclip.norms import linf
 from optaxclip.reports import (
-    ClipReport,
     ClipState,
     empty_report,
     next_report,
@@ -120,6 +119,20 @@ class Rule:
             self.threshold.init(groups), empty_report(grouping.report_shape)
         )
 
+    def _check(self, state: Any, grouping: Grouping, leaves: list[Leaf]) -> None:
+        """Refuse the state of another model, or of another threshold."""
+        groups = grouping.like(leaves, measuring_dtype(leaves))
+        memory = jax.eval_shape(lambda: self.threshold.init(groups))
+        wanted = [*(x.shape for x in jax.tree.leaves(memory)), grouping.report_shape]
+        kept = jax.tree.leaves((state.threshold, state.report.pre_norm))
+        given = [jnp.shape(x) for x in kept]
+        if given != wanted:
+            raise ValueError(
+                f"{self.name} was given a state of shapes {given}, but the updates "
+                f"need {wanted}; init it with params whose floating-point leaves are "
+                "those of the updates, and with the same options."
+            )
+
     def clip(
         self,
         updates: PyTree,
@@ -131,6 +144,7 @@ class Rule:
         """Respond to groups of a known size, and report it."""
         leaves = counted(updates)
         grouping = self.scope.arrange(updates)
+        self._check(state, grouping, leaves)
 
         def measure_params() -> PerGroup:
             given = counted(beside(self.name, updates, params))
@@ -147,9 +161,8 @@ class Rule:
         )
         limit, memory = self.threshold.update(seen, state.threshold)
         limit = each_group(tidy, seen.magnitude, limit)
-        after = each_group(self.response.reach, seen.magnitude, limit)
+        after = each_group(self.response.reach, each_group(_held_size, *size), limit)
         report = next_report(state.report, grouping, seen.magnitude, after, limit)
-        _check_groups(self.name, state.report, report)
         pointwise = grouping.pointwise
         response = self.response.pointwise() if pointwise else self.response
         weights = each_group(response.weigh, size.value, size.unit, limit)
@@ -160,6 +173,11 @@ class Rule:
 def tidy(magnitude: Number, limit: ArrayLike) -> Number:
     """Take a negative limit as 0, in the type in which the group was measured."""
     limit = jnp.asarray(limit).astype(magnitude.dtype)
+    if jnp.broadcast_shapes(limit.shape, magnitude.shape) != magnitude.shape:
+        raise ValueError(
+            f"a limit of shape {limit.shape} does not fit groups of shape "
+            f"{magnitude.shape}; give one number, or one for each group."
+        )
     return jnp.maximum(limit, jnp.zeros_like(limit))
 
 
@@ -191,6 +209,13 @@ def respond(
     return filled(updates, clipped)
 
 
+def _held_size(value: Number, unit: Number) -> Number:
+    """Give a magnitude as the largest number there is where it is finite beyond."""
+    plain = value * unit
+    largest = jnp.finfo(plain.dtype).max
+    return jnp.where(value < jnp.inf, jnp.minimum(plain, largest), plain)
+
+
 def _held(weight: Number) -> Number:
     """Keep XLA from computing a group's weight again in the kernels of every leaf.
 
@@ -200,12 +225,3 @@ def _held(weight: Number) -> Number:
     """
     finite = jnp.minimum(weight, jnp.finfo(weight.dtype).max)
     return jax.lax.rem(finite, jnp.full_like(finite, jnp.inf))
-
-
-def _check_groups(name: str, before: ClipReport, now: ClipReport) -> None:
-    if before.pre_norm.shape != now.pre_norm.shape:
-        raise ValueError(
-            f"{name} was initialized for groups of shape {before.pre_norm.shape}, but "
-            f"the updates have {now.pre_norm.shape}; init it with params whose "
-            "floating-point leaves are those of the updates."
-        )

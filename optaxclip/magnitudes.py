@@ -87,7 +87,8 @@ def widen(leaf: Leaf, dtype: DTypeLike = jnp.float32) -> Leaf:
 
 def as_number(limit: ArrayLike) -> Number:
     """Take a number of any kind as an array of at least float32."""
-    number = jnp.asarray(limit)
+    # An int may be too large for any type of integers that JAX has.
+    number = jnp.asarray(float(limit) if isinstance(limit, int) else limit)
     if not jnp.issubdtype(number.dtype, jnp.inexact):
         number = number.astype(jnp.float32)
     return widen(number)

@@ -107,7 +107,7 @@ class _Tensor:
             for limit, length in zip(given, lengths, strict=True)
         ]
         with jax.numpy_dtype_promotion("standard"):
-            return jnp.concatenate(limits) if limits else jnp.zeros(0)
+            return jnp.concatenate(limits) if limits else jnp.zeros(0, jnp.float32)
 
 
 def _tensor_dims(shape: tuple[int, ...], leading: Any) -> tuple[int, ...]:
@@ -150,7 +150,7 @@ class _Groups:
             )
         limits = [as_number(spec[name]) for name in names]
         with jax.numpy_dtype_promotion("standard"):
-            return jnp.stack(limits) if limits else jnp.zeros(0)
+            return jnp.stack(limits) if limits else jnp.zeros(0, jnp.float32)
 
 
 def _sorted(labels: list[Hashable]) -> list[Hashable]:

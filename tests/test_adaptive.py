@@ -278,3 +278,13 @@ def test_greedy_clip_asks_for_the_loss():
     clip = optaxclip.greedy_clip(1.0)
     with pytest.raises(ValueError, match="value=loss"):
         clip.update(jnp.ones(2), clip.init(jnp.ones(2)))
+
+
+@pytest.mark.parametrize("first", [0.0, -1.0])
+def test_adagc_is_not_frozen_by_a_limit_of_zero_in_its_warm_up(first):
+    clip = optaxclip.adagc(lambda step: jnp.where(step < 2, first, 1.0), warmup_steps=4)
+    updates = clipped = jnp.ones(4)
+    state = clip.init(updates)
+    for _ in range(8):
+        clipped, state = clip.update(updates, state)
+    assert (np.asarray(clipped) > 0.4).all()

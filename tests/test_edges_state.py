@@ -187,3 +187,12 @@ def test_the_transformation_may_be_built_anew_at_every_step(strategy):
         clipped, state = strategy.make(limit).update(updates, state, params)
         assert_close(clipped, expected(strategy, updates, limit))
         assert form(state) == first
+
+
+@every_strategy
+def test_trees_without_numbers_keep_the_form_of_the_state_with_x64(strategy):
+    with jax.enable_x64(True):
+        tree = {"integers": jnp.arange(3)}
+        transformation = strategy.make(0.3)
+        state = transformation.init(tree)
+        assert form(transformation.update(tree, state, tree)[1]) == form(state)

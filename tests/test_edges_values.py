@@ -112,6 +112,7 @@ EXTREMES = [
     (jnp.float32, 1e20, 1.0),
     (jnp.float32, 3e38, 1.0),  # the norm itself is past float32
     (jnp.float32, 3e38, 1e30),
+    (jnp.float32, 1e20, 1e-30),  # so is the factor, by which it is clipped
     (jnp.float32, 1e-30, 1e-32),
     (jnp.float16, 300.0, 1.0),
     (jnp.float16, 6e4, 1.0),

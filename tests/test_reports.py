@@ -235,3 +235,23 @@ def test_multi_steps_reports_the_last_step_that_was_taken():
         report = after(steps, *several)
         np.testing.assert_allclose(report["clip/pre_norm"], mean, rtol=1e-6)
         assert report["clip/clipped_steps"] == 1
+
+
+def test_the_state_of_another_model_is_refused():
+    for clip in (optaxclip.spam_clip(), optaxclip.adagn()):
+        state = clip.init({"a": jnp.ones(2), "b": jnp.ones(2)})
+        with pytest.raises(ValueError, match="init it with params"):
+            clip.update({"b": jnp.ones(2)}, state)
+
+
+def test_the_state_of_another_window_is_refused():
+    updates = jnp.ones(2)
+    state = optaxclip.autoclip(window=4).init(updates)
+    with pytest.raises(ValueError, match="the same options"):
+        optaxclip.autoclip(window=5).update(updates, state)
+
+
+def test_after_clipping_a_norm_beyond_all_floats_is_reported_as_finite():
+    clip = optaxclip.clip_global_norm(1.0)
+    _, state = clip.update(jnp.full(2, 3e38), clip.init(jnp.zeros(2)))
+    assert state.report.post_norm == 1

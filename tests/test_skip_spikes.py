@@ -53,9 +53,9 @@ def judged(losses, grads, above, below, window, min_steps, floor=0.01):
             scored(kept_losses, loss, window, min_steps, floor),
         )
         bad = max(scores) > above or min(scores) < -below
-        if not bad:
-            kept_losses.append(loss)
-            kept_norms.append(norm)
+        if not bad:  # zeros tell no scale
+            kept_losses += [loss] if loss != 0 else []
+            kept_norms += [norm] if norm != 0 else []
         verdicts.append((bad, *scores))
     return verdicts
 
@@ -122,6 +122,12 @@ def test_a_constant_loss_and_a_constant_gradient_are_never_skipped():
     over_sizes = jax.vmap(total, in_axes=(None, 0))
     totals = jax.vmap(over_sizes, in_axes=(0, None))(losses, sizes)
     np.testing.assert_array_equal(totals, np.zeros((5, 5)))
+
+
+def test_zeros_do_not_make_all_that_follows_a_spike():
+    sizes = np.array([0.0] * 70 + [1e-6] * 10, np.float32)
+    _, told = run(optaxclip.skip_spikes(optax.sgd(1.0)), sizes * 0, sizes[:, None])
+    assert not told["skip_spikes/skipped"].any()
 
 
 def test_a_loss_that_bfloat16_rounds_does_not_jump_by_a_rounding():

@@ -247,3 +247,11 @@ def test_a_threshold_that_is_not_called_yet_is_refused():
     clip = optaxclip.clip_global_norm(thresholds.Constant)
     with pytest.raises((TypeError, ValueError)):
         clip.update(UPDATES, clip.init(UPDATES))
+
+
+def test_two_sides_may_have_limits_of_their_own_for_each_leaf():
+    updates = {"b": jnp.array([5.0, -5.0]), "w": jnp.array([5.0, -5.0])}
+    clip = optaxclip.clip_value({"b": 1.0, "w": 2.0}, min_value=-0.5)
+    clipped, _ = clip.update(updates, clip.init(updates))
+    np.testing.assert_array_equal(clipped["b"], [1.0, -0.5])
+    np.testing.assert_array_equal(clipped["w"], [2.0, -0.5])

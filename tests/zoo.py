@@ -360,6 +360,7 @@ SPECTRAL = {
     **exempt(
         "mapped matrices take as many steps as the neediest, and round differently; "
         "test_spectral compares both with a decomposition",
+        "test_a_scan_gives_what_a_loop_gives",
         "test_a_vmap_over_seeds_gives_what_a_loop_gives",
         "test_a_vmap_over_limits_gives_what_a_loop_gives",
     ),

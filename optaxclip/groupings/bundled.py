@@ -35,7 +35,8 @@ class Bundled(Grouping):
         return [math.prod(self._lead(positions[0])) for positions in self.members]
 
     def _array(self, segments: list[Array]) -> Array:
-        vector = jnp.concatenate(segments) if segments else jnp.zeros(int(self.single))
+        empty = jnp.zeros(int(self.single), jnp.float32)
+        vector = jnp.concatenate(segments) if segments else empty
         return vector.reshape(()) if self.single else vector
 
     def _local(
@@ -43,11 +44,12 @@ class Bundled(Grouping):
     ) -> list[Array]:
         """Reduce the terms of some leaves over each group; empty where it has none."""
         found = []
+        empty = jnp.zeros(0, jnp.float32)
         for positions in self.members:
             here = [i for i in positions if i in among]
             lead = self._lead(positions[0])
             dims = self.dims[positions[0]] if lead else None
-            part = op.bundled([terms[i] for i in here], dims) if here else jnp.zeros(0)
+            part = op.bundled([terms[i] for i in here], dims) if here else empty
             found.append(part.ravel())
         return found
 

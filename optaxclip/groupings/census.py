@@ -68,7 +68,8 @@ def census(
       The largest of each list, and the count, on the whole mesh.
     """
     if not held:
-        return [jnp.zeros(()) for _ in numbers], jnp.zeros(())
+        none = jnp.zeros((), jnp.float32)
+        return [none for _ in numbers], none
     rows: dict[Axes, list[Row]] = {}
     for holds, spread, *each in zip(held, axes, *numbers, strict=True):
         spelled = (jnp.broadcast_to(_spelled(x), holds.shape) for x in each)

@@ -83,7 +83,7 @@ def zero_nonfinite(
 
     def init(params: PyTree) -> ZeroState:
         counters = (jnp.zeros((), jnp.int32) for _ in range(2))
-        report = ZeroReport(jnp.zeros(()), *counters)
+        report = ZeroReport(jnp.zeros((), jnp.float32), *counters)
         return state_type("zero_nonfinite", ZeroState)(report)
 
     def update(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
@@ -61,7 +62,8 @@ class _Spikes:
     def init(self) -> tuple[SpikeMemory, SpikeReport]:
         memory = SpikeMemory(*(_empty(self.window) for _ in range(2)))
         counters = (jnp.zeros((), jnp.int32) for _ in range(3))
-        return memory, SpikeReport(*counters, *(jnp.zeros(()) for _ in range(3)))
+        scores = (jnp.zeros((), jnp.float32) for _ in range(3))
+        return memory, SpikeReport(*counters, *scores)
 
     def _score(self, window: Window, x: Scalar) -> Scalar:
         known = window.values < jnp.inf
@@ -76,9 +78,9 @@ class _Spikes:
         least = jnp.asarray(self.min_std, jnp.float32) * (largest / unit)
         std = jnp.maximum(std, least)
         distance = x / unit - mean
-        score = jnp.where(distance == 0, 0.0, distance / std)
-        judged = window.filled >= jnp.asarray(self.min_steps).astype(jnp.int32)
-        return jnp.where(judged, score, 0.0)
+        enough = window.filled >= jnp.asarray(self.min_steps).astype(jnp.int32)
+        judged = enough & (distance != 0)
+        return jnp.where(judged, distance / jnp.where(judged, std, 1.0), 0.0)
 
     def _stands_out(self, score: Scalar, x: Scalar) -> Bool[Array, ""]:
         above = jnp.maximum(jnp.asarray(self.sigmas, jnp.float32), 0.0)
@@ -98,15 +100,25 @@ class _Spikes:
             seen["value"] = _scalar(extra_args["value"])
         scores = {name: self._score(getattr(memory, name), seen[name]) for name in seen}
         bad = jnp.stack([self._stands_out(scores[name], seen[name]) for name in seen])
+        unseen = jnp.zeros((), jnp.float32)
         return (
             jnp.any(bad),
             memory._replace(
-                **{name: getattr(memory, name).pushed(x) for name, x in seen.items()}
+                **{name: _taken(getattr(memory, name), x) for name, x in seen.items()}
             ),
             report._replace(
-                norm=norm, **{f"{name}_score": score for name, score in scores.items()}
+                norm=norm,
+                norm_score=scores["norm"],
+                value_score=scores.get("value", unseen),
             ),
         )
+
+
+def _taken(window: Window, x: Scalar) -> Window:
+    """Pass over zeros: they tell no scale, and what came after them would stand out."""
+    return jax.tree.map(
+        lambda old, new: jnp.where(x == 0, old, new), window, window.pushed(x)
+    )
 
 
 def _empty(size: int) -> Window:
@@ -146,7 +158,8 @@ def skip_spikes(
     $$\frac{x - \mathrm{mean}}{\max(\mathrm{std}, f \max_j |x_j|)} > k$$
 
     with x the loss or the L2 norm of the raw gradient, and the mean, standard
-    deviation and maximum those of the last steps that were taken. A step that is not
+    deviation and maximum those of the last steps that were taken and where x was not
+    0. A step that is not
     finite is always skipped. Like `skip_nonfinite`, a skipped step gives updates of
     zero and leaves the state of `inner` bit for bit. Wrap the whole optimizer,
     clippers included, and hand the loss over:
@@ -201,6 +214,6 @@ def skip_spikes(
     check_limit(sigmas_below, "sigmas_below")
     check_limit(min_std, "min_std")
     check_window(window)
-    check_between(min_steps, 1, window, "min_steps")
+    check_between(min_steps, 1, window, "min_steps, which the window has to hold,")
     judge = _Spikes(sigmas, sigmas_below, window, min_steps, min_std, axis_name)
     return skipping(inner, judge, "skip_spikes")

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool
 
 from optaxclip.magnitudes import Leaf, Number
@@ -18,10 +19,16 @@ def loud(magnitude: Number, result: Number) -> Number:
 
 
 def ratio_of(value: Number, unit: Number, limit: Number) -> tuple[Number, Number]:
-    """Give limit / (value * unit) as two factors, whose product may be very small."""
-    one = jnp.ones_like(unit)
-    second = limit / (value * jnp.minimum(unit, one))
-    return 1 / jnp.maximum(unit, one), loud(value, second)
+    """Give limit / (value * unit) as two factors, whose product may be very small.
+
+    The first is a power of two that brings a large magnitude near to 1, so that the
+    second has no reason to underflow where the result does not.
+    """
+    finfo = jnp.finfo(value.dtype)
+    power = lax.reduce_precision(lax.stop_gradient(value), finfo.nexp, 0)
+    first = 1 / jnp.clip(power * unit, 1, 2.0 ** (finfo.maxexp - 2))
+    rest = jnp.maximum(value * (unit * first), finfo.tiny)
+    return first, loud(value, limit / rest)
 
 
 def _within(value: Number, unit: Number, limit: Number) -> Bool[Array, "..."]:

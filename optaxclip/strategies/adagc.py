@@ -150,7 +150,7 @@ class _OwnPast:
         usual, step = memory
         warm = step < jnp.asarray(self.warmup_steps).astype(step.dtype)
         early = warm | (usual == jnp.inf)
-        part = like(part, size)
+        part = jnp.maximum(like(part, size), 0)
         limit = jnp.where(early, part, like(self.factor, size) * usual)
         through = jnp.minimum(size, limit)
         kept = like(self.decay, size)
@@ -158,6 +158,7 @@ class _OwnPast:
             early, jnp.minimum(usual, through), kept * usual + (1 - kept) * through
         )
         whole = ~jnp.isnan(part)
-        learns = (size > 0) & ~(early & ~whole)
+        # What comes through as 0 would stay the smallest for ever.
+        learns = (through > 0) & ~(early & ~whole)
         counted = jnp.where(warm & ~whole, step, count(step))
         return limit, AdaGCState(jnp.where(learns, moved, usual), counted)

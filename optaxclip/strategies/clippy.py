@@ -3,7 +3,9 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
@@ -20,7 +22,7 @@ from optaxclip.thresholds import Constant, check_limit
 def _bound(param: Leaf, relative: Number, absolute: Number) -> Number:
     size = modulus(widen(param))
     share = jnp.maximum(relative, 0).astype(size.dtype) * size
-    bound = share + absolute.astype(size.dtype)
+    bound = share + jnp.maximum(absolute, 0).astype(size.dtype)
     return jnp.where(relative == jnp.inf, jnp.inf, bound)
 
 
@@ -30,7 +32,11 @@ def _excess(grouping: Grouping, leaves: list[Leaf], bounds: list[Number]) -> Mag
     def largest(unit: float) -> Number:
         # A bound of infinity allows everything, NaN and infinity too.
         times = [
-            jnp.where(bound == jnp.inf, 0.0, size / unit / bound.astype(size.dtype))
+            jnp.where(
+                (bound == jnp.inf) | (size == 0),
+                0.0,
+                size / unit / bound.astype(size.dtype),
+            )
             for size, bound in zip(sizes, bounds, strict=True)
         ]
         return measure(norms.linf, grouping, times).plain
@@ -105,7 +111,7 @@ def clippy(
     """
     check_limit(max_relative, "max_relative")
     check_limit(max_absolute, "max_absolute")
-    if isinstance(max_absolute, int | float) and max_absolute == 0:
+    if not isinstance(max_absolute, Tracer) and np.any(np.asarray(max_absolute) == 0):
         raise ValueError(
             "max_absolute must be above 0, not 0; no parameter at zero could move."
         )

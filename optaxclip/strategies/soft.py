@@ -2,6 +2,7 @@
 
 import optax
 from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
@@ -13,7 +14,7 @@ from optaxclip.thresholds import Threshold, as_threshold
 
 
 def soft_clip_value(
-    max_value: ArrayLike | optax.Schedule | Threshold,
+    max_value: Threshold | PyTree[ArrayLike | optax.Schedule],
     *,
     curve: Curve = responses.tanh,
     axis_name: AxisName = None,

@@ -2,6 +2,7 @@
 
 import optax
 from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
@@ -15,7 +16,7 @@ from optaxclip.thresholds import (
 
 
 def clip_value(
-    max_value: ArrayLike | optax.Schedule | Threshold,
+    max_value: Threshold | PyTree[ArrayLike | optax.Schedule],
     *,
     min_value: ArrayLike | optax.Schedule | None = None,
     axis_name: AxisName = None,

@@ -20,9 +20,9 @@ def check_decay(value: Any, argument: str = "decay") -> None:
     """Refuse a decay that does not forget, or forgets more than all."""
     _check(
         value,
-        lambda x: (x >= 0) & (x < 1),
+        lambda x: (x >= 0) & (np.asarray(x, np.float32) < 1),
         argument,
-        "must be a number of at least 0 and below 1",
+        "must be a number of at least 0 and below 1, in float32 too",
     )
 
 

@@ -98,7 +98,7 @@ class IgnoringZeros:
         """See `Threshold.update`."""
 
         def told(size: Number) -> Number:
-            return jnp.where(size == 0, jnp.nan, size)
+            return jnp.where(size == 0, jnp.inf, size)  # which no memory takes in
 
         return self.threshold.update(
             _showing(each_group(told, seen.magnitude), seen), state

@@ -10,6 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
+from optaxclip.groupings import each_group
 from optaxclip.magnitudes import PerGroup, as_number
 from optaxclip.thresholds.threshold import Groups, Observation, Threshold
 
@@ -95,13 +96,14 @@ class TwoSided:
             )
         below, below_state = self.below.update(seen, state[0])
         above, above_state = self.above.update(seen, state[1])
+
+        below, above = (
+            each_group(lambda m, c: c.astype(m.dtype), seen.magnitude, limits)
+            for limits in (below, above)
+        )
         limits = [
-            jnp.where(
-                jnp.zeros(x.shape, bool) if jnp.iscomplexobj(x) else x < 0,
-                jnp.asarray(below, m.dtype),
-                jnp.asarray(above, m.dtype),
-            )
-            for x, m in zip(seen.leaves, seen.magnitude, strict=True)
+            jnp.where(jnp.zeros(x.shape, bool) if jnp.iscomplexobj(x) else x < 0, b, a)
+            for x, b, a in zip(seen.leaves, below, above, strict=True)
         ]
         return limits, (below_state, above_state)
 
@@ -115,10 +117,7 @@ def _arranged(limit: PyTree[ArrayLike], seen: Observation) -> PerGroup:
 def check_limit(value: Any, argument: str) -> None:
     """Refuse what is no number of at least 0, as far as that is known now."""
     if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
-        raise TypeError(
-            f"{argument} must be a number, an array, a schedule or a threshold, not "
-            f"{value!r}."
-        )
+        raise TypeError(f"{argument} must be a number or an array, not {value!r}.")
     try:
         known = np.asarray(value)
     except jax.errors.TracerArrayConversionError:

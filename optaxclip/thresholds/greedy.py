@@ -76,6 +76,11 @@ class Greedy:
                 "value=loss)."
             )
         loss = jax.lax.stop_gradient(as_number(seen.extra_args["value"]))
+        if loss.shape != ():
+            raise ValueError(
+                f"value must be a scalar loss, not of shape {loss.shape}; hand over "
+                "its mean."
+            )
         start, first = self.start.update(seen, state[0])
 
         def step(

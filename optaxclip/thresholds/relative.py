@@ -57,7 +57,9 @@ class Share:
         share, state = self.share.update(seen, state)
 
         def limit(share: Number, norm: Number) -> Number:
-            floor = jnp.asarray(self.floor, norm.dtype)
-            return share.astype(norm.dtype) * jnp.maximum(norm, floor)
+            share, floor = share.astype(norm.dtype), jnp.asarray(self.floor, norm.dtype)
+            unlimited = share == jnp.inf  # of nothing, too
+            product = jnp.where(unlimited, 1, share) * jnp.maximum(norm, floor)
+            return jnp.where(unlimited, jnp.inf, product)
 
         return each_group(limit, share, seen.measure_params()), state
