@@ -106,6 +106,21 @@ def as_tuple(spec: Any) -> tuple:
     return () if spec is None else spec if isinstance(spec, tuple) else (spec,)
 
 
+def dimensions(axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Count the dimensions that `axis` names from the front, in their order.
+
+    Raises:
+      ValueError: if there is no such dimension.
+    """
+    dims = as_tuple(axis)
+    if not all(isinstance(d, int) and -len(shape) <= d < len(shape) for d in dims):
+        raise ValueError(
+            f"axis must name dimensions of a leaf of shape {shape}, not {axis!r}; "
+            "give a prefix tree of axes where leaves differ."
+        )
+    return tuple(sorted({d % len(shape) for d in dims}))
+
+
 def mesh_axes(spec: AxisName, tree: PyTree) -> tuple[tuple[str, ...], ...]:
     """Say of each leaf that counts over which mesh axes it is spread."""
     named = of_leaves("axis_name", spec, tree, is_axes)

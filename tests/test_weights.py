@@ -229,6 +229,13 @@ def test_the_fan_in_of_heads_is_that_of_the_axis():
     assert jnp.max(after["bias"]) == 1.0  # of two dimensions, it has its own fan-in
 
 
+@pytest.mark.parametrize("axis", [5, -3, (0, 2), "inputs"])
+def test_an_axis_that_no_kernel_has_is_refused_in_words(axis):
+    bound = optaxclip.clip_weights_to_init(1.0, axis=axis)
+    with pytest.raises(ValueError, match=r"^axis must name dimensions of a leaf of sh"):
+        bound.init(jnp.ones((4, 2)))
+
+
 def test_flax_names_the_parameters_that_are_beside_one_another():
     nnx = pytest.importorskip("flax.nnx")
     model = nnx.Linear(16, 3, rngs=nnx.Rngs(0))
