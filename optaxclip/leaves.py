@@ -145,13 +145,17 @@ def beside(name: str, updates: PyTree, params: PyTree | None) -> PyTree:
     """
     if params is None:
         raise ValueError(f"{name} needs params; call update(updates, state, params).")
+
+    def matching(update: Any, param: Any) -> Any:
+        if not counts(update):
+            return None
+        within = jax.tree.structure(param)
+        if not (counts(param) or jax.tree_util.treedef_is_leaf(within)):
+            raise ValueError(f"they have {within} where the updates have one array.")
+        return param
+
     try:
-        matched = jax.tree.map(
-            lambda u, p: p if counts(u) else None,
-            updates,
-            params,
-            is_leaf=lambda x: x is None,
-        )
+        matched = jax.tree.map(matching, updates, params, is_leaf=lambda x: x is None)
     except ValueError as error:
         raise ValueError(
             f"{name} needs params of the same structure as the updates; {error}"
