@@ -141,6 +141,33 @@ def test_no_spectral_norm_is_beyond_its_bound_once_it_is_found(dtype):
     assert size > 2.4
 
 
+def crowded():
+    """Matrices whose singular values are nearly all the same, and how they grow."""
+    rng, n = np.random.default_rng(0), 300
+    left, right = (np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(2))
+    first = np.zeros((n, n))
+    first[7, 7] = 1.0
+    yield 1.999 * np.eye(n), 5e-4 * first
+    yield 1.999 * left, 5e-4 * left[:, :1] @ right[:1]
+    yield left * np.array([2.002] + [1.992] * (n - 1)) @ right, 0 * first
+
+
+def test_the_spectral_norm_is_bounded_where_singular_values_are_crowded():
+    """From the first step on, while one direction outgrows the others."""
+    bound = optaxclip.clip_weight_spectral_norm(2.0)
+    step = jax.jit(bound.update)
+    for start, growth in crowded():
+        params = jnp.asarray(start, jnp.float32)
+        updates, state = jnp.asarray(growth, jnp.float32), bound.init(params)
+        size = 0.0
+        for _ in range(8):
+            update, state = step(updates, state, params)
+            params = optax.apply_updates(params, update)
+            size = np.linalg.norm(wide(params), 2)
+            assert size <= 2 * (1 + float(jnp.finfo(jnp.float32).eps))
+        assert size > 2 * (1 - 1e-5)
+
+
 def test_the_spectral_norm_is_found_whatever_the_first_vector_is():
     """An orthogonal one, one from another matrix, and a matrix of zeros before."""
     matrix = jnp.diag(jnp.array([8.0, 4.0, 2.0]))
