@@ -364,6 +364,13 @@ def test_what_is_broken_is_loud(bad):
     assert jnp.isnan(after).all()
 
 
+def test_a_sum_beyond_the_type_comes_back_to_its_largest_number():
+    """Where the limit is beyond the type as well."""
+    params = jnp.array([6e4, -6e4, 1.0], jnp.float16)
+    after = stepped(optaxclip.clip_weights(1e5), params, params)
+    np.testing.assert_array_equal(after, np.array([65504, -65504, 2], np.float16))
+
+
 @partial(jax.jit, static_argnums=0)
 def traced(make, params, limit):
     """One step of no update, with a traced limit."""

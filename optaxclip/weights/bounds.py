@@ -41,7 +41,8 @@ def _applied(
 def _next(x: Number, goal: Number, dtype: DTypeLike) -> Number:
     """Give the next number of a type on the way to a goal; as steep as x itself."""
     here, there = jax.lax.stop_gradient((x.astype(dtype), goal.astype(dtype)))
-    return x + jax.lax.stop_gradient(jnp.nextafter(here, there).astype(x.dtype) - x)
+    step = jax.lax.stop_gradient(jnp.nextafter(here, there).astype(x.dtype))
+    return jnp.where(jnp.isfinite(x), x + (step - jax.lax.stop_gradient(x)), step)
 
 
 def _toward_zero(x: Number, dtype: DTypeLike) -> Number:
