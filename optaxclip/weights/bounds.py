@@ -131,6 +131,11 @@ def bound_weights(
       >>> updates, _ = ball.update(jnp.array([3.0, 4.0]), ball.init(params), params)
       >>> optax.apply_updates(params, updates)
       Array([3., 4.], dtype=float32)
+
+    Note:
+      Where the type of the update cannot express the step, the parameter goes nearer to
+      zero than it has to: a float16 of 6e4 with a limit of 1 goes to 0, since no
+      float16 leads from 6e4 to 1. The bound holds.
     """
     inner = optax.with_extra_args_support(clip)
 
