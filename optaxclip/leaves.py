@@ -106,6 +106,21 @@ def as_tuple(spec: Any) -> tuple:
     return () if spec is None else spec if isinstance(spec, tuple) else (spec,)
 
 
+def dimensions(axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Count the dimensions that `axis` names from the front, in their order.
+
+    Raises:
+      ValueError: if there is no such dimension.
+    """
+    dims = as_tuple(axis)
+    if not all(isinstance(d, int) and -len(shape) <= d < len(shape) for d in dims):
+        raise ValueError(
+            f"axis must name dimensions of a leaf of shape {shape}, not {axis!r}; "
+            "give a prefix tree of axes where leaves differ."
+        )
+    return tuple(sorted({d % len(shape) for d in dims}))
+
+
 def mesh_axes(spec: AxisName, tree: PyTree) -> tuple[tuple[str, ...], ...]:
     """Say of each leaf that counts over which mesh axes it is spread."""
     named = of_leaves("axis_name", spec, tree, is_axes)
@@ -130,13 +145,17 @@ def beside(name: str, updates: PyTree, params: PyTree | None) -> PyTree:
     """
     if params is None:
         raise ValueError(f"{name} needs params; call update(updates, state, params).")
+
+    def matching(update: Any, param: Any) -> Any:
+        if not counts(update):
+            return None
+        within = jax.tree.structure(param)
+        if not (counts(param) or jax.tree_util.treedef_is_leaf(within)):
+            raise ValueError(f"they have {within} where the updates have one array.")
+        return param
+
     try:
-        matched = jax.tree.map(
-            lambda u, p: p if counts(u) else None,
-            updates,
-            params,
-            is_leaf=lambda x: x is None,
-        )
+        matched = jax.tree.map(matching, updates, params, is_leaf=lambda x: x is None)
     except ValueError as error:
         raise ValueError(
             f"{name} needs params of the same structure as the updates; {error}"

@@ -22,7 +22,7 @@ from jaxtyping import PyTree
 from optaxclip.groupings import Bundled, ByLeaf, Elements, Grouping, Single
 from optaxclip.leaves import (
     AxisName,
-    as_tuple,
+    dimensions,
     is_axes,
     mesh_axes,
     of_leaves,
@@ -77,13 +77,7 @@ def _unit_dims(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:
         return tuple(range(len(shape)))
     if axis is None:
         return tuple(range(len(shape) - 1))
-    dims = as_tuple(axis)
-    if not all(isinstance(d, int) and -len(shape) <= d < len(shape) for d in dims):
-        raise ValueError(
-            f"axis must name dimensions of a leaf of shape {shape}, not {axis!r}; "
-            "give a prefix tree of axes where leaves differ."
-        )
-    return tuple(sorted({d % len(shape) for d in dims}))
+    return dimensions(axis, shape)
 
 
 @dataclass(frozen=True)

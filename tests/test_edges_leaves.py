@@ -103,9 +103,19 @@ def test_missing_params_are_asked_for(strategy):
 def test_params_of_another_structure_are_refused(strategy):
     updates, transformation = tree_of(jnp.float32), strategy.make(1.0)
     state = transformation.init(updates)
-    for params in ({"conv": updates["conv"]}, list(updates.values()), updates["conv"]):
+    deeper = {**updates, "conv": {"kernel": updates["conv"]}}
+    fewer = {"conv": updates["conv"]}
+    for params in (fewer, deeper, [updates], list(updates.values()), updates["conv"]):
         with pytest.raises(ValueError, match="params"):
             transformation.update(updates, state, params)
+
+
+@needing_params
+def test_params_in_a_container_are_no_params_of_a_bare_array(strategy):
+    array, transformation = jnp.ones((3, 2)), strategy.make(1.0)
+    state = transformation.init(array)
+    with pytest.raises(ValueError, match="needs params of the same structure as the "):
+        transformation.update(array, state, {"w": array})
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,15 @@ def test_clip_value_refuses_bounds_that_exclude_zero(low, high):
         optaxclip.clip_value(high, min_value=low)
 
 
+@pytest.mark.parametrize("make", [optaxclip.clip_value, optaxclip.clip_weights])
+def test_a_smallest_value_above_zero_is_named_with_its_value(make):
+    wanted = r"^min_value must be at most 0, not 0.5; use -infinity for no limit.$"
+    with pytest.raises(ValueError, match=wanted):
+        make(1.0, min_value=0.5)
+    with pytest.raises(ValueError, match=r"^min_value must be at most 0, not nan;"):
+        make(1.0, min_value=jnp.nan)
+
+
 def test_the_limit_itself_is_within_the_limit():
     updates = {"w": jnp.array([3.0, 4.0])}
     for make in (optaxclip.clip_global_norm, optaxclip.clip_tensor_norm):

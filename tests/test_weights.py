@@ -141,6 +141,33 @@ def test_no_spectral_norm_is_beyond_its_bound_once_it_is_found(dtype):
     assert size > 2.4
 
 
+def crowded():
+    """Matrices whose singular values are nearly all the same, and how they grow."""
+    rng, n = np.random.default_rng(0), 300
+    left, right = (np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(2))
+    first = np.zeros((n, n))
+    first[7, 7] = 1.0
+    yield 1.999 * np.eye(n), 5e-4 * first
+    yield 1.999 * left, 5e-4 * left[:, :1] @ right[:1]
+    yield left * np.array([2.002] + [1.992] * (n - 1)) @ right, 0 * first
+
+
+def test_the_spectral_norm_is_bounded_where_singular_values_are_crowded():
+    """From the first step on, while one direction outgrows the others."""
+    bound = optaxclip.clip_weight_spectral_norm(2.0)
+    step = jax.jit(bound.update)
+    for start, growth in crowded():
+        params = jnp.asarray(start, jnp.float32)
+        updates, state = jnp.asarray(growth, jnp.float32), bound.init(params)
+        size = 0.0
+        for _ in range(8):
+            update, state = step(updates, state, params)
+            params = optax.apply_updates(params, update)
+            size = np.linalg.norm(wide(params), 2)
+            assert size <= 2 * (1 + float(jnp.finfo(jnp.float32).eps))
+        assert size > 2 * (1 - 1e-5)
+
+
 def test_the_spectral_norm_is_found_whatever_the_first_vector_is():
     """An orthogonal one, one from another matrix, and a matrix of zeros before."""
     matrix = jnp.diag(jnp.array([8.0, 4.0, 2.0]))
@@ -227,6 +254,13 @@ def test_the_fan_in_of_heads_is_that_of_the_axis():
     after = stepped(bound, params, jax.tree.map(jnp.zeros_like, params))
     assert jnp.max(after["kernel"]) == 0.5
     assert jnp.max(after["bias"]) == 1.0  # of two dimensions, it has its own fan-in
+
+
+@pytest.mark.parametrize("axis", [5, -3, (0, 2), "inputs"])
+def test_an_axis_that_no_kernel_has_is_refused_in_words(axis):
+    bound = optaxclip.clip_weights_to_init(1.0, axis=axis)
+    with pytest.raises(ValueError, match=r"^axis must name dimensions of a leaf of sh"):
+        bound.init(jnp.ones((4, 2)))
 
 
 def test_flax_names_the_parameters_that_are_beside_one_another():
@@ -328,6 +362,13 @@ def test_what_is_broken_is_loud(bad):
     np.testing.assert_array_equal(after, [1.0, jnp.nan, 2.0])
     after = stepped(optaxclip.clip_weight_norm(2.0), params, zeros)
     assert jnp.isnan(after).all()
+
+
+def test_a_sum_beyond_the_type_comes_back_to_its_largest_number():
+    """Where the limit is beyond the type as well."""
+    params = jnp.array([6e4, -6e4, 1.0], jnp.float16)
+    after = stepped(optaxclip.clip_weights(1e5), params, params)
+    np.testing.assert_array_equal(after, np.array([65504, -65504, 2], np.float16))
 
 
 @partial(jax.jit, static_argnums=0)

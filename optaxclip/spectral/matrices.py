@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from optaxclip.leaves import as_tuple, is_axes, of_leaves, shapes_of
+from optaxclip.leaves import dimensions, is_axes, of_leaves, shapes_of
 from optaxclip.magnitudes import Leaf
 from optaxclip.spectral.polar import Matrices
 
@@ -55,13 +55,8 @@ class Layout:
 def _layout(shape: tuple[int, ...], leading: int, axis: Any) -> Layout:
     stack = tuple(range(leading))
     inner = tuple(range(leading, len(shape)))
-    given = inner[:-1] if axis is None else as_tuple(axis)
-    if not all(isinstance(d, int) and -len(shape) <= d < len(shape) for d in given):
-        raise ValueError(
-            f"axis must name dimensions of a leaf of shape {shape}, not {axis!r}; "
-            "give a prefix tree of axes where leaves differ."
-        )
-    inputs = tuple(d for d in inner if d in {g % len(shape) for g in given})
+    given = inner[:-1] if axis is None else dimensions(axis, shape)
+    inputs = tuple(d for d in inner if d in given)
     outputs = tuple(d for d in inner if d not in inputs)
     sides = sorted(
         (inputs, outputs), key=lambda dims: -math.prod(shape[d] for d in dims)

@@ -114,17 +114,31 @@ def _arranged(limit: PyTree[ArrayLike], seen: Observation) -> PerGroup:
     return seen.arrange(limit)
 
 
+def _known(value: Any, argument: str, kinds: str) -> np.ndarray | None:
+    """Give the numbers as far as they are known now; refuse what is no number."""
+    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+        raise TypeError(f"{argument} must be {kinds}, not {value!r}.")
+    try:
+        return np.asarray(value)
+    except jax.errors.TracerArrayConversionError:
+        return None  # Traced: responses take a negative limit as 0.
+
+
 def check_limit(value: Any, argument: str) -> None:
     """Refuse what is no number of at least 0, as far as that is known now."""
-    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
-        raise TypeError(f"{argument} must be a number or an array, not {value!r}.")
-    try:
-        known = np.asarray(value)
-    except jax.errors.TracerArrayConversionError:
-        return  # Traced: responses take a negative limit as 0.
-    if not np.all(known >= 0):
+    known = _known(value, argument, "a number or an array")
+    if known is not None and not np.all(known >= 0):
         raise ValueError(
             f"{argument} must be at least 0, not {value}; use infinity for no limit."
+        )
+
+
+def _check_lower(value: Any, argument: str) -> None:
+    """Refuse what is no number of at most 0, as far as that is known now."""
+    known = _known(value, argument, "a number, an array or a schedule")
+    if known is not None and not np.all(known <= 0):
+        raise ValueError(
+            f"{argument} must be at most 0, not {value}; use -infinity for no limit."
         )
 
 
@@ -178,5 +192,6 @@ def as_interval(
     if callable(min_value):
         below = as_threshold(lambda step: jnp.negative(min_value(step)))
     else:
-        below = as_threshold(jnp.negative(min_value), "-min_value")
+        _check_lower(min_value, "min_value")
+        below = as_threshold(jnp.negative(min_value))
     return TwoSided(below, above)

@@ -41,7 +41,8 @@ def _applied(
 def _next(x: Number, goal: Number, dtype: DTypeLike) -> Number:
     """Give the next number of a type on the way to a goal; as steep as x itself."""
     here, there = jax.lax.stop_gradient((x.astype(dtype), goal.astype(dtype)))
-    return x + jax.lax.stop_gradient(jnp.nextafter(here, there).astype(x.dtype) - x)
+    step = jax.lax.stop_gradient(jnp.nextafter(here, there).astype(x.dtype))
+    return jnp.where(jnp.isfinite(x), x + (step - jax.lax.stop_gradient(x)), step)
 
 
 def _toward_zero(x: Number, dtype: DTypeLike) -> Number:
@@ -130,6 +131,11 @@ def bound_weights(
       >>> updates, _ = ball.update(jnp.array([3.0, 4.0]), ball.init(params), params)
       >>> optax.apply_updates(params, updates)
       Array([3., 4.], dtype=float32)
+
+    Note:
+      Where the type of the update cannot express the step, the parameter goes nearer to
+      zero than it has to: a float16 of 6e4 with a limit of 1 goes to 0, since no
+      float16 leads from 6e4 to 1. The bound holds.
     """
     inner = optax.with_extra_args_support(clip)
 

@@ -57,7 +57,9 @@ def clip_weights(
     Note:
       Where updates come in a narrower type than their parameters, as bfloat16 for
       float32, a parameter far outside may need a second step to come within, since no
-      update of so few digits leads there. One that starts within never leaves.
+      update of so few digits leads there. One that starts within never leaves. Where
+      both are of one narrow type, a parameter far outside may go to 0 instead, as a
+      float16 of 6e4 with a limit of 1 does: the bound holds at once.
     """
     return bound_weights(
         clipper(

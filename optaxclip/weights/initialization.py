@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
 from optaxclip.groupings import each_group
-from optaxclip.leaves import AxisName, as_tuple, counts, is_axes, of_leaves
+from optaxclip.leaves import AxisName, counts, dimensions, is_axes, of_leaves
 from optaxclip.magnitudes import Number, PerGroup
 from optaxclip.thresholds import Observation, Threshold, as_threshold
 from optaxclip.weights.bounds import bound_weights
@@ -42,7 +42,9 @@ def _fan_ins(tree: PyTree, axis: Any) -> list[int | None]:
         if len(shape) < 2:
             own.append(None)
             continue
-        sides = shape[:-1] if dims is None else [shape[d] for d in as_tuple(dims)]
+        sides = (
+            shape[:-1] if dims is None else [shape[d] for d in dimensions(dims, shape)]
+        )
         own.append(math.prod(sides))
         largest[home] = max(largest.get(home, 0), math.prod(sides))
     pairs = zip(own, paths, strict=True)
@@ -102,8 +104,8 @@ def clip_weights_to_init(
 
     Raises:
       TypeError: if `kappa` has the wrong type.
-      ValueError: if `kappa` is negative or NaN; in the update, if ``params`` do not fit
-        the updates.
+      ValueError: if `kappa` is negative or NaN, or a kernel has no dimension `axis`; in
+        the update, if ``params`` do not fit the updates.
 
     Examples:
       >>> sgd = optax.chain(optax.sgd(0.1), optaxclip.clip_weights_to_init(1.0))
