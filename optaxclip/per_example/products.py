@@ -18,6 +18,7 @@ from optaxclip.magnitudes import widen
 from optaxclip.per_example.layouts import (
     HIGHEST,
     assemble,
+    blocks,
     contract,
     counts,
     join,
@@ -45,18 +46,15 @@ class Letters(NamedTuple):
       second: the axes of the second.
       shared: those that the factors share with their product.
       summed: those that they share and are summed over.
+      result: those of the product: shared, of the first alone, of the second alone,
+        each in the order that they have in the product.
     """
 
     first: str
     second: str
     shared: str
     summed: str
-
-    @property
-    def result(self) -> str:
-        """The axes of the product: shared, of the first alone, of the second alone."""
-        apart = self.first + self.second
-        return self.shared + "".join(a for a in apart if apart.count(a) == 1)
+    result: str
 
 
 @dataclass(frozen=True)
@@ -85,12 +83,12 @@ class _Products:
     def _letters(self) -> Letters:
         """Name the axes of the factors as they are held."""
         if not self._in_place:
-            return Letters("zta", "ztb", "z", "t")
+            return Letters("zta", "ztb", "z", "t", "zab")
         product = self.products[0]
         order = (*product.axes, *product.summed)
         name = {axis: chr(ord("a") + i) for i, axis in enumerate(order)}
         parts = [f.axes for f in ordered(product)]
-        parts += [product.shared, product.summed]
+        parts += [product.shared, product.summed, sum(blocks(product), ())]
         return Letters(*("".join(name[axis] for axis in part) for part in parts))
 
     def _factors(self, values: Sequence[Array]) -> tuple[Array, Array]:
