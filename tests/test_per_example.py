@@ -218,6 +218,38 @@ def test_squares_that_overflow_or_vanish_are_no_matter(scale):
     assert distance(got, clipped_mean(GRADIENTS, LIMIT)) < 1e-5
 
 
+@pytest.mark.parametrize("ones", [(1.0,), (1.0, 1.0)])
+@pytest.mark.parametrize("size", [2.0**125, 2.0**126, 1e38, 2.0**127, 3e38])
+def test_the_largest_of_all_gradients_are_clipped(size, ones):
+    def dot(params, x):
+        return sum(jnp.dot(p, x) * 2.0 for p in params)
+
+    params = [jnp.zeros(2) for _ in ones]
+    step = optaxclip.clipped_value_and_grad(dot, 1.0)
+    examples, grads = step(params, jnp.asarray([[size / 2, 0.0]]))
+    norm = size * len(ones) ** 0.5
+    expected = norm if norm < np.finfo(np.float32).max.item() else np.inf
+    np.testing.assert_allclose(examples.norm, expected, rtol=1e-6)
+    np.testing.assert_allclose(grads, [[len(ones) ** -0.5, 0.0]] * len(ones), rtol=1e-6)
+
+
+WEIGHED = {
+    "vector": (lambda p, x: jnp.dot(p, x[0]), (2,)),
+    "matrix": (lambda p, x: jnp.sum(x @ p.T), (1, 2)),
+    "wide matrix": (lambda p, x: jnp.sum(x @ p.T) / 9, (9, 2)),
+    "table": (lambda p, x: jnp.sum(p[:1] * x), (40, 2)),
+    "kernel": (lambda p, x: jnp.sum(jnp.convolve(x[0], p, "valid")), (2,)),
+}
+
+
+@pytest.mark.parametrize("case", WEIGHED)
+def test_a_weight_may_be_smaller_than_a_float(case):
+    function, shape = WEIGHED[case]
+    x = jnp.asarray([[[1e20, 0.0]]])
+    grads = optaxclip.clipped_grad(function, 1e-20)(jnp.zeros(shape), x)
+    assert np.isclose(np.linalg.norm(grads / 1e-20), 1, rtol=1e-6)
+
+
 def test_float64_is_measured_in_float64():
     with jax.enable_x64(True):
         params = jax.tree.map(lambda p: np.asarray(p, np.float64), PARAMS)

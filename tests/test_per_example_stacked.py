@@ -72,6 +72,16 @@ def test_narrow_types_are_summed_in_float32_and_extreme_ones_clipped():
     np.testing.assert_allclose(clip(1.0, huge)[0]["w"], 0.5, rtol=1e-6)
 
 
+def test_the_largest_of_all_gradients_are_clipped_and_reported():
+    mean, report = clip(1.0, {"w": jnp.asarray([[3e38, 0.0]]), "n": None})
+    np.testing.assert_allclose(mean["w"], [1.0, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(report["clip/pre_norm"], 3e38, rtol=1e-6)
+    np.testing.assert_allclose(report["clip/post_norm"], 1, rtol=1e-6)
+    mean, report = clip(1e-20, {"w": jnp.full((1, 4), 3e38), "n": None})
+    np.testing.assert_allclose(mean["w"] / 1e-20, 0.5, rtol=1e-6)
+    np.testing.assert_allclose(report["clip/post_norm"] / 1e-20, 1, rtol=1e-6)
+
+
 def test_the_state_keeps_its_kind_in_a_chain_and_a_scan():
     optimizer = optax.chain(optaxclip.clip_per_example(LIMIT), optax.sgd(1.0))
 

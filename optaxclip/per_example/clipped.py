@@ -121,8 +121,8 @@ def clipped_value_and_grad(
     ) -> tuple[PerExample, PyTree]:
         examples = prepare(params, batch, in_axes, mask, axis_name)
         limits = arrange(max_norm, examples.params)
-        share = 1 / _number_of(examples, denominator, axis_name)
-        function = partial(add_up, Loss(loss, has_aux), limits, response, share)
+        number = _number_of(examples, denominator, axis_name)
+        function = partial(add_up, Loss(loss, has_aux), limits, response, number)
         if microbatch_size is None:
             told, sums = function(examples)
         else:

@@ -14,18 +14,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from optaxclip.magnitudes import widen
 from optaxclip.per_example.layouts import contract, gram
 from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Convolution, finish
 from optaxclip.per_example.ways import (
+    Factors,
     Good,
     Kept,
     PerExample,
     in_units,
-    only_good,
     sum_of_squares,
     weigh,
+    weigh_pair,
 )
 
 
@@ -160,11 +160,12 @@ class KernelGram(_Kernel):
         total = jnp.sum(seen * gram(cotangent, cotangent), axis=(1, 2, 3))
         return jnp.maximum(total, 0)
 
-    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
+    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`; all examples are one image of a larger batch."""
         specs = self._specs
-        image = _in_one(widen(only_good(kept[0], good)), specs[0][1])
-        cotangent = _in_one(weigh(kept[1], weights, good), specs[1][1])
+        pair = weigh_pair(kept[0], kept[1], weights, good)
+        image = _in_one(pair[0], specs[0][1])
+        cotangent = _in_one(pair[1], specs[1][1])
         params = dict(self.term.params)
         params["preferred_element_type"] = None
         params.pop("out_sharding", None)
@@ -201,7 +202,7 @@ class KernelDirect(_Kernel):
         """See `Way.squares`."""
         return sum_of_squares(kept[0])
 
-    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
+    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""
         return self._assemble(jnp.sum(weigh(kept[0], weights, good), axis=0))
 

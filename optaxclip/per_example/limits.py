@@ -1,7 +1,7 @@
 """What each limit stands for: all leaves, the leaves below it, or one leaf."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from optaxclip.magnitudes import as_number
 from optaxclip.responses import Response
 from optaxclip.responses.pointwise import Pointwise
 from optaxclip.thresholds import check_limit
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Limits:
             return jnp.stack(per_group, axis=-1)
         return jax.tree.unflatten(self.structure, per_group)
 
-    def of_leaves(self, per_group: list[Array]) -> list[Array]:
+    def of_leaves(self, per_group: list[T]) -> list[T]:
         """Give each leaf what its group has."""
         found = {
             i: x for group, x in zip(self.groups, per_group, strict=True) for i in group

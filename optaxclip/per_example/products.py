@@ -28,13 +28,14 @@ from optaxclip.per_example.layouts import (
 from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Product
 from optaxclip.per_example.ways import (
+    Factors,
     Good,
     Kept,
     PerExample,
     in_units,
-    only_good,
     sum_of_squares,
     weigh,
+    weigh_pair,
 )
 
 
@@ -154,9 +155,9 @@ class Gram(_Products):
         out = letters.shared + letters.summed + letters.summed.upper()
         return contract(f"N{axes},N{other}->N{out}", x, x, precision=HIGHEST)
 
-    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
+    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""
-        a, b = only_good(kept[0], good), weigh(kept[1], weights, good)
+        a, b = weigh_pair(kept[0], kept[1], weights, good)
         letters = self._letters
         return self._assemble(
             contract(f"N{letters.first},N{letters.second}->{letters.result}", a, b)
@@ -193,6 +194,6 @@ class Direct(_Products):
         """See `Way.squares`."""
         return sum_of_squares(kept[0])
 
-    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
+    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""
         return self._assemble(jnp.sum(weigh(kept[0], weights, good), axis=0))

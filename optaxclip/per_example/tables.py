@@ -24,12 +24,13 @@ from optaxclip.per_example.layouts import (
 from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Factor, Product, size
 from optaxclip.per_example.ways import (
+    Factors,
     Good,
     Kept,
     PerExample,
     in_units,
-    only_good,
     weigh,
+    weigh_pair,
 )
 
 
@@ -141,11 +142,11 @@ class Table:
             total += jnp.sum(gram(a, a) * gram(b, b), axis=(1, 2))
         return jnp.maximum(total, 0)
 
-    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
+    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""
         rows, read = kept[0], widen(weigh(kept[1], weights, good))
         if len(kept) == 4:
-            a, b = only_good(kept[2], good), weigh(kept[3], weights, good)
+            a, b = weigh_pair(kept[2], kept[3], weights, good)
             table = contract("nta,ntb->ab", a, b)
         else:
             table = jnp.zeros((self._rows, self._entries), read.dtype)

@@ -13,6 +13,7 @@ from optaxclip.responses.pointwise import multiply
 
 Kept = tuple[Array, ...]
 PerExample = Float[Array, "examples"]
+Factors = tuple[PerExample, PerExample]  # their product may be too small for a float
 Good = Bool[Array, "examples"]
 
 
@@ -47,7 +48,7 @@ class Way(Protocol):
         """Measure the squared norm of each example's gradient."""
         ...
 
-    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
+    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """Add up the gradients of good examples, multiplied by their weights."""
         ...
 
@@ -57,26 +58,29 @@ def beside(per_example: Array, x: Array) -> Array:
     return per_example.reshape(per_example.shape + (1,) * (x.ndim - 1))
 
 
-def weigh(x: Array, weights: PerExample, good: Good) -> Array:
+def weigh(x: Array, weights: Sequence[PerExample], good: Good) -> Array:
     """Multiply each example; what is broken is zero, which NaN * 0 would not be."""
-    wide = widen(x)
-    factors = beside(weights, x).astype(jnp.finfo(wide.dtype).dtype)
-    product = multiply(wide, factors)
+    product = widen(x)
+    for weight in weights:
+        factor = beside(weight, x).astype(jnp.finfo(product.dtype).dtype)
+        product = multiply(product, factor)
     return jnp.where(beside(good, x), product, jnp.zeros_like(product))
 
 
-def only_good(x: Array, good: Good) -> Array:
-    """Put zeros for the broken examples."""
-    return jnp.where(beside(good, x), x, jnp.zeros_like(x))
+def weigh_pair(a: Array, b: Array, weights: Factors, good: Good) -> tuple[Array, Array]:
+    """Multiply two arrays, whose product is wanted, by a weight each."""
+    return weigh(a, weights[:1], good), weigh(b, weights[1:], good)
 
 
 def in_units(x: Array) -> tuple[Array, PerExample]:
-    """Divide each example by a power of two, so that its largest number is about 1."""
+    """Divide each example by a power of two, so that its largest number is 1 to 4."""
     wide = widen(x)
     largest = jnp.max(modulus(wide).reshape(len(x), -1), axis=1, initial=0.0)
     usual = (largest > 0) & (largest < jnp.inf)
     _, exponent = jnp.frexp(jnp.where(usual, largest, 1))
-    exponent = jnp.minimum(exponent, jnp.finfo(largest.dtype).maxexp - 1)
+    # A unit and what it is divided by must both be normal: others may be flushed to 0.
+    finfo = jnp.finfo(largest.dtype)
+    exponent = jnp.clip(exponent - 1, int(finfo.minexp), int(finfo.maxexp) - 2)
     unit = jnp.ldexp(jnp.ones_like(largest), exponent)
     return multiply(wide, 1 / beside(unit, wide)), unit
 
@@ -124,6 +128,6 @@ class Whole:
         """See `Way.squares`."""
         return sum_of_squares(kept[0])
 
-    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
+    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""
         return jnp.sum(weigh(widen(kept[0]), weights, good), axis=0)
