@@ -233,6 +233,40 @@ def test_the_largest_of_all_gradients_are_clipped(size, ones):
     np.testing.assert_allclose(grads, [[len(ones) ** -0.5, 0.0]] * len(ones), rtol=1e-6)
 
 
+SIGNS = jnp.asarray([1.0, -1.0] * 32)
+CANCELLED = {
+    "product": (lambda p, x: SIGNS @ jnp.sum(x @ p, axis=1), (96, 80), (64, 96)),
+    "kernel": (
+        lambda p, x: (
+            jax.lax.conv_general_dilated(
+                x[None], p, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+            )[0].sum(1)
+            @ SIGNS
+        ),
+        (1, 96, 80),
+        (64, 96),
+    ),
+    "table": (lambda p, x: SIGNS @ jnp.sum(p[ROWS] * x, axis=1), (300, 40), (64, 40)),
+    "tied": (
+        lambda p, x: SIGNS @ jnp.sum(p[ROWS] * x + x @ p[:40].T @ x.T @ x, axis=1),
+        (300, 40),
+        (64, 40),
+    ),
+}
+ROWS = jnp.arange(64) // 2
+
+
+@pytest.mark.parametrize("case", CANCELLED)
+def test_a_norm_is_right_where_positions_cancel_each_other(case):
+    function, shape, of_x = CANCELLED[case]
+    x = random(0, 3, *of_x, scale=1e-3) + 3
+    x = x.at[1].add(random(1, *of_x))  # here nothing is cancelled
+    params = jnp.zeros(shape)
+    norms = norms_of(stacked_gradients(function, params, (x,)))
+    found = jax.jit(optaxclip.per_example_norms(function))(params, x)
+    np.testing.assert_allclose(found, norms, rtol=1e-5)
+
+
 WEIGHED = {
     "vector": (lambda p, x: jnp.dot(p, x[0]), (2,)),
     "matrix": (lambda p, x: jnp.sum(x @ p.T), (1, 2)),

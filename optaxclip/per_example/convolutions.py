@@ -24,6 +24,7 @@ from optaxclip.per_example.ways import (
     PerExample,
     in_units,
     sum_of_squares,
+    unless_cancelled,
     weigh,
     weigh_pair,
 )
@@ -154,11 +155,11 @@ class KernelGram(_Kernel):
         return (image, cotangent), unit * other
 
     def squares(self, kept: Kept) -> PerExample:
-        """See `Way.squares`; rounding must not make a square negative."""
+        """See `Way.squares`."""
         image, cotangent = self._image(kept[0]), self._cotangent(kept[1])
         seen = sum(gram(view, view) for view in self._views(image))
-        total = jnp.sum(seen * gram(cotangent, cotangent), axis=(1, 2, 3))
-        return jnp.maximum(total, 0)
+        terms = seen * gram(cotangent, cotangent)
+        return unless_cancelled(self, kept, [terms])
 
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`; all examples are one image of a larger batch."""

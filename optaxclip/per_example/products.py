@@ -34,6 +34,7 @@ from optaxclip.per_example.ways import (
     PerExample,
     in_units,
     sum_of_squares,
+    unless_cancelled,
     weigh,
     weigh_pair,
 )
@@ -132,14 +133,16 @@ class Gram(_Products):
         return (a, b), unit * other
 
     def squares(self, kept: Kept) -> PerExample:
-        """See `Way.squares`; rounding must not make a square negative."""
+        """See `Way.squares`."""
         letters = self._letters
         grams = [
             self._gram(x, axes, letters)
             for x, axes in zip(kept, (letters.first, letters.second), strict=True)
         ]
-        total = grams[0] * grams[1]
-        return jnp.maximum(jnp.sum(total.reshape(len(total), -1), axis=1), 0)
+        terms = grams[0] * grams[1]
+        if counts(self.products)[1] == 1:
+            return jnp.sum(terms.reshape(len(terms), -1), axis=1)
+        return unless_cancelled(self, kept, [terms])
 
     def _gram(self, x: Array, axes: str, letters: Letters) -> Array:
         """Multiply all positions with each other, apart for each shared entry."""

@@ -29,6 +29,7 @@ from optaxclip.per_example.ways import (
     Kept,
     PerExample,
     in_units,
+    unless_cancelled,
     weigh,
     weigh_pair,
 )
@@ -129,18 +130,17 @@ class Table:
         return (rows, read, a, b * (of_a * of_b / common)[:, None, None]), common
 
     def squares(self, kept: Kept) -> PerExample:
-        """See `Way.squares`; rounding must not make a square negative."""
+        """See `Way.squares`."""
         rows, read = kept[0], kept[1]
         same = rows[:, :, None] == rows[:, None, :]
         inner = gram(read, read)
-        total = jnp.sum(jnp.where(same, inner, jnp.zeros_like(inner)), axis=(1, 2))
+        terms = [jnp.where(same, inner, jnp.zeros_like(inner))]
         if len(kept) == 4:
             a, b = kept[2:]
             found = jnp.minimum(rows, self._rows - 1)[:, None, :]
             at_rows = widen(jnp.take_along_axis(a, found, axis=2))
-            total += 2 * jnp.sum(at_rows * gram(b, read), axis=(1, 2))
-            total += jnp.sum(gram(a, a) * gram(b, b), axis=(1, 2))
-        return jnp.maximum(total, 0)
+            terms += [2 * at_rows * gram(b, read), gram(a, a) * gram(b, b)]
+        return unless_cancelled(self, kept, terms)
 
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""
