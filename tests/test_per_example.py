@@ -267,6 +267,28 @@ def test_a_norm_is_right_where_positions_cancel_each_other(case):
     np.testing.assert_allclose(found, norms, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
+@pytest.mark.parametrize("rows", [60, 300])
+def test_rows_may_be_read_by_indices_of_any_type(dtype, rows):
+    def read(table, ids):
+        return jnp.sum(jnp.tanh(jnp.take(table, ids, axis=0, mode="clip") + 1))
+
+    ids = jnp.asarray([[3, 7, 3], [0, 59, 59]], dtype)
+    params = random(0, rows, 4)
+    expected = clipped_mean(stacked_gradients(read, params, (ids,)), 1.0)
+    assert distance(optaxclip.clipped_grad(read, 1.0)(params, ids), expected) < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["promise_in_bounds", "clip", "fill", None])
+def test_rows_beyond_the_table_count_as_jax_counts_them(mode):
+    def read(table, ids):
+        return jnp.sum(jnp.tanh(table.at[ids].get(mode=mode, fill_value=0) + 1))
+
+    params, ids = random(0, 60, 4), jnp.asarray([[3, 60, 1000], [0, 59, 60]])
+    expected = clipped_mean(stacked_gradients(read, params, (ids,)), 1.0)
+    assert distance(optaxclip.clipped_grad(read, 1.0)(params, ids), expected) < 1e-6
+
+
 WEIGHED = {
     "vector": (lambda p, x: jnp.dot(p, x[0]), (2,)),
     "matrix": (lambda p, x: jnp.sum(x @ p.T), (1, 2)),

@@ -40,7 +40,9 @@ def read_rows(indices: Array, read: Product) -> Int[Array, "examples positions"]
     factor = read.left
     rows = read.own(factor)
     indices = matrices(indices, factor, read)[:, 0]
-    indices = indices[..., np.asarray([factor.rows.index(axis) for axis in rows])]
+    indices = _as_int32(indices)[
+        ..., np.asarray([factor.rows.index(axis) for axis in rows])
+    ]
     sizes = np.asarray([axis.size for axis in rows], indices.dtype)
     strides = np.cumprod([1, *sizes[:0:-1]])[::-1].astype(indices.dtype)
     sizes, strides = (x.reshape(1, 1, -1) for x in (sizes, strides))
@@ -48,6 +50,13 @@ def read_rows(indices: Array, read: Product) -> Int[Array, "examples positions"]
     row = jnp.sum(among * strides, axis=-1)
     inside = jnp.all(among == indices, axis=-1) | (not factor.drops)
     return jnp.where(inside, row.astype(jnp.int32), size(rows))
+
+
+def _as_int32(indices: Array) -> Array:
+    """Take narrow types as int32, since they may not hold the number of rows."""
+    if jnp.iinfo(indices.dtype).bits >= 32:
+        return indices
+    return indices.astype(jnp.int32)
 
 
 @dataclass(frozen=True)
