@@ -22,9 +22,10 @@ from optaxclip.per_example.ways import (
     Good,
     Kept,
     PerExample,
+    Squares,
+    added,
     in_units,
     sum_of_squares,
-    unless_cancelled,
     weigh,
     weigh_pair,
 )
@@ -154,12 +155,12 @@ class KernelGram(_Kernel):
         (image, unit), (cotangent, other) = map(in_units, kept)
         return (image, cotangent), unit * other
 
-    def squares(self, kept: Kept) -> PerExample:
+    def squares(self, kept: Kept) -> Squares:
         """See `Way.squares`."""
         image, cotangent = self._image(kept[0]), self._cotangent(kept[1])
         seen = sum(gram(view, view) for view in self._views(image))
         terms = seen * gram(cotangent, cotangent)
-        return unless_cancelled(self, kept, [terms])
+        return added([terms])
 
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`; all examples are one image of a larger batch."""
@@ -199,9 +200,9 @@ class KernelDirect(_Kernel):
         x, unit = in_units(kept[0])
         return (x,), unit
 
-    def squares(self, kept: Kept) -> PerExample:
+    def squares(self, kept: Kept) -> Squares:
         """See `Way.squares`."""
-        return sum_of_squares(kept[0])
+        return Squares(sum_of_squares(kept[0]))
 
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""

@@ -32,9 +32,10 @@ from optaxclip.per_example.ways import (
     Good,
     Kept,
     PerExample,
+    Squares,
+    added,
     in_units,
     sum_of_squares,
-    unless_cancelled,
     weigh,
     weigh_pair,
 )
@@ -132,7 +133,7 @@ class Gram(_Products):
         (a, unit), (b, other) = map(in_units, kept)
         return (a, b), unit * other
 
-    def squares(self, kept: Kept) -> PerExample:
+    def squares(self, kept: Kept) -> Squares:
         """See `Way.squares`."""
         letters = self._letters
         grams = [
@@ -141,8 +142,8 @@ class Gram(_Products):
         ]
         terms = grams[0] * grams[1]
         if counts(self.products)[1] == 1:
-            return jnp.sum(terms.reshape(len(terms), -1), axis=1)
-        return unless_cancelled(self, kept, [terms])
+            return Squares(jnp.sum(terms.reshape(len(terms), -1), axis=1))
+        return added([terms])
 
     def _gram(self, x: Array, axes: str, letters: Letters) -> Array:
         """Multiply all positions with each other, apart for each shared entry."""
@@ -193,9 +194,9 @@ class Direct(_Products):
         x, unit = in_units(kept[0])
         return (x,), unit
 
-    def squares(self, kept: Kept) -> PerExample:
+    def squares(self, kept: Kept) -> Squares:
         """See `Way.squares`."""
-        return sum_of_squares(kept[0])
+        return Squares(sum_of_squares(kept[0]))
 
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""

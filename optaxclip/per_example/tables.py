@@ -28,8 +28,9 @@ from optaxclip.per_example.ways import (
     Good,
     Kept,
     PerExample,
+    Squares,
+    added,
     in_units,
-    unless_cancelled,
     weigh,
     weigh_pair,
 )
@@ -138,7 +139,7 @@ class Table:
         read = read * (unit / common)[:, None, None]
         return (rows, read, a, b * (of_a * of_b / common)[:, None, None]), common
 
-    def squares(self, kept: Kept) -> PerExample:
+    def squares(self, kept: Kept) -> Squares:
         """See `Way.squares`."""
         rows, read = kept[0], kept[1]
         same = rows[:, :, None] == rows[:, None, :]
@@ -149,7 +150,7 @@ class Table:
             found = jnp.minimum(rows, self._rows - 1)[:, None, :]
             at_rows = widen(jnp.take_along_axis(a, found, axis=2))
             terms += [2 * at_rows * gram(b, read), gram(a, a) * gram(b, b)]
-        return unless_cancelled(self, kept, terms)
+        return added(terms)
 
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""

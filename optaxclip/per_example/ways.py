@@ -1,9 +1,9 @@
 """The ways in which a leaf's gradients are measured, weighed and added up."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,18 @@ Kept = tuple[Array, ...]
 PerExample = Float[Array, "examples"]
 Factors = tuple[PerExample, PerExample]  # their product may be too small for a float
 Good = Bool[Array, "examples"]
+
+
+class Squares(NamedTuple):
+    """Squared norms.
+
+    Attributes:
+      total: the squared norm of each example's gradient.
+      cancelled: where it was lost to rounding, if it can be.
+    """
+
+    total: PerExample
+    cancelled: Bool[Array, "examples"] | None = None
 
 
 @runtime_checkable
@@ -46,7 +58,7 @@ class Way(Protocol):
         """Measure in units in which no square overflows or vanishes."""
         ...
 
-    def squares(self, kept: Kept) -> PerExample:
+    def squares(self, kept: Kept) -> Squares:
         """Measure the squared norm of each example's gradient."""
         ...
 
@@ -92,24 +104,36 @@ def sum_of_squares(x: Array) -> PerExample:
     return jnp.sum(jnp.square(modulus(widen(x))).reshape(len(x), -1), axis=1)
 
 
-def unless_cancelled(way: Way, kept: Kept, terms: Sequence[Array]) -> PerExample:
-    """Add up terms of the squared norms, whose rounding errors must not matter.
-
-    Where the terms all but cancel each other, the gradients themselves are squared,
-    one after another, so that no more than one is held. Usual gradients do not pay.
-    """
+def added(terms: Sequence[Array]) -> Squares:
+    """Add up terms of squared norms, and tell where they all but cancel each other."""
     flat = [term.reshape(len(term), -1) for term in terms]
     total = functools.reduce(jnp.add, [jnp.sum(x, axis=1) for x in flat])
     gross = functools.reduce(jnp.add, [jnp.sum(jnp.abs(x), axis=1) for x in flat])
     # A norm may be wrong by about eps / 4 * gross / total, which is 1e-5 here.
-    cancelled = total < float(jnp.finfo(total.dtype).eps) * 2.0**15 * gross
+    share = float(jnp.finfo(total.dtype).eps) * 2.0**15
+    return Squares(total, total < share * gross)
+
+
+Change = Callable[["Way", Kept], tuple[Kept, PerExample]]
+
+
+def measured(way: Way, kept: Kept, change: Change) -> tuple[PerExample, PerExample]:
+    """Measure squared norms, in the units to which what is held is changed.
+
+    Where terms of a square cancel each other, the gradients themselves are squared,
+    one after another, so that no more than one is held. Usual gradients do not pay.
+    """
+    changed, unit = change(way, kept)
+    total, cancelled = way.squares(changed)
+    if cancelled is None:
+        return total, unit
 
     def of_one(one: tuple[Kept, Array, Array]) -> Array:
         held, total, cancelled = one
         weight = jnp.ones((1,), total.dtype)
 
         def multiplied_out(held: Kept) -> Array:
-            alone = tuple(x[None] for x in held)
+            alone, _ = change(way, tuple(x[None] for x in held))
             gradient = way.total(alone, (weight, weight), jnp.ones((1,), bool))
             return sum_of_squares(gradient[None])[0].astype(total.dtype)
 
@@ -119,7 +143,7 @@ def unless_cancelled(way: Way, kept: Kept, terms: Sequence[Array]) -> PerExample
         with jax.default_matmul_precision("highest"):
             return jax.lax.map(of_one, (kept, total, cancelled))
 
-    return jax.lax.cond(jnp.any(cancelled), again, lambda _: total, kept)
+    return jax.lax.cond(jnp.any(cancelled), again, lambda _: total, kept), unit
 
 
 @dataclass(frozen=True)
@@ -156,9 +180,9 @@ class Whole:
         x, unit = in_units(kept[0])
         return (x,), unit
 
-    def squares(self, kept: Kept) -> PerExample:
+    def squares(self, kept: Kept) -> Squares:
         """See `Way.squares`."""
-        return sum_of_squares(kept[0])
+        return Squares(sum_of_squares(kept[0]))
 
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool
 from optaxclip.clipper import tidy
 from optaxclip.magnitudes import Magnitude
 from optaxclip.per_example.limits import Limits
-from optaxclip.per_example.ways import Factors, Kept, Way
+from optaxclip.per_example.ways import Factors, Kept, Way, measured
 from optaxclip.reductions import vary, varying_axes
 from optaxclip.responses import Response
 
@@ -63,7 +63,9 @@ def measure(
 
     def plainly(kept: list[Kept]) -> Sums:
         squares = [
-            zero if way is None else way.squares(held).astype(dtype)
+            zero
+            if way is None
+            else measured(way, held, lambda _, held: (held, one))[0].astype(dtype)
             for way, held in zip(ways, kept, strict=True)
         ]
         return [in_group(squares, group) for group in groups], [one for _ in groups]
@@ -75,8 +77,8 @@ def measure(
                 squares.append(zero)
                 units.append(zero)
             else:
-                scaled, unit = way.rescale(held)
-                squares.append(way.squares(scaled).astype(dtype))
+                found, unit = measured(way, held, lambda way, held: way.rescale(held))
+                squares.append(found.astype(dtype))
                 units.append(jnp.where(squares[-1] == 0, zero, unit.astype(dtype)))
         common = [
             functools.reduce(jnp.maximum, (units[i] for i in group), zero)
