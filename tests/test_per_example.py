@@ -289,6 +289,20 @@ def test_rows_beyond_the_table_count_as_jax_counts_them(mode):
     assert distance(optaxclip.clipped_grad(read, 1.0)(params, ids), expected) < 1e-6
 
 
+@pytest.mark.parametrize("prefix", [1.0, {"a": 2.0, "b": 1.0}, np.float32([1.0])])
+def test_parameters_may_hold_no_numbers(prefix):
+    def dot(params, x):
+        return jnp.dot(params["b"], x) + jnp.sum(params["a"])
+
+    params = {"a": jnp.zeros((0, 2)), "b": jnp.zeros(2)}
+    x = jnp.asarray([[3.0, 4.0]])
+    grads = optaxclip.clipped_grad(dot, prefix)(params, x)
+    assert grads["a"].shape == (0, 2)
+    np.testing.assert_allclose(grads["b"], [0.6, 0.8], rtol=1e-6)
+    norms = optaxclip.per_example_norms(dot, prefix=0)(params, x)
+    np.testing.assert_allclose(norms, 5.0, rtol=1e-6)
+
+
 WEIGHED = {
     "vector": (lambda p, x: jnp.dot(p, x[0]), (2,)),
     "matrix": (lambda p, x: jnp.sum(x @ p.T), (1, 2)),

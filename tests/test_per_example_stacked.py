@@ -82,6 +82,18 @@ def test_the_largest_of_all_gradients_are_clipped_and_reported():
     np.testing.assert_allclose(report["clip/post_norm"] / 1e-20, 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "updates",
+    [{}, {"n": jnp.ones((2, 3), jnp.int32)}, {"w": jnp.zeros((0, 3))}, {"w": None}],
+)
+def test_updates_that_hold_nothing_to_clip_pass_through(updates):
+    mean, report = clip(1.0, updates)
+    assert jax.tree.structure(mean) == jax.tree.structure(updates)
+    for before, after in zip(*map(jax.tree.leaves, (updates, mean)), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert report["clip/clipped_steps"] == 0
+
+
 def test_the_state_keeps_its_kind_in_a_chain_and_a_scan():
     optimizer = optax.chain(optaxclip.clip_per_example(LIMIT), optax.sgd(1.0))
 

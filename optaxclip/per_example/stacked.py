@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from optaxclip.groupings import Bundled
-from optaxclip.leaves import AxisName, counted, counts
+from optaxclip.leaves import AxisName, counted, counts, filled
 from optaxclip.magnitudes import Magnitude, as_number
 from optaxclip.measuring import measure
 from optaxclip.norms import l2
@@ -53,6 +53,7 @@ def clip_per_example(
 
     Returns:
       A transformation whose updates have the examples in front and come back without.
+      Leaves that hold integers, or no numbers at all, come back as they are.
       Examples that are not finite count as zeros. The report has the largest finite
       norm and limit, and the share of examples above a limit.
 
@@ -92,6 +93,8 @@ def clip_per_example(
     ) -> tuple[PyTree, ClipState]:
         del params
         leaves = counted(updates)
+        if not leaves:
+            return updates, state
         number = _number_of_examples(updates)
         seen = Observation(
             size=Magnitude([], []),  # given limits do not depend on it
@@ -108,9 +111,10 @@ def clip_per_example(
         weights = decide(sizes, limits, response, jnp.ones(number, bool))
         total = jax.lax.psum(number, axis_name) if axis_name else number
         factors = limits.of_leaves(weights.divided(total))
-        pairs = zip(leaves, factors, strict=True)
-        means = iter([_sum(*pair, weights, axis_name) for pair in pairs])
-        mean = jax.tree.map(lambda x: next(means) if counts(x) else x, updates)
+        means = [
+            _sum(leaf, factors[i], weights, axis_name) for i, leaf in enumerate(leaves)
+        ]
+        mean = filled(updates, means)
         report = _report(state.report, limits, weights, axis_name)
         return mean, state_type(NAME, ClipState)(memory, report)
 

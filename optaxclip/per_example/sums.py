@@ -106,15 +106,14 @@ def add_up(
     mask, dtype = examples.mask, examples.dtype()
     sizes = measure(ways, recorded.kept, limits.groups, mask, dtype)
     weights = decide(sizes, limits, response, mask)
+    factors = limits.of_leaves(weights.divided(number))
     leaves = jax.tree.leaves(examples.params)
     totals = [
-        jnp.zeros_like(leaf) if way is None else way.total(held, factors, weights.good)
-        for way, held, factors, leaf in zip(
-            ways,
-            recorded.kept,
-            limits.of_leaves(weights.divided(number)),
-            leaves,
-            strict=True,
+        jnp.zeros_like(leaf)
+        if way is None
+        else way.total(held, factors[i], weights.good)
+        for i, (way, held, leaf) in enumerate(
+            zip(ways, recorded.kept, leaves, strict=True)
         )
     ]
     return _told(recorded, limits.like_given([size.plain for size in sizes])), totals
