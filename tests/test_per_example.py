@@ -218,6 +218,108 @@ def test_squares_that_overflow_or_vanish_are_no_matter(scale):
     assert distance(got, clipped_mean(GRADIENTS, LIMIT)) < 1e-5
 
 
+@pytest.mark.parametrize("ones", [(1.0,), (1.0, 1.0)])
+@pytest.mark.parametrize("size", [2.0**125, 2.0**126, 1e38, 2.0**127, 3e38])
+def test_the_largest_of_all_gradients_are_clipped(size, ones):
+    def dot(params, x):
+        return sum(jnp.dot(p, x) * 2.0 for p in params)
+
+    params = [jnp.zeros(2) for _ in ones]
+    step = optaxclip.clipped_value_and_grad(dot, 1.0)
+    examples, grads = step(params, jnp.asarray([[size / 2, 0.0]]))
+    norm = size * len(ones) ** 0.5
+    expected = norm if norm < np.finfo(np.float32).max.item() else np.inf
+    np.testing.assert_allclose(examples.norm, expected, rtol=1e-6)
+    np.testing.assert_allclose(grads, [[len(ones) ** -0.5, 0.0]] * len(ones), rtol=1e-6)
+
+
+SIGNS = jnp.asarray([1.0, -1.0] * 32)
+CANCELLED = {
+    "product": (lambda p, x: SIGNS @ jnp.sum(x @ p, axis=1), (96, 80), (64, 96)),
+    "kernel": (
+        lambda p, x: (
+            jax.lax.conv_general_dilated(
+                x[None], p, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+            )[0].sum(1)
+            @ SIGNS
+        ),
+        (1, 96, 80),
+        (64, 96),
+    ),
+    "table": (lambda p, x: SIGNS @ jnp.sum(p[ROWS] * x, axis=1), (300, 40), (64, 40)),
+    "tied": (
+        lambda p, x: SIGNS @ jnp.sum(p[ROWS] * x + x @ p[:40].T @ x.T @ x, axis=1),
+        (300, 40),
+        (64, 40),
+    ),
+}
+ROWS = jnp.arange(64) // 2
+
+
+@pytest.mark.parametrize("case", CANCELLED)
+def test_a_norm_is_right_where_positions_cancel_each_other(case):
+    function, shape, of_x = CANCELLED[case]
+    x = random(0, 3, *of_x, scale=1e-3) + 3
+    x = x.at[1].add(random(1, *of_x))  # here nothing is cancelled
+    params = jnp.zeros(shape)
+    norms = norms_of(stacked_gradients(function, params, (x,)))
+    found = jax.jit(optaxclip.per_example_norms(function))(params, x)
+    np.testing.assert_allclose(found, norms, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
+@pytest.mark.parametrize("rows", [60, 300])
+def test_rows_may_be_read_by_indices_of_any_type(dtype, rows):
+    def read(table, ids):
+        return jnp.sum(jnp.tanh(jnp.take(table, ids, axis=0, mode="clip") + 1))
+
+    ids = jnp.asarray([[3, 7, 3], [0, 59, 59]], dtype)
+    params = random(0, rows, 4)
+    expected = clipped_mean(stacked_gradients(read, params, (ids,)), 1.0)
+    assert distance(optaxclip.clipped_grad(read, 1.0)(params, ids), expected) < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["promise_in_bounds", "clip", "fill", None])
+def test_rows_beyond_the_table_count_as_jax_counts_them(mode):
+    def read(table, ids):
+        return jnp.sum(jnp.tanh(table.at[ids].get(mode=mode, fill_value=0) + 1))
+
+    params, ids = random(0, 60, 4), jnp.asarray([[3, 60, 1000], [0, 59, 60]])
+    expected = clipped_mean(stacked_gradients(read, params, (ids,)), 1.0)
+    assert distance(optaxclip.clipped_grad(read, 1.0)(params, ids), expected) < 1e-6
+
+
+@pytest.mark.parametrize("prefix", [1.0, {"a": 2.0, "b": 1.0}, np.float32([1.0])])
+def test_parameters_may_hold_no_numbers(prefix):
+    def dot(params, x):
+        return jnp.dot(params["b"], x) + jnp.sum(params["a"])
+
+    params = {"a": jnp.zeros((0, 2)), "b": jnp.zeros(2)}
+    x = jnp.asarray([[3.0, 4.0]])
+    grads = optaxclip.clipped_grad(dot, prefix)(params, x)
+    assert grads["a"].shape == (0, 2)
+    np.testing.assert_allclose(grads["b"], [0.6, 0.8], rtol=1e-6)
+    norms = optaxclip.per_example_norms(dot, prefix=0)(params, x)
+    np.testing.assert_allclose(norms, 5.0, rtol=1e-6)
+
+
+WEIGHED = {
+    "vector": (lambda p, x: jnp.dot(p, x[0]), (2,)),
+    "matrix": (lambda p, x: jnp.sum(x @ p.T), (1, 2)),
+    "wide matrix": (lambda p, x: jnp.sum(x @ p.T) / 9, (9, 2)),
+    "table": (lambda p, x: jnp.sum(p[:1] * x), (40, 2)),
+    "kernel": (lambda p, x: jnp.sum(jnp.convolve(x[0], p, "valid")), (2,)),
+}
+
+
+@pytest.mark.parametrize("case", WEIGHED)
+def test_a_weight_may_be_smaller_than_a_float(case):
+    function, shape = WEIGHED[case]
+    x = jnp.asarray([[[1e20, 0.0]]])
+    grads = optaxclip.clipped_grad(function, 1e-20)(jnp.zeros(shape), x)
+    assert np.isclose(np.linalg.norm(grads / 1e-20), 1, rtol=1e-6)
+
+
 def test_float64_is_measured_in_float64():
     with jax.enable_x64(True):
         params = jax.tree.map(lambda p: np.asarray(p, np.float64), PARAMS)

@@ -1,11 +1,14 @@
 """A traced program gives what is asked for, and computes nothing else."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from per_example import random
+from per_example import clipped_mean, distance, norms_of, random, stacked_gradients
 
+import optaxclip
 from optaxclip.per_example.batches import one_example
 from optaxclip.per_example.tracing import trace
 
@@ -97,3 +100,35 @@ def test_a_random_key_may_be_part_of_a_program():
     np.testing.assert_allclose(
         recorded.value, 3 * jax.vmap(jax.random.uniform)(keys), rtol=1e-6
     )
+
+
+SIZES = {"b": 3, "i": 2, "j": 4, "k": 5}
+
+
+@pytest.mark.parametrize("positions", [2, 40])
+@pytest.mark.parametrize("shared", ["", "b"])
+def test_axes_may_be_contracted_in_any_order(shared, positions):
+    def normal(seed, axes):
+        return random(seed, *((SIZES | {"t": positions})[axis] for axis in axes))
+
+    orders = map("".join, itertools.permutations(f"{shared}ijk"))
+    results = f"t{shared}k", f"k{shared}t"
+    pairs = zip(orders, itertools.cycle(results), strict=False)
+    cases = [f"t{shared}ij,{order}->{result}" for order, result in pairs]
+    params = {case: normal(0, case.split(",")[1].split("-")[0]) for case in cases}
+    weights = {result: normal(1, result) for result in results}
+
+    def loss(params, x):
+        contracted = {case: jnp.einsum(case, x, p) for case, p in params.items()}
+        terms = [y * weights[case.split(">")[1]] for case, y in contracted.items()]
+        return sum(map(jnp.sum, terms))
+
+    batch = (jnp.stack([normal(seed, f"t{shared}ij") for seed in range(3)]),)
+    gradients = stacked_gradients(loss, params, batch)
+    limits = dict.fromkeys(params, 1.0)
+    step = optaxclip.clipped_value_and_grad(loss, limits)
+    examples, grads = jax.jit(step)(params, *batch)
+    for case, of_case in zip(sorted(params), gradients, strict=True):
+        norms = norms_of([of_case])
+        np.testing.assert_allclose(examples.norm[case], norms, rtol=1e-5)
+        assert distance(grads[case], clipped_mean([of_case], 1.0)) < 1e-5

@@ -72,6 +72,28 @@ def test_narrow_types_are_summed_in_float32_and_extreme_ones_clipped():
     np.testing.assert_allclose(clip(1.0, huge)[0]["w"], 0.5, rtol=1e-6)
 
 
+def test_the_largest_of_all_gradients_are_clipped_and_reported():
+    mean, report = clip(1.0, {"w": jnp.asarray([[3e38, 0.0]]), "n": None})
+    np.testing.assert_allclose(mean["w"], [1.0, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(report["clip/pre_norm"], 3e38, rtol=1e-6)
+    np.testing.assert_allclose(report["clip/post_norm"], 1, rtol=1e-6)
+    mean, report = clip(1e-20, {"w": jnp.full((1, 4), 3e38), "n": None})
+    np.testing.assert_allclose(mean["w"] / 1e-20, 0.5, rtol=1e-6)
+    np.testing.assert_allclose(report["clip/post_norm"] / 1e-20, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "updates",
+    [{}, {"n": jnp.ones((2, 3), jnp.int32)}, {"w": jnp.zeros((0, 3))}, {"w": None}],
+)
+def test_updates_that_hold_nothing_to_clip_pass_through(updates):
+    mean, report = clip(1.0, updates)
+    assert jax.tree.structure(mean) == jax.tree.structure(updates)
+    for before, after in zip(*map(jax.tree.leaves, (updates, mean)), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert report["clip/clipped_steps"] == 0
+
+
 def test_the_state_keeps_its_kind_in_a_chain_and_a_scan():
     optimizer = optax.chain(optaxclip.clip_per_example(LIMIT), optax.sgd(1.0))
 

@@ -120,9 +120,9 @@ def clipped_value_and_grad(
         params: PyTree, *batch: Any, mask: Any = None
     ) -> tuple[PerExample, PyTree]:
         examples = prepare(params, batch, in_axes, mask, axis_name)
-        limits = arrange(max_norm, examples.params)
-        share = 1 / _number_of(examples, denominator, axis_name)
-        function = partial(add_up, Loss(loss, has_aux), limits, response, share)
+        limits = arrange(max_norm, examples.params).places(examples.params)
+        number = _number_of(examples, denominator, axis_name)
+        function = partial(add_up, Loss(loss, has_aux), limits, response, number)
         if microbatch_size is None:
             told, sums = function(examples)
         else:
@@ -244,6 +244,7 @@ def per_example_norms(
     def norms(params: PyTree, *batch: Any) -> PyTree:
         examples = prepare(params, batch, in_axes, None, None)
         groups = arrange(jax.tree.map(lambda _: 0.0, prefix), examples.params)
+        groups = groups.places(examples.params)
         return measure_norms(Loss(loss, has_aux), groups, examples).norm
 
     return norms

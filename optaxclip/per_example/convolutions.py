@@ -14,18 +14,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from optaxclip.magnitudes import widen
 from optaxclip.per_example.layouts import contract, gram
 from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Convolution, finish
 from optaxclip.per_example.ways import (
+    Factors,
     Good,
     Kept,
     PerExample,
+    Squares,
+    added,
     in_units,
-    only_good,
     sum_of_squares,
     weigh,
+    weigh_pair,
 )
 
 
@@ -153,18 +155,19 @@ class KernelGram(_Kernel):
         (image, unit), (cotangent, other) = map(in_units, kept)
         return (image, cotangent), unit * other
 
-    def squares(self, kept: Kept) -> PerExample:
-        """See `Way.squares`; rounding must not make a square negative."""
+    def squares(self, kept: Kept) -> Squares:
+        """See `Way.squares`."""
         image, cotangent = self._image(kept[0]), self._cotangent(kept[1])
         seen = sum(gram(view, view) for view in self._views(image))
-        total = jnp.sum(seen * gram(cotangent, cotangent), axis=(1, 2, 3))
-        return jnp.maximum(total, 0)
+        terms = seen * gram(cotangent, cotangent)
+        return added([terms])
 
-    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
+    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`; all examples are one image of a larger batch."""
         specs = self._specs
-        image = _in_one(widen(only_good(kept[0], good)), specs[0][1])
-        cotangent = _in_one(weigh(kept[1], weights, good), specs[1][1])
+        pair = weigh_pair(kept[0], kept[1], weights, good)
+        image = _in_one(pair[0], specs[0][1])
+        cotangent = _in_one(pair[1], specs[1][1])
         params = dict(self.term.params)
         params["preferred_element_type"] = None
         params.pop("out_sharding", None)
@@ -197,11 +200,11 @@ class KernelDirect(_Kernel):
         x, unit = in_units(kept[0])
         return (x,), unit
 
-    def squares(self, kept: Kept) -> PerExample:
+    def squares(self, kept: Kept) -> Squares:
         """See `Way.squares`."""
-        return sum_of_squares(kept[0])
+        return Squares(sum_of_squares(kept[0]))
 
-    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
+    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""
         return self._assemble(jnp.sum(weigh(kept[0], weights, good), axis=0))
 

@@ -1,18 +1,20 @@
 """What each limit stands for: all leaves, the leaves below it, or one leaf."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from optaxclip.leaves import counted, of_leaves
+from optaxclip.leaves import counted, counts, of_leaves
 from optaxclip.magnitudes import as_number
 from optaxclip.responses import Response
 from optaxclip.responses.pointwise import Pointwise
 from optaxclip.thresholds import check_limit
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,16 @@ class Limits:
             return jnp.stack(per_group, axis=-1)
         return jax.tree.unflatten(self.structure, per_group)
 
-    def of_leaves(self, per_group: list[Array]) -> list[Array]:
-        """Give each leaf what its group has."""
-        found = {
-            i: x for group, x in zip(self.groups, per_group, strict=True) for i in group
-        }
-        return [found[i] for i in sorted(found)]
+    def of_leaves(self, per_group: list[T]) -> dict[int, T]:
+        """Give each leaf what its group has, by the leaf's position."""
+        pairs = zip(self.groups, per_group, strict=True)
+        return {i: x for group, x in pairs for i in group}
+
+    def places(self, params: PyTree) -> "Limits":
+        """Number the leaves among all, not only among those that hold numbers."""
+        counted = [i for i, x in enumerate(jax.tree.leaves(params)) if counts(x)]
+        groups = tuple(tuple(counted[i] for i in group) for group in self.groups)
+        return replace(self, groups=groups)
 
 
 def check_limits(max_norm: PyTree[ArrayLike]) -> None:

@@ -7,7 +7,7 @@ from optaxclip.per_example.convolutions import KernelDirect, KernelGram
 from optaxclip.per_example.layouts import counts, layout
 from optaxclip.per_example.origins import origins
 from optaxclip.per_example.products import Direct, Gram
-from optaxclip.per_example.program import Atom, Program
+from optaxclip.per_example.program import Atom, Program, aval_of
 from optaxclip.per_example.rules import is_float
 from optaxclip.per_example.tables import Table
 from optaxclip.per_example.terms import (
@@ -38,7 +38,7 @@ def plan_leaf(program: Program, gradient: Atom) -> Plan:
     """Choose a way for a leaf, given the atom that is its gradient."""
     terms = origins(program, gradient)
     whole = Whole(gradient)
-    if not terms:
+    if not terms or not aval_of(gradient).size:
         return Plan(None, "none", "no gradient reaches it")
     if not is_float(gradient):
         return Plan(whole, "example by example", "it holds complex numbers")

@@ -18,6 +18,7 @@ from optaxclip.magnitudes import widen
 from optaxclip.per_example.layouts import (
     HIGHEST,
     assemble,
+    blocks,
     contract,
     counts,
     join,
@@ -27,13 +28,16 @@ from optaxclip.per_example.layouts import (
 from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Product
 from optaxclip.per_example.ways import (
+    Factors,
     Good,
     Kept,
     PerExample,
+    Squares,
+    added,
     in_units,
-    only_good,
     sum_of_squares,
     weigh,
+    weigh_pair,
 )
 
 
@@ -45,18 +49,15 @@ class Letters(NamedTuple):
       second: the axes of the second.
       shared: those that the factors share with their product.
       summed: those that they share and are summed over.
+      result: those of the product: shared, of the first alone, of the second alone,
+        each in the order that they have in the product.
     """
 
     first: str
     second: str
     shared: str
     summed: str
-
-    @property
-    def result(self) -> str:
-        """The axes of the product: shared, of the first alone, of the second alone."""
-        apart = self.first + self.second
-        return self.shared + "".join(a for a in apart if apart.count(a) == 1)
+    result: str
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,12 @@ class _Products:
     def _letters(self) -> Letters:
         """Name the axes of the factors as they are held."""
         if not self._in_place:
-            return Letters("zta", "ztb", "z", "t")
+            return Letters("zta", "ztb", "z", "t", "zab")
         product = self.products[0]
         order = (*product.axes, *product.summed)
         name = {axis: chr(ord("a") + i) for i, axis in enumerate(order)}
         parts = [f.axes for f in ordered(product)]
-        parts += [product.shared, product.summed]
+        parts += [product.shared, product.summed, sum(blocks(product), ())]
         return Letters(*("".join(name[axis] for axis in part) for part in parts))
 
     def _factors(self, values: Sequence[Array]) -> tuple[Array, Array]:
@@ -132,15 +133,17 @@ class Gram(_Products):
         (a, unit), (b, other) = map(in_units, kept)
         return (a, b), unit * other
 
-    def squares(self, kept: Kept) -> PerExample:
-        """See `Way.squares`; rounding must not make a square negative."""
+    def squares(self, kept: Kept) -> Squares:
+        """See `Way.squares`."""
         letters = self._letters
         grams = [
             self._gram(x, axes, letters)
             for x, axes in zip(kept, (letters.first, letters.second), strict=True)
         ]
-        total = grams[0] * grams[1]
-        return jnp.maximum(jnp.sum(total.reshape(len(total), -1), axis=1), 0)
+        terms = grams[0] * grams[1]
+        if counts(self.products)[1] == 1:
+            return Squares(jnp.sum(terms.reshape(len(terms), -1), axis=1))
+        return added([terms])
 
     def _gram(self, x: Array, axes: str, letters: Letters) -> Array:
         """Multiply all positions with each other, apart for each shared entry."""
@@ -156,9 +159,9 @@ class Gram(_Products):
         out = letters.shared + letters.summed + letters.summed.upper()
         return contract(f"N{axes},N{other}->N{out}", x, x, precision=HIGHEST)
 
-    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
+    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""
-        a, b = only_good(kept[0], good), weigh(kept[1], weights, good)
+        a, b = weigh_pair(kept[0], kept[1], weights, good)
         letters = self._letters
         return self._assemble(
             contract(f"N{letters.first},N{letters.second}->{letters.result}", a, b)
@@ -191,10 +194,10 @@ class Direct(_Products):
         x, unit = in_units(kept[0])
         return (x,), unit
 
-    def squares(self, kept: Kept) -> PerExample:
+    def squares(self, kept: Kept) -> Squares:
         """See `Way.squares`."""
-        return sum_of_squares(kept[0])
+        return Squares(sum_of_squares(kept[0]))
 
-    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
+    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""
         return self._assemble(jnp.sum(weigh(kept[0], weights, good), axis=0))

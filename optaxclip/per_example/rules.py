@@ -81,7 +81,7 @@ def _scatter_add(eqn: JaxprEqn, walk: Walk) -> list[Term]:
         eqn.invars[1],
         (*where, Axis(len(into))),
         rows=tuple(axes[d] for d in into),
-        drops=eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP,
+        drops=eqn.params["mode"] != GatherScatterMode.CLIP,
     )
     product = Product(index, Factor(eqn.invars[2], tuple(among)), tuple(axes))
     return [*walk(eqn.invars[0]), product]

@@ -9,12 +9,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from optaxclip.groupings import Bundled
-from optaxclip.leaves import AxisName, counted, counts
+from optaxclip.leaves import AxisName, counted, counts, filled
 from optaxclip.magnitudes import Magnitude, as_number
 from optaxclip.measuring import measure
 from optaxclip.norms import l2
 from optaxclip.per_example.limits import Limits, arrange, check_response
-from optaxclip.per_example.ways import weigh
+from optaxclip.per_example.ways import Factors, weigh
 from optaxclip.per_example.weights import Weights, decide
 from optaxclip.reports import ClipReport, ClipState, empty_report, state_type
 from optaxclip.responses import Response, shrink
@@ -53,6 +53,7 @@ def clip_per_example(
 
     Returns:
       A transformation whose updates have the examples in front and come back without.
+      Leaves that hold integers, or no numbers at all, come back as they are.
       Examples that are not finite count as zeros. The report has the largest finite
       norm and limit, and the share of examples above a limit.
 
@@ -92,6 +93,8 @@ def clip_per_example(
     ) -> tuple[PyTree, ClipState]:
         del params
         leaves = counted(updates)
+        if not leaves:
+            return updates, state
         number = _number_of_examples(updates)
         seen = Observation(
             size=Magnitude([], []),  # given limits do not depend on it
@@ -107,10 +110,11 @@ def clip_per_example(
         sizes = [_measure([leaves[i] for i in group]) for group in limits.groups]
         weights = decide(sizes, limits, response, jnp.ones(number, bool))
         total = jax.lax.psum(number, axis_name) if axis_name else number
-        factors = limits.of_leaves([factor / total for factor in weights.factors])
-        pairs = zip(leaves, factors, strict=True)
-        means = iter([_sum(*pair, weights, axis_name) for pair in pairs])
-        mean = jax.tree.map(lambda x: next(means) if counts(x) else x, updates)
+        factors = limits.of_leaves(weights.divided(total))
+        means = [
+            _sum(leaf, factors[i], weights, axis_name) for i, leaf in enumerate(leaves)
+        ]
+        mean = filled(updates, means)
         report = _report(state.report, limits, weights, axis_name)
         return mean, state_type(NAME, ClipState)(memory, report)
 
@@ -146,8 +150,8 @@ def _measure(leaves: list[Array]) -> Magnitude:
     return measure(l2, Bundled(shapes, *each, (tuple(range(len(flat))),)), flat)
 
 
-def _sum(leaf: Array, factor: Array, weights: Weights, axis_name: AxisName) -> Array:
-    total = jnp.sum(weigh(leaf, factor, weights.good), axis=0)
+def _sum(leaf: Array, factors: Factors, weights: Weights, axis_name: AxisName) -> Array:
+    total = jnp.sum(weigh(leaf, factors, weights.good), axis=0)
     total = jax.lax.psum(total, axis_name) if axis_name else total
     return total.astype(leaf.dtype)
 
@@ -156,15 +160,18 @@ def _report(
     before: ClipReport, limits: Limits, weights: Weights, axis_name: AxisName
 ) -> ClipReport:
     """Show the largest of all examples that are finite, and how many were clipped."""
-    norms = jnp.stack([x.astype(jnp.float32) for x in weights.norms])
-    factors = jnp.stack([x.astype(jnp.float32) for x in weights.factors])
+    norms, after = [], []
+    for (value, unit), (first, second) in zip(
+        weights.sizes, weights.factors, strict=True
+    ):
+        norms.append((value * unit).astype(jnp.float32))
+        after.append((value * (unit * first * second)).astype(jnp.float32))
+    norms, after = jnp.stack(norms), jnp.stack(after)
     bounds = jnp.stack([limit.astype(jnp.float32) for limit in limits.values])
     good = weights.good[None, :]
     above = jnp.any(~(norms <= bounds[:, None]), axis=0)
     fraction = jnp.mean(above, dtype=jnp.float32)
-    largest = [
-        jnp.max(jnp.where(good, x, jnp.zeros_like(x))) for x in (norms, norms * factors)
-    ]
+    largest = [jnp.max(jnp.where(good, x, jnp.zeros_like(x))) for x in (norms, after)]
     if axis_name:
         fraction = jax.lax.pmean(fraction, axis_name)
         largest = jax.lax.pmax(largest, axis_name)

@@ -96,30 +96,27 @@ def add_up(
     loss: Loss,
     limits: Limits,
     response: Response,
-    share: Array,
+    number: Array,
     examples: Examples,
 ) -> tuple[PerExample, list[Array]]:
-    """Clip each example's gradient, and add up a share of each, leaf by leaf."""
+    """Clip each example's gradient; add up all, divided by a number, leaf by leaf."""
     traced = examples.trace(loss)
     recorded = traced.record(examples.params, examples.batch, examples.in_axes)
     ways = [plan.way for plan in traced.plans]
     mask, dtype = examples.mask, examples.dtype()
     sizes = measure(ways, recorded.kept, limits.groups, mask, dtype)
     weights = decide(sizes, limits, response, mask)
+    factors = limits.of_leaves(weights.divided(number))
     leaves = jax.tree.leaves(examples.params)
     totals = [
         jnp.zeros_like(leaf)
         if way is None
-        else way.total(held, factor * share.astype(factor.dtype), weights.good)
-        for way, held, factor, leaf in zip(
-            ways,
-            recorded.kept,
-            limits.of_leaves(weights.factors),
-            leaves,
-            strict=True,
+        else way.total(held, factors[i], weights.good)
+        for i, (way, held, leaf) in enumerate(
+            zip(ways, recorded.kept, leaves, strict=True)
         )
     ]
-    return _told(recorded, limits.like_given(weights.norms)), totals
+    return _told(recorded, limits.like_given([size.plain for size in sizes])), totals
 
 
 def _told(recorded: Recorded, norm: PyTree) -> PerExample:

@@ -24,12 +24,15 @@ from optaxclip.per_example.layouts import (
 from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Factor, Product, size
 from optaxclip.per_example.ways import (
+    Factors,
     Good,
     Kept,
     PerExample,
+    Squares,
+    added,
     in_units,
-    only_good,
     weigh,
+    weigh_pair,
 )
 
 
@@ -38,7 +41,9 @@ def read_rows(indices: Array, read: Product) -> Int[Array, "examples positions"]
     factor = read.left
     rows = read.own(factor)
     indices = matrices(indices, factor, read)[:, 0]
-    indices = indices[..., np.asarray([factor.rows.index(axis) for axis in rows])]
+    indices = _as_int32(indices)[
+        ..., np.asarray([factor.rows.index(axis) for axis in rows])
+    ]
     sizes = np.asarray([axis.size for axis in rows], indices.dtype)
     strides = np.cumprod([1, *sizes[:0:-1]])[::-1].astype(indices.dtype)
     sizes, strides = (x.reshape(1, 1, -1) for x in (sizes, strides))
@@ -46,6 +51,13 @@ def read_rows(indices: Array, read: Product) -> Int[Array, "examples positions"]
     row = jnp.sum(among * strides, axis=-1)
     inside = jnp.all(among == indices, axis=-1) | (not factor.drops)
     return jnp.where(inside, row.astype(jnp.int32), size(rows))
+
+
+def _as_int32(indices: Array) -> Array:
+    """Take narrow types as int32, since they may not hold the number of rows."""
+    if jnp.iinfo(indices.dtype).bits >= 32:
+        return indices
+    return indices.astype(jnp.int32)
 
 
 @dataclass(frozen=True)
@@ -127,25 +139,24 @@ class Table:
         read = read * (unit / common)[:, None, None]
         return (rows, read, a, b * (of_a * of_b / common)[:, None, None]), common
 
-    def squares(self, kept: Kept) -> PerExample:
-        """See `Way.squares`; rounding must not make a square negative."""
+    def squares(self, kept: Kept) -> Squares:
+        """See `Way.squares`."""
         rows, read = kept[0], kept[1]
         same = rows[:, :, None] == rows[:, None, :]
         inner = gram(read, read)
-        total = jnp.sum(jnp.where(same, inner, jnp.zeros_like(inner)), axis=(1, 2))
+        terms = [jnp.where(same, inner, jnp.zeros_like(inner))]
         if len(kept) == 4:
             a, b = kept[2:]
             found = jnp.minimum(rows, self._rows - 1)[:, None, :]
             at_rows = widen(jnp.take_along_axis(a, found, axis=2))
-            total += 2 * jnp.sum(at_rows * gram(b, read), axis=(1, 2))
-            total += jnp.sum(gram(a, a) * gram(b, b), axis=(1, 2))
-        return jnp.maximum(total, 0)
+            terms += [2 * at_rows * gram(b, read), gram(a, a) * gram(b, b)]
+        return added(terms)
 
-    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
+    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""
         rows, read = kept[0], widen(weigh(kept[1], weights, good))
         if len(kept) == 4:
-            a, b = only_good(kept[2], good), weigh(kept[3], weights, good)
+            a, b = weigh_pair(kept[2], kept[3], weights, good)
             table = contract("nta,ntb->ab", a, b)
         else:
             table = jnp.zeros((self._rows, self._entries), read.dtype)

@@ -1,9 +1,11 @@
 """The ways in which a leaf's gradients are measured, weighed and added up."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -13,7 +15,20 @@ from optaxclip.responses.pointwise import multiply
 
 Kept = tuple[Array, ...]
 PerExample = Float[Array, "examples"]
+Factors = tuple[PerExample, PerExample]  # their product may be too small for a float
 Good = Bool[Array, "examples"]
+
+
+class Squares(NamedTuple):
+    """Squared norms.
+
+    Attributes:
+      total: the squared norm of each example's gradient.
+      cancelled: where it was lost to rounding, if it can be.
+    """
+
+    total: PerExample
+    cancelled: Bool[Array, "examples"] | None = None
 
 
 @runtime_checkable
@@ -43,11 +58,11 @@ class Way(Protocol):
         """Measure in units in which no square overflows or vanishes."""
         ...
 
-    def squares(self, kept: Kept) -> PerExample:
+    def squares(self, kept: Kept) -> Squares:
         """Measure the squared norm of each example's gradient."""
         ...
 
-    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
+    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """Add up the gradients of good examples, multiplied by their weights."""
         ...
 
@@ -57,26 +72,29 @@ def beside(per_example: Array, x: Array) -> Array:
     return per_example.reshape(per_example.shape + (1,) * (x.ndim - 1))
 
 
-def weigh(x: Array, weights: PerExample, good: Good) -> Array:
+def weigh(x: Array, weights: Sequence[PerExample], good: Good) -> Array:
     """Multiply each example; what is broken is zero, which NaN * 0 would not be."""
-    wide = widen(x)
-    factors = beside(weights, x).astype(jnp.finfo(wide.dtype).dtype)
-    product = multiply(wide, factors)
+    product = widen(x)
+    for weight in weights:
+        factor = beside(weight, x).astype(jnp.finfo(product.dtype).dtype)
+        product = multiply(product, factor)
     return jnp.where(beside(good, x), product, jnp.zeros_like(product))
 
 
-def only_good(x: Array, good: Good) -> Array:
-    """Put zeros for the broken examples."""
-    return jnp.where(beside(good, x), x, jnp.zeros_like(x))
+def weigh_pair(a: Array, b: Array, weights: Factors, good: Good) -> tuple[Array, Array]:
+    """Multiply two arrays, whose product is wanted, by a weight each."""
+    return weigh(a, weights[:1], good), weigh(b, weights[1:], good)
 
 
 def in_units(x: Array) -> tuple[Array, PerExample]:
-    """Divide each example by a power of two, so that its largest number is about 1."""
+    """Divide each example by a power of two, so that its largest number is 1 to 4."""
     wide = widen(x)
     largest = jnp.max(modulus(wide).reshape(len(x), -1), axis=1, initial=0.0)
     usual = (largest > 0) & (largest < jnp.inf)
     _, exponent = jnp.frexp(jnp.where(usual, largest, 1))
-    exponent = jnp.minimum(exponent, jnp.finfo(largest.dtype).maxexp - 1)
+    # A unit and what it is divided by must both be normal: others may be flushed to 0.
+    finfo = jnp.finfo(largest.dtype)
+    exponent = jnp.clip(exponent - 1, int(finfo.minexp), int(finfo.maxexp) - 2)
     unit = jnp.ldexp(jnp.ones_like(largest), exponent)
     return multiply(wide, 1 / beside(unit, wide)), unit
 
@@ -84,6 +102,48 @@ def in_units(x: Array) -> tuple[Array, PerExample]:
 def sum_of_squares(x: Array) -> PerExample:
     """Square and add up each example, in at least float32."""
     return jnp.sum(jnp.square(modulus(widen(x))).reshape(len(x), -1), axis=1)
+
+
+def added(terms: Sequence[Array]) -> Squares:
+    """Add up terms of squared norms, and tell where they all but cancel each other."""
+    flat = [term.reshape(len(term), -1) for term in terms]
+    total = functools.reduce(jnp.add, [jnp.sum(x, axis=1) for x in flat])
+    gross = functools.reduce(jnp.add, [jnp.sum(jnp.abs(x), axis=1) for x in flat])
+    # A norm may be wrong by about eps / 4 * gross / total, which is 1e-5 here.
+    share = float(jnp.finfo(total.dtype).eps) * 2.0**15
+    return Squares(total, total < share * gross)
+
+
+Change = Callable[["Way", Kept], tuple[Kept, PerExample]]
+
+
+def measured(way: Way, kept: Kept, change: Change) -> tuple[PerExample, PerExample]:
+    """Measure squared norms, in the units to which what is held is changed.
+
+    Where terms of a square cancel each other, the gradients themselves are squared,
+    one after another, so that no more than one is held. Usual gradients do not pay.
+    """
+    changed, unit = change(way, kept)
+    total, cancelled = way.squares(changed)
+    if cancelled is None:
+        return total, unit
+
+    def of_one(one: tuple[Kept, Array, Array]) -> Array:
+        held, total, cancelled = one
+        weight = jnp.ones((1,), total.dtype)
+
+        def multiplied_out(held: Kept) -> Array:
+            alone, _ = change(way, tuple(x[None] for x in held))
+            gradient = way.total(alone, (weight, weight), jnp.ones((1,), bool))
+            return sum_of_squares(gradient[None])[0].astype(total.dtype)
+
+        return jax.lax.cond(cancelled, multiplied_out, lambda _: total, held)
+
+    def again(kept: Kept) -> PerExample:
+        with jax.default_matmul_precision("highest"):
+            return jax.lax.map(of_one, (kept, total, cancelled))
+
+    return jax.lax.cond(jnp.any(cancelled), again, lambda _: total, kept), unit
 
 
 @dataclass(frozen=True)
@@ -120,10 +180,10 @@ class Whole:
         x, unit = in_units(kept[0])
         return (x,), unit
 
-    def squares(self, kept: Kept) -> PerExample:
+    def squares(self, kept: Kept) -> Squares:
         """See `Way.squares`."""
-        return sum_of_squares(kept[0])
+        return Squares(sum_of_squares(kept[0]))
 
-    def total(self, kept: Kept, weights: PerExample, good: Good) -> Array:
+    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""
         return jnp.sum(weigh(widen(kept[0]), weights, good), axis=0)

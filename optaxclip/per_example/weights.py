@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool
 from optaxclip.clipper import tidy
 from optaxclip.magnitudes import Magnitude
 from optaxclip.per_example.limits import Limits
-from optaxclip.per_example.ways import Kept, PerExample, Way
+from optaxclip.per_example.ways import Factors, Kept, Way, measured
 from optaxclip.reductions import vary, varying_axes
 from optaxclip.responses import Response
 
@@ -23,14 +23,21 @@ class Weights(NamedTuple):
     """What is decided for each example.
 
     Attributes:
-      norms: how big its gradient is, in each group.
-      factors: by what that is multiplied.
+      sizes: how big its gradient is, in each group.
+      factors: by what that is multiplied, one after the other.
       good: whether all of its gradient is finite, and the example counts.
     """
 
-    norms: list[PerExample]
-    factors: list[PerExample]
+    sizes: list[Magnitude]
+    factors: list[Factors]
     good: Bool[Array, "examples"]
+
+    def divided(self, number: Array | int) -> list[Factors]:
+        """Divide the factors by a number."""
+        return [
+            (first, second / jnp.asarray(number).astype(second.dtype))
+            for first, second in self.factors
+        ]
 
 
 def measure(
@@ -56,7 +63,9 @@ def measure(
 
     def plainly(kept: list[Kept]) -> Sums:
         squares = [
-            zero if way is None else way.squares(held).astype(dtype)
+            zero
+            if way is None
+            else measured(way, held, lambda _, held: (held, one))[0].astype(dtype)
             for way, held in zip(ways, kept, strict=True)
         ]
         return [in_group(squares, group) for group in groups], [one for _ in groups]
@@ -68,14 +77,16 @@ def measure(
                 squares.append(zero)
                 units.append(zero)
             else:
-                scaled, unit = way.rescale(held)
-                squares.append(way.squares(scaled).astype(dtype))
+                found, unit = measured(way, held, lambda way, held: way.rescale(held))
+                squares.append(found.astype(dtype))
                 units.append(jnp.where(squares[-1] == 0, zero, unit.astype(dtype)))
         common = [
             functools.reduce(jnp.maximum, (units[i] for i in group), zero)
             for group in groups
         ]
-        common = [jnp.where(unit == 0, one, unit) for unit in common]
+        # One over the largest power of two of all may be flushed to 0.
+        cap = 2.0 ** (int(jnp.finfo(dtype).maxexp) - 2)
+        common = [jnp.where(unit == 0, one, jnp.minimum(unit, cap)) for unit in common]
         sums = [
             in_group(
                 [s * jnp.square(u / unit) for s, u in zip(squares, units, strict=True)],
@@ -100,6 +111,11 @@ def decide(
     factors, good = [], mask
     for size, limit in zip(sizes, limits.values, strict=True):
         good &= jnp.isfinite(size.value) & jnp.isfinite(size.unit)
-        weights = response.weigh(*size, tidy(size.value, limit))
-        factors.append(functools.reduce(jnp.multiply, weights))
-    return Weights([size.plain for size in sizes], factors, good)
+        *some, last = response.weigh(*size, tidy(size.value, limit))
+        one = jnp.ones_like(last)
+        first = functools.reduce(jnp.multiply, some, one)
+        faint = jnp.abs(first * last) < float(jnp.finfo(last.dtype).tiny) * 2.0**40
+        factors.append(
+            (jnp.where(faint, first, one), jnp.where(faint, last, first * last))
+        )
+    return Weights(sizes, factors, good)
