@@ -287,4 +287,4 @@ def test_adagc_is_not_frozen_by_a_limit_of_zero_in_its_warm_up(first):
     state = clip.init(updates)
     for _ in range(8):
         clipped, state = clip.update(updates, state)
-    assert (np.asarray(clipped) > 0.4).all()
+    assert (np.asarray(clipped) > 0.1).all()
