@@ -303,6 +303,28 @@ def test_parameters_may_hold_no_numbers(prefix):
     np.testing.assert_allclose(norms, 5.0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("microbatch_size", [None, 1])
+def test_what_examples_share_may_be_no_array(microbatch_size):
+    def chosen(params, x, flag, options):
+        found = jnp.dot(params, x) if flag else 0.0 * params.sum()
+        return {"twice": 2 * found}[options["name"]]
+
+    step = optaxclip.clipped_grad(
+        chosen, np.inf, in_axes=(0, None, None), microbatch_size=microbatch_size
+    )
+    x = jnp.asarray([[3.0, 4.0], [0.0, 0.5]])
+    grads = step(jnp.zeros(2), x, True, {"name": "twice"})
+    np.testing.assert_allclose(grads, [3.0, 4.5], rtol=1e-6)
+
+
+def test_a_parameter_divided_by_zero_is_loud():
+    def divided(p, x):
+        return jnp.sum(x @ (p / 0.0))
+
+    norms = optaxclip.per_example_norms(divided)(jnp.ones((3, 2)), jnp.ones((2, 1, 3)))
+    assert not np.any(np.isfinite(norms))
+
+
 WEIGHED = {
     "vector": (lambda p, x: jnp.dot(p, x[0]), (2,)),
     "matrix": (lambda p, x: jnp.sum(x @ p.T), (1, 2)),
@@ -433,7 +455,9 @@ WRONG = {
     r"microbatch_size must be at least 1, not 0": {"microbatch_size": 0},
     r"mask must be a bool for each of the 8 examples": {"mask": np.ones(7, bool)},
     r"response must multiply a whole gradient": {"response": responses.clamp},
-    r"denominator must be at least 0": {"denominator": -1.0},
+    r"denominator must be a number above 0, not -1": {"denominator": -1.0},
+    r"denominator must be a number above 0, not 0": {"denominator": 0},
+    r"denominator must be a number, not 1j": {"denominator": 1j},
 }
 
 

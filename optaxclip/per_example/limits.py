@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
@@ -84,6 +85,18 @@ def arrange(max_norm: PyTree[ArrayLike], params: PyTree) -> Limits:
         for group in range(len(given))
     )
     return Limits(groups, [as_number(limit) for limit in given], structure)
+
+
+def check_denominator(value: Any) -> None:
+    """Refuse what nothing can be divided by, as far as that is known now."""
+    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+        raise TypeError(f"denominator must be a number, not {value!r}.")
+    try:
+        known = np.asarray(value)
+    except jax.errors.TracerArrayConversionError:
+        return
+    if known.ndim or not known > 0:
+        raise ValueError(f"denominator must be a number above 0, not {value}.")
 
 
 def check_response(response: Response) -> None:

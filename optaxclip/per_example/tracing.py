@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from optaxclip.leaves import counts
-from optaxclip.per_example.batches import Batch
+from optaxclip.per_example.batches import Batch, arrays_of
 from optaxclip.per_example.plans import Plan, plan_leaf
 from optaxclip.per_example.program import Program
 from optaxclip.per_example.ways import Kept
@@ -47,7 +47,7 @@ class Traced:
         wanted = [atom for way in ways if way is not None for atom in way.atoms]
 
         def evaluate(*example: Any) -> list[Any]:
-            args = jax.tree.leaves((params, *example))
+            args = arrays_of((params, *example))
             found = self.program.evaluate(args, [*known, *wanted])
             return [jnp.asarray(x) for x in found]
 
@@ -65,8 +65,12 @@ def trace(
     loss: Callable[..., Any], params: PyTree, example: Batch, has_aux: bool
 ) -> Traced:
     """Trace the gradient of one example, and plan each leaf."""
+    leaves, treedef = jax.tree.flatten(example)
 
-    def both(params: PyTree, *example: Any) -> tuple[Any, Any]:
+    def both(params: PyTree, *arrays: Any) -> tuple[Any, Any]:
+        given = iter(arrays)
+        parts = [next(given) if hasattr(x, "dtype") else x for x in leaves]
+        example = jax.tree.unflatten(treedef, parts)
         result = loss(params, *example)
         if has_aux and not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
@@ -84,7 +88,9 @@ def trace(
         return value, aux
 
     gradient = jax.value_and_grad(both, has_aux=True)
-    closed, shape = jax.make_jaxpr(gradient, return_shape=True)(params, *example)
+    closed, shape = jax.make_jaxpr(gradient, return_shape=True)(
+        params, *arrays_of(example)
+    )
     (_, aux), grads = shape
     program = Program(closed)
     outs = program.jaxpr.outvars
