@@ -12,6 +12,7 @@ from per_example import clipped_mean, distance, norms_of, random, stacked_gradie
 
 import optaxclip
 from optaxclip import responses
+from optaxclip.per_example import limits
 
 PARAMS = {"body": {"b": random(0, 5), "w": random(1, 7, 5)}, "head": random(2, 5, 3)}
 X = random(3, 8, 2, 7)
@@ -442,6 +443,16 @@ WRONG = {
         "function": lambda p, x, y: (loss(p, x, y), 1)
     },
     r"loss must return a pair \(value, aux\) where has_aux is True": {"has_aux": True},
+    r"loss must return a floating-point number, not one of type int32": {
+        "function": lambda p, x, y: y
+    },
+    r"loss must return a floating-point number, not one of type complex64": {
+        "function": lambda p, x, y: jax.lax.complex(loss(p, x, y), 0.0)
+    },
+    r"not an array of \(\)": {
+        "has_aux": True,
+        "function": lambda p, x, y: loss(p, x, y),
+    },
     r"a batch is missing": {"batch": ()},
     r"the batch must hold at least one example": {"batch": (X[:0], LABELS[:0])},
     r"batch argument 1 must have its examples along axis 0, but has shape \(\)": {
@@ -472,6 +483,7 @@ WRONG_LIMITS = {
     "max_norm must be a number": {},
     r"max_norm must be one limit or have one for each of the 3": np.ones(2),
     "max_norm must be one value or a prefix tree": {"body": 1.0},
+    "and has no entry for head": {"body": 1.0},
     "max_norm must have a single number": {"body": np.ones(2), "head": 1.0},
 }
 
@@ -480,6 +492,14 @@ WRONG_LIMITS = {
 def test_wrong_limits_get_a_sentence(sentence):
     with pytest.raises((TypeError, ValueError), match=sentence):
         run(WRONG_LIMITS[sentence])
+
+
+def test_prefixes_and_schedules_get_sentences_of_their_own():
+    norms = optaxclip.per_example_norms(loss, prefix={"body": 0})
+    with pytest.raises(ValueError, match=r"prefix must be .* a prefix tree of params"):
+        norms(PARAMS, X, LABELS)
+    with pytest.raises(TypeError, match="max_norm must be a number, not a schedule"):
+        limits.check_limits(lambda step: 1.0)
 
 
 def test_explain_tells_the_way_of_each_leaf(capsys):

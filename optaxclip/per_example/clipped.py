@@ -238,7 +238,8 @@ def per_example_norms(
 
     def norms(params: PyTree, *batch: Any) -> PyTree:
         examples = prepare(params, batch, in_axes, None, None)
-        groups = arrange(jax.tree.map(lambda _: 0.0, prefix), examples.params)
+        zeros = jax.tree.map(lambda _: 0.0, prefix)
+        groups = arrange(zeros, examples.params, "prefix")
         groups = groups.places(examples.params)
         return measure_norms(Loss(loss, has_aux), groups, examples).norm
 

@@ -146,6 +146,8 @@ def in_chunks(
 ) -> tuple[PerExample, list[Array]]:
     """Call a function for chunks of the examples, one after another."""
     number = len(examples.mask)
+    if not isinstance(size, int | np.integer):
+        raise TypeError(f"microbatch_size must be an int, not {size!r}.")
     if size < 1:
         raise ValueError(f"microbatch_size must be at least 1, not {size}.")
     if number % size:

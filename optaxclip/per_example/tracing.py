@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from optaxclip.leaves import counts
@@ -61,6 +62,16 @@ class Traced:
         return Recorded(found[0], aux, kept)
 
 
+def _is_number(x: Any) -> bool:
+    """Tell whether something is a number or an array of them."""
+    return isinstance(x, jax.Array | np.ndarray | np.generic | complex | float | int)
+
+
+def _told(x: Any) -> str:
+    """Describe what is no number."""
+    return f"an array of {jnp.shape(x)}" if _is_number(x) else type(x).__name__
+
+
 def trace(
     loss: Callable[..., Any], params: PyTree, example: Batch, has_aux: bool
 ) -> Traced:
@@ -75,15 +86,21 @@ def trace(
         if has_aux and not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
                 "loss must return a pair (value, aux) where has_aux is True, not "
-                f"{type(result).__name__}."
+                f"{_told(result)}."
             )
+        value: Any
         value, aux = result if has_aux else (result, None)
-        shape = getattr(value, "shape", () if isinstance(value, float) else None)
-        if shape != ():
-            told = type(value).__name__ if shape is None else f"an array of {shape}"
+        if not _is_number(value) or jnp.shape(value):
             raise TypeError(
-                f"loss must return one number for one example, not {told}; reduce it "
-                "with a sum or mean over all but the examples, or set has_aux=True."
+                f"loss must return one number for one example, not {_told(value)}; "
+                "reduce it with a sum or mean over all but the examples, or set "
+                "has_aux=True."
+            )
+        dtype = jnp.asarray(value).dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                "loss must return a floating-point number, not one of type "
+                f"{dtype}; convert it to float."
             )
         return value, aux
 
