@@ -58,6 +58,8 @@ def of_leaves(
     spec: Any,
     tree: PyTree,
     is_leaf: Callable[[Any], bool] | None = None,
+    *,
+    tree_name: str = "the updates",
 ) -> list[Any]:
     """Say of each leaf that counts what a prefix tree says of it.
 
@@ -69,6 +71,7 @@ def of_leaves(
       spec: one entry for all leaves, or a prefix tree of entries.
       tree: the tree whose leaves are asked for.
       is_leaf: recognizes entries that would pass for trees.
+      tree_name: what the user calls `tree`.
 
     Returns:
       An entry for each leaf that counts.
@@ -89,7 +92,7 @@ def of_leaves(
         known = [entries[prefix] for prefix in prefixes if prefix in entries]
         if not known:
             raise ValueError(
-                f"{argument} must be one value or a prefix tree of the updates, and "
+                f"{argument} must be one value or a prefix tree of {tree_name}, and "
                 f"has no entry for {'/'.join(names)}; add one."
             )
         found.append(known[0])

@@ -12,6 +12,7 @@ from per_example import clipped_mean, distance, norms_of, random, stacked_gradie
 
 import optaxclip
 from optaxclip import responses
+from optaxclip.per_example import limits
 
 PARAMS = {"body": {"b": random(0, 5), "w": random(1, 7, 5)}, "head": random(2, 5, 3)}
 X = random(3, 8, 2, 7)
@@ -303,6 +304,28 @@ def test_parameters_may_hold_no_numbers(prefix):
     np.testing.assert_allclose(norms, 5.0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("microbatch_size", [None, 1])
+def test_what_examples_share_may_be_no_array(microbatch_size):
+    def chosen(params, x, flag, options):
+        found = jnp.dot(params, x) if flag else 0.0 * params.sum()
+        return {"twice": 2 * found}[options["name"]]
+
+    step = optaxclip.clipped_grad(
+        chosen, np.inf, in_axes=(0, None, None), microbatch_size=microbatch_size
+    )
+    x = jnp.asarray([[3.0, 4.0], [0.0, 0.5]])
+    grads = step(jnp.zeros(2), x, True, {"name": "twice"})
+    np.testing.assert_allclose(grads, [3.0, 4.5], rtol=1e-6)
+
+
+def test_a_parameter_divided_by_zero_is_loud():
+    def divided(p, x):
+        return jnp.sum(x @ (p / 0.0))
+
+    norms = optaxclip.per_example_norms(divided)(jnp.ones((3, 2)), jnp.ones((2, 1, 3)))
+    assert not np.any(np.isfinite(norms))
+
+
 WEIGHED = {
     "vector": (lambda p, x: jnp.dot(p, x[0]), (2,)),
     "matrix": (lambda p, x: jnp.sum(x @ p.T), (1, 2)),
@@ -420,6 +443,16 @@ WRONG = {
         "function": lambda p, x, y: (loss(p, x, y), 1)
     },
     r"loss must return a pair \(value, aux\) where has_aux is True": {"has_aux": True},
+    r"loss must return a floating-point number, not one of type int32": {
+        "function": lambda p, x, y: y
+    },
+    r"loss must return a floating-point number, not one of type complex64": {
+        "function": lambda p, x, y: jax.lax.complex(loss(p, x, y), 0.0)
+    },
+    r"not an array of \(\)": {
+        "has_aux": True,
+        "function": lambda p, x, y: loss(p, x, y),
+    },
     r"a batch is missing": {"batch": ()},
     r"the batch must hold at least one example": {"batch": (X[:0], LABELS[:0])},
     r"batch argument 1 must have its examples along axis 0, but has shape \(\)": {
@@ -433,7 +466,9 @@ WRONG = {
     r"microbatch_size must be at least 1, not 0": {"microbatch_size": 0},
     r"mask must be a bool for each of the 8 examples": {"mask": np.ones(7, bool)},
     r"response must multiply a whole gradient": {"response": responses.clamp},
-    r"denominator must be at least 0": {"denominator": -1.0},
+    r"denominator must be a number above 0, not -1": {"denominator": -1.0},
+    r"denominator must be a number above 0, not 0": {"denominator": 0},
+    r"denominator must be a number, not 1j": {"denominator": 1j},
 }
 
 
@@ -448,6 +483,7 @@ WRONG_LIMITS = {
     "max_norm must be a number": {},
     r"max_norm must be one limit or have one for each of the 3": np.ones(2),
     "max_norm must be one value or a prefix tree": {"body": 1.0},
+    "and has no entry for head": {"body": 1.0},
     "max_norm must have a single number": {"body": np.ones(2), "head": 1.0},
 }
 
@@ -456,6 +492,14 @@ WRONG_LIMITS = {
 def test_wrong_limits_get_a_sentence(sentence):
     with pytest.raises((TypeError, ValueError), match=sentence):
         run(WRONG_LIMITS[sentence])
+
+
+def test_prefixes_and_schedules_get_sentences_of_their_own():
+    norms = optaxclip.per_example_norms(loss, prefix={"body": 0})
+    with pytest.raises(ValueError, match=r"prefix must be .* a prefix tree of params"):
+        norms(PARAMS, X, LABELS)
+    with pytest.raises(TypeError, match="max_norm must be a number, not a schedule"):
+        limits.check_limits(lambda step: 1.0)
 
 
 def test_explain_tells_the_way_of_each_leaf(capsys):

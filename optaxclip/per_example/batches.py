@@ -8,6 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 Batch = tuple[PyTree, ...]
+_CUT = object()
+
+
+def arrays_of(tree: PyTree) -> list[Any]:
+    """Give the leaves that are traced; others, such as a bool or a name, are not."""
+    return [x for x in jax.tree.leaves(tree) if hasattr(x, "dtype")]
 
 
 def _is_key(x: Any) -> bool:
@@ -104,13 +110,13 @@ def examples_first(
 def one_example(in_axes: tuple[Any, ...], batch: Batch) -> PyTree:
     """Give the shapes and types of one example."""
 
-    def first(*batch: Any) -> Batch:
-        return tuple(
-            _each_leaf(lambda axis, name, x: x[0], axes, argument, "")
-            for axes, argument in zip(in_axes, batch, strict=True)
-        )
+    def first(axis: int, name: str, x: Any) -> Any:
+        return jax.eval_shape(lambda x: x[0], x)
 
-    return jax.eval_shape(first, *batch)
+    return tuple(
+        _each_leaf(first, axes, argument, "")
+        for axes, argument in zip(in_axes, batch, strict=True)
+    )
 
 
 def in_microbatches(
@@ -118,12 +124,11 @@ def in_microbatches(
 ) -> tuple[Batch, Callable[[Batch], Batch]]:
     """Cut the examples into chunks, to be looped over beside what all share."""
     leaves, treedef = jax.tree.flatten(batch)
-    split: list[bool] = []
     marks = tuple(
-        _each_leaf(lambda axis, name, x: True, axes, argument, "")
+        _each_leaf(lambda axis, name, x: _CUT, axes, argument, "")
         for axes, argument in zip(in_axes, batch, strict=True)
     )
-    split = [mark is True for mark in jax.tree.leaves(marks)]
+    split = [mark is _CUT for mark in jax.tree.leaves(marks)]
     chunks = [
         x.reshape(-1, microbatch_size, *x.shape[1:])
         for x, cut in zip(leaves, split, strict=True)

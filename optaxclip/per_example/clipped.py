@@ -5,15 +5,18 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 from optaxclip.leaves import AxisName
 from optaxclip.magnitudes import as_number
-from optaxclip.per_example.limits import arrange, check_limits, check_response
+from optaxclip.per_example.limits import (
+    arrange,
+    check_denominator,
+    check_limits,
+    check_response,
+)
 from optaxclip.per_example.sums import (
-    Examples,
     Loss,
     PerExample,
     add_up,
@@ -22,7 +25,6 @@ from optaxclip.per_example.sums import (
     prepare,
 )
 from optaxclip.responses import Response, shrink
-from optaxclip.thresholds import check_limit
 
 
 def clipped_value_and_grad(
@@ -114,14 +116,18 @@ def clipped_value_and_grad(
     check_limits(max_norm)
     check_response(response)
     if denominator is not None:
-        check_limit(denominator, "denominator")
+        check_denominator(denominator)
 
     def value_and_grad(
         params: PyTree, *batch: Any, mask: Any = None
     ) -> tuple[PerExample, PyTree]:
         examples = prepare(params, batch, in_axes, mask, axis_name)
         limits = arrange(max_norm, examples.params).places(examples.params)
-        number = _number_of(examples, denominator, axis_name)
+        number = (
+            examples.number(axis_name)
+            if denominator is None
+            else as_number(denominator)
+        )
         function = partial(add_up, Loss(loss, has_aux), limits, response, number)
         if microbatch_size is None:
             told, sums = function(examples)
@@ -134,17 +140,6 @@ def clipped_value_and_grad(
         return told, jax.tree.unflatten(treedef, grads)
 
     return value_and_grad
-
-
-def _number_of(
-    examples: Examples, denominator: ArrayLike | None, axis_name: AxisName
-) -> Float[Array, ""]:
-    if denominator is not None:
-        return as_number(denominator)
-    number = jnp.sum(examples.mask, dtype=examples.dtype())
-    if axis_name is not None:
-        number = jax.lax.psum(number, axis_name)
-    return jnp.maximum(number, 1)
 
 
 def clipped_grad(
@@ -243,7 +238,8 @@ def per_example_norms(
 
     def norms(params: PyTree, *batch: Any) -> PyTree:
         examples = prepare(params, batch, in_axes, None, None)
-        groups = arrange(jax.tree.map(lambda _: 0.0, prefix), examples.params)
+        zeros = jax.tree.map(lambda _: 0.0, prefix)
+        groups = arrange(zeros, examples.params, "prefix")
         groups = groups.places(examples.params)
         return measure_norms(Loss(loss, has_aux), groups, examples).norm
 

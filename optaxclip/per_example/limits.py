@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
@@ -49,16 +50,26 @@ class Limits:
         return replace(self, groups=groups)
 
 
-def check_limits(max_norm: PyTree[ArrayLike]) -> None:
+def check_limits(max_norm: Any) -> None:
     """Refuse what cannot be limits, as far as that is known now."""
     given = jax.tree.leaves(max_norm)
     if not given:
         raise TypeError(f"max_norm must be a number, not {max_norm!r}.")
     for value in given:
+        if callable(value):
+            raise TypeError(
+                "max_norm must be a number, not a schedule, since no steps are counted "
+                "here; call the schedule and hand over what it gives."
+            )
         check_limit(value, "max_norm")
 
 
-def arrange(max_norm: PyTree[ArrayLike], params: PyTree) -> Limits:
+def arrange(
+    max_norm: PyTree[ArrayLike],
+    params: PyTree,
+    argument: str = "max_norm",
+    tree: str = "params",
+) -> Limits:
     """Find the leaves for which each limit stands."""
     number = len(counted(params))
     given, structure = jax.tree.flatten(max_norm)
@@ -78,12 +89,24 @@ def arrange(max_norm: PyTree[ArrayLike], params: PyTree) -> Limits:
                 f"array of shape {jnp.shape(limit)}."
             )
     numbers = jax.tree.unflatten(structure, range(len(given)))
-    of_leaf = of_leaves("max_norm", numbers, params)
+    of_leaf = of_leaves(argument, numbers, params, tree_name=tree)
     groups = tuple(
         tuple(i for i, which in enumerate(of_leaf) if which == group)
         for group in range(len(given))
     )
     return Limits(groups, [as_number(limit) for limit in given], structure)
+
+
+def check_denominator(value: Any) -> None:
+    """Refuse what nothing can be divided by, as far as that is known now."""
+    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+        raise TypeError(f"denominator must be a number, not {value!r}.")
+    try:
+        known = np.asarray(value)
+    except jax.errors.TracerArrayConversionError:
+        return
+    if known.ndim or not known > 0:
+        raise ValueError(f"denominator must be a number above 0, not {value}.")
 
 
 def check_response(response: Response) -> None:

@@ -162,7 +162,7 @@ def _scaled(eqn: JaxprEqn, walk: Walk) -> list[Term]:
         return [Opaque(f"it is made by {eqn.primitive.name}")]
     factor = float(number.val)
     if eqn.primitive.name == "div":
-        if number is first:
+        if number is first or factor == 0:
             return [Opaque("it is made by div")]
         factor = 1 / factor
     return _each(walk(atom), lambda p: replace(p, scale=p.scale * factor), None)

@@ -106,7 +106,7 @@ def clip_per_example(
             extra_args=extra,
         )
         given, memory = threshold.update(seen, state.threshold)
-        limits = arrange(given, updates)
+        limits = arrange(given, updates, tree="the updates")
         sizes = [_measure([leaves[i] for i in group]) for group in limits.groups]
         weights = decide(sizes, limits, response, jnp.ones(number, bool))
         total = jax.lax.psum(number, axis_name) if axis_name else number

@@ -71,6 +71,13 @@ class Examples(NamedTuple):
         """Find the type in which norms are measured."""
         return measuring_dtype(jax.tree.leaves(self.params))
 
+    def number(self, axis_name: AxisName) -> Float[Array, ""]:
+        """Count the examples that the mask keeps, on all of the mesh; at least 1."""
+        number = jnp.sum(self.mask, dtype=self.dtype())
+        if axis_name is not None:
+            number = jax.lax.psum(number, axis_name)
+        return jnp.maximum(number, 1)
+
 
 def prepare(
     params: PyTree, batch: tuple, in_axes: Any, mask: Any, axis_name: AxisName
@@ -87,7 +94,7 @@ def prepare(
             f"{mask.dtype} of shape {mask.shape}."
         )
     # Of parameters that all devices share JAX would add up the gradients of all.
-    varying = frozenset().union(*map(varying_axes, jax.tree.leaves((batch, mask))))
+    varying = frozenset().union(*map(varying_axes, batches.arrays_of((batch, mask))))
     params = jax.tree.map(lambda x: vary(x, varying), params)
     return Examples(params, axes, batch, vary(mask, varying))
 
@@ -139,6 +146,8 @@ def in_chunks(
 ) -> tuple[PerExample, list[Array]]:
     """Call a function for chunks of the examples, one after another."""
     number = len(examples.mask)
+    if not isinstance(size, int | np.integer):
+        raise TypeError(f"microbatch_size must be an int, not {size!r}.")
     if size < 1:
         raise ValueError(f"microbatch_size must be at least 1, not {size}.")
     if number % size:

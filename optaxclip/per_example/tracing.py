@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from optaxclip.leaves import counts
-from optaxclip.per_example.batches import Batch
+from optaxclip.per_example.batches import Batch, arrays_of
 from optaxclip.per_example.plans import Plan, plan_leaf
 from optaxclip.per_example.program import Program
 from optaxclip.per_example.ways import Kept
@@ -47,7 +48,7 @@ class Traced:
         wanted = [atom for way in ways if way is not None for atom in way.atoms]
 
         def evaluate(*example: Any) -> list[Any]:
-            args = jax.tree.leaves((params, *example))
+            args = arrays_of((params, *example))
             found = self.program.evaluate(args, [*known, *wanted])
             return [jnp.asarray(x) for x in found]
 
@@ -61,30 +62,52 @@ class Traced:
         return Recorded(found[0], aux, kept)
 
 
+def _is_number(x: Any) -> bool:
+    """Tell whether something is a number or an array of them."""
+    return isinstance(x, jax.Array | np.ndarray | np.generic | complex | float | int)
+
+
+def _told(x: Any) -> str:
+    """Describe what is no number."""
+    return f"an array of {jnp.shape(x)}" if _is_number(x) else type(x).__name__
+
+
 def trace(
     loss: Callable[..., Any], params: PyTree, example: Batch, has_aux: bool
 ) -> Traced:
     """Trace the gradient of one example, and plan each leaf."""
+    leaves, treedef = jax.tree.flatten(example)
 
-    def both(params: PyTree, *example: Any) -> tuple[Any, Any]:
+    def both(params: PyTree, *arrays: Any) -> tuple[Any, Any]:
+        given = iter(arrays)
+        parts = [next(given) if hasattr(x, "dtype") else x for x in leaves]
+        example = jax.tree.unflatten(treedef, parts)
         result = loss(params, *example)
         if has_aux and not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
                 "loss must return a pair (value, aux) where has_aux is True, not "
-                f"{type(result).__name__}."
+                f"{_told(result)}."
             )
+        value: Any
         value, aux = result if has_aux else (result, None)
-        shape = getattr(value, "shape", () if isinstance(value, float) else None)
-        if shape != ():
-            told = type(value).__name__ if shape is None else f"an array of {shape}"
+        if not _is_number(value) or jnp.shape(value):
             raise TypeError(
-                f"loss must return one number for one example, not {told}; reduce it "
-                "with a sum or mean over all but the examples, or set has_aux=True."
+                f"loss must return one number for one example, not {_told(value)}; "
+                "reduce it with a sum or mean over all but the examples, or set "
+                "has_aux=True."
+            )
+        dtype = jnp.asarray(value).dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                "loss must return a floating-point number, not one of type "
+                f"{dtype}; convert it to float."
             )
         return value, aux
 
     gradient = jax.value_and_grad(both, has_aux=True)
-    closed, shape = jax.make_jaxpr(gradient, return_shape=True)(params, *example)
+    closed, shape = jax.make_jaxpr(gradient, return_shape=True)(
+        params, *arrays_of(example)
+    )
     (_, aux), grads = shape
     program = Program(closed)
     outs = program.jaxpr.outvars
