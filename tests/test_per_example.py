@@ -290,7 +290,7 @@ def test_rows_beyond_the_table_count_as_jax_counts_them(mode):
     assert distance(optaxclip.clipped_grad(read, 1.0)(params, ids), expected) < 1e-6
 
 
-@pytest.mark.parametrize("prefix", [1.0, {"a": 2.0, "b": 1.0}, np.float32([1.0])])
+@pytest.mark.parametrize("prefix", [1.0, {"a": 2.0, "b": 1.0}, np.ones(1, np.float32)])
 def test_parameters_may_hold_no_numbers(prefix):
     def dot(params, x):
         return jnp.dot(params["b"], x) + jnp.sum(params["a"])
