@@ -74,7 +74,7 @@ def adagc(
       $\gamma_i = 0$, and is frozen for ever; one that is unused for a while, as an
       expert may be, is nearly so. Here $\gamma_i$ passes over zeros, and a tensor that
       has had nothing else stays in the warm-up. A step of the warm-up in which any
-      tensor is not finite counts for none.
+      tensor is not finite counts for none, unless `max_norm` is infinite then.
 
     References:
       Wang et al., AdaGC: improving training stability for large language model
