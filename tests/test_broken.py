@@ -54,7 +54,7 @@ SOUND = {
     "test_limit_zero_gives_zeros",
     "test_a_traced_nan_limit_makes_the_update_nan",
     "test_params_may_have_another_dtype_than_the_updates",
-    "test_a_zero_size_leaf_passes_through_uncounted",
+    "test_zero_size_leaves_pass_through_uncounted",
     "test_a_bare_array_is_a_tree",
     "test_a_python_float_is_a_scalar_leaf",
     "test_numpy_leaves_are_clipped_like_others",

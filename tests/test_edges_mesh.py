@@ -1,6 +1,7 @@
 """The edge table: on a mesh of devices the answer is that of one device."""
 
 import re
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -46,15 +47,21 @@ def placed(tree, mesh):
     )
 
 
+@cache
+def on_one_device(strategy):
+    """What clipping gives where there is no mesh: updates and state."""
+    updates, transformation = sharded_tree(), strategy.make(0.2)
+    params = params_for(updates)
+    return jax.jit(transformation.update)(updates, transformation.init(params), params)
+
+
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @every_strategy
 def test_under_jit_sharded_updates_are_clipped_as_on_one_device(strategy, axis_type):
     updates, mesh = sharded_tree(), mesh_of(axis_type)
     transformation = strategy.make(0.2)
     wanted = expected(strategy, updates, 0.2)
-    _, wanted_state = jax.jit(transformation.update)(
-        updates, transformation.init(updates), params_for(updates)
-    )
+    _, wanted_state = on_one_device(strategy)
     with jax.set_mesh(mesh):
         on_mesh = placed(updates, mesh)
         params = placed(params_for(updates), mesh)
@@ -88,46 +95,36 @@ def test_the_global_norm_of_many_sharded_leaves_is_one_all_reduce():
     assert all_reduces(update.lower(updates, state).compile()) == 1
 
 
-def in_shard_map(transformation, updates, params, mesh, **options):
+def in_shard_map(transformation, **options):
     """Clip with every device holding its own shards; the state is the same on all."""
 
     def update(updates, params):
         return transformation.update(updates, transformation.init(params), params)
 
-    state = jax.eval_shape(transformation.init, params)
+    state = jax.eval_shape(transformation.init, params_for(sharded_tree()))
     return jax.jit(
         jax.shard_map(
             update,
-            mesh=mesh,
+            mesh=mesh_of(AxisType.Auto),
             in_specs=(SPECS, SPECS),
             out_specs=(SPECS, jax.tree.map(lambda _: P(), state)),
             **options,
         )
-    )(updates, params)
+    )
 
 
 @every_strategy
 def test_in_shard_map_an_axis_name_counts_every_leaf_once(strategy):
     updates = sharded_tree()
-    params = params_for(updates)
-    alone = strategy.make(0.2)
-    wanted = jax.jit(alone.update)(updates, alone.init(params), params)
-    transformation = strategy.make(0.2, axis_name="x")
-    mesh = mesh_of(AxisType.Auto)
-    assert_close(in_shard_map(transformation, updates, params, mesh), wanted)
+    update = in_shard_map(strategy.make(0.2, axis_name="x"))
+    assert_close(update(updates, params_for(updates)), on_one_device(strategy))
 
 
 @every_strategy
 def test_in_shard_map_unchecked_a_tree_of_axis_names_counts_every_leaf_once(strategy):
     updates = sharded_tree()
-    params = params_for(updates)
-    alone = strategy.make(0.2)
-    wanted = jax.jit(alone.update)(updates, alone.init(params), params)
-    transformation = strategy.make(0.2, axis_name=AXES)
-    clipped = in_shard_map(
-        transformation, updates, params, mesh_of(AxisType.Auto), check_vma=False
-    )
-    assert_close(clipped, wanted)
+    update = in_shard_map(strategy.make(0.2, axis_name=AXES), check_vma=False)
+    assert_close(update(updates, params_for(updates)), on_one_device(strategy))
 
 
 @every_strategy
@@ -135,10 +132,9 @@ def test_in_shard_map_extremes_and_nan_are_as_on_one_device(strategy):
     updates = sharded_tree()
     updates["dense"]["kernel"] = updates["dense"]["kernel"] * 1e20
     params = params_for(updates)
-    mesh = mesh_of(AxisType.Auto)
-    transformation = strategy.make(0.2, axis_name="x")
+    update = in_shard_map(strategy.make(0.2, axis_name="x"))
     for _ in range(2):
-        clipped, _ = in_shard_map(transformation, updates, params, mesh)
+        clipped, _ = update(updates, params)
         assert_close(clipped, expected(strategy, updates, 0.2))
         updates["conv"] = updates["conv"].at[0, 3, 0].set(jnp.nan)
 

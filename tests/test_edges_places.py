@@ -18,12 +18,11 @@ def promoting():
     return jax.numpy_dtype_promotion("standard")
 
 
-def updated(transformation, updates, params=None):
+def updated(transformation, updates):
     """One update from a fresh state."""
-    params = params_for(updates) if params is None else params
+    params = params_for(updates)
     with promoting():
-        state = transformation.init(params)
-        return jax.jit(transformation.update)(updates, state, params)[0]
+        return transformation.update(updates, transformation.init(params), params)[0]
 
 
 @every_strategy

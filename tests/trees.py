@@ -54,8 +54,8 @@ def _traced(strategy, updates, limit, params):
 
 
 def traced_clip(strategy, updates, limit):
-    """Clip once, under jit, with a traced limit."""
-    limit = jnp.asarray(limit, jnp.float32)
+    """Clip once, under jit, with a traced limit: float32, if it is a number."""
+    limit = limit if isinstance(limit, jax.Array) else jnp.asarray(limit, jnp.float32)
     return _traced(strategy, updates, limit, params_for(updates))
 
 
