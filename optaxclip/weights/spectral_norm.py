@@ -17,16 +17,26 @@ from optaxclip.measuring import measuring_dtype
 from optaxclip.reports import ClipState, empty_report, next_report, state_type
 from optaxclip.responses import shrink
 from optaxclip.spectral.matrices import Layout, layouts, unannotated
-from optaxclip.spectral.polar import Matrices, adjoint, gram, matmul
+from optaxclip.spectral.polar import (
+    Matrices,
+    PerMatrix,
+    adjoint,
+    gram,
+    matmul,
+    scaled,
+)
 from optaxclip.spectral.singular_values import frobenius, irregular, unit_of
 from optaxclip.thresholds import Observation, Threshold, as_threshold
 from optaxclip.weights.bounds import bound_weights
 
-# How many vectors a round looks among, one of them for what the others may miss.
+# How many vectors a round looks among.
 _VECTORS = 8
 _MOST_ROUNDS = 16
 # How far from a singular vector the found one may be, in roundings.
 _SETTLED = 16
+
+# A vector, the square of its image's length, how far that may be off, and the rounds.
+_Carry = tuple[Matrices, PerMatrix, PerMatrix, Array]
 
 
 class SpectralMemory(NamedTuple):
@@ -60,46 +70,49 @@ def _beyond(basis: Matrices, vector: Matrices) -> Matrices:
     return jnp.where(stays, jnp.zeros_like(left), _normalized(left))
 
 
-def _best(a: Matrices, vector: Matrices) -> tuple[Matrices, Number]:
+def _best(a: Matrices, vector: Matrices) -> tuple[Matrices, PerMatrix, PerMatrix]:
     r"""Find the vector of the largest image among several that a vector leads to.
 
-    Give it, and a bound on how far its image's square is from that of a singular
-    vector: the length of $A^* A v - \lVert A v \rVert^2 v$.
+    Give it, the square of its image's length, and a bound on how far that is from the
+    square of a singular value: the length of $A^* A v - \lVert A v \rVert^2 v$.
     """
-    basis = _normalized(vector)
-    basis = jnp.concatenate([basis, _beyond(basis, irregular(a))], axis=-1)
-    images, latest = matmul(a, basis), 0
-    for _ in range(_VECTORS - 2):
-        following = matmul(adjoint(a), images[..., latest : latest + 1])
+
+    def extend(index: Array, basis: Matrices) -> Matrices:
+        latest = jax.lax.dynamic_slice_in_dim(basis, index - 1, 1, axis=-1)
+        led_to = matmul(adjoint(a), matmul(a, latest))
+        # The last one is there for what the others may miss.
+        following = jnp.where(index < _VECTORS - 1, led_to, irregular(a))
         following = _beyond(basis, following)
-        latest = basis.shape[-1]
-        basis = jnp.concatenate([basis, following], axis=-1)
-        images = jnp.concatenate([images, matmul(a, following)], axis=-1)
-    mix = jnp.linalg.eigh(gram(images))[1][..., -1:]
-    best = matmul(basis, mix)
-    scale = frobenius(best)
-    safe = jnp.where(scale == 0, 1, scale).astype(best.dtype)
-    best, image = best / safe, matmul(images, mix) / safe
-    square = jnp.square(frobenius(image)).astype(best.dtype)
-    return best, frobenius(matmul(adjoint(a), image) - square * best)
+        return jax.lax.dynamic_update_slice_in_dim(basis, following, index, axis=-1)
+
+    first = _normalized(vector)
+    basis = jnp.concatenate([first, *[jnp.zeros_like(first)] * (_VECTORS - 1)], axis=-1)
+    basis = jax.lax.fori_loop(1, _VECTORS, extend, basis)
+    mix = jnp.linalg.eigh(gram(matmul(a, basis)))[1][..., -1:]
+    best = _normalized(matmul(basis, mix))
+    image = matmul(a, best)
+    square = jnp.square(frobenius(image))
+    return best, square, frobenius(matmul(adjoint(a), image) - scaled(best, square))
 
 
-def _turned(a: Matrices, vector: Matrices) -> tuple[Matrices, Number]:
+def _turned(a: Matrices, vector: Matrices) -> tuple[Matrices, PerMatrix]:
     """Turn a vector to the largest singular value's; say how far it may be off."""
 
-    def goes_on(carry: tuple[Matrices, Number, Array]) -> Bool[Array, ""]:
-        vector, off, rounds = carry
-        square = jnp.square(frobenius(matmul(a, vector)))
+    def goes_on(carry: _Carry) -> Bool[Array, ""]:
+        _, square, off, rounds = carry
         far = off > _SETTLED * jnp.finfo(off.dtype).eps * square
         return jnp.any(far) & (rounds < _MOST_ROUNDS)
 
-    def turn(carry: tuple[Matrices, Number, Array]) -> tuple[Matrices, Number, Array]:
-        vector, _, rounds = carry
+    def turn(carry: _Carry) -> _Carry:
+        vector, _, _, rounds = carry
         return *_best(a, vector), rounds + 1
 
-    start = *_best(a, vector), jnp.ones((), jnp.int32)
-    turned, off, _ = jax.lax.while_loop(goes_on, turn, start)
-    return jnp.where(frobenius(a) > 0, turned, vector), off
+    size = frobenius(a)
+    # All that goes round has to vary over a mesh as the matrix does.
+    vector = jnp.where(size > 0, vector, vector)
+    start = vector, size, size + jnp.inf, jnp.zeros((), jnp.int32)
+    turned, _, off, _ = jax.lax.while_loop(goes_on, turn, start)
+    return jnp.where(size > 0, turned, vector), off
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -110,6 +123,8 @@ def _measured(
     a = layout.matrices(widen(leaf))
     unit = unit_of(a)
     a = a / unit.astype(a.dtype)
+    if a.shape[-1] == 1:
+        return frobenius(a).ravel(), unit.ravel(), vector
     turned, off = _turned(jax.lax.stop_gradient(a), vector)
     found = frobenius(matmul(a, turned))
     value = found + off / jnp.where(found == 0, 1, 2 * found)
