@@ -11,6 +11,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from optaxclip.arguments import check_role
 from optaxclip.groupings import Grouping, each_group
 from optaxclip.leaves import beside, counted, filled
 from optaxclip.magnitudes import Leaf, Magnitude, Norm, Number, PerGroup, widen
@@ -57,7 +58,8 @@ def clipper(
       whose state is a `ClipState` of fixed structure, shapes and types.
 
     Raises:
-      TypeError: if the threshold is no number, schedule or threshold.
+      TypeError: if an argument is not what it has to be, or a function or class that
+        gives one when it is called.
       ValueError: if a limit is negative or NaN, or the response is `clamp` and the
         norm not `linf`, since a bound on single numbers says nothing of a sum.
 
@@ -75,7 +77,12 @@ def clipper(
       >>> updates["w"]
       Array([0.75, 0.75], dtype=float32)
     """
+    check_role(scope, Scope, "scope", "scopes.whole()")
+    check_role(norm, Norm, "norm", "norms.l2")
     threshold = as_threshold(threshold)
+    check_role(response, Response, "response", "responses.shrink")
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, not {name!r}.")
     if response is clamp and norm != linf:
         raise ValueError(
             f"norm must be norms.linf where the response is clamp, not {norm}; use "

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from optaxclip.arguments import answers, not_static
 from optaxclip.magnitudes import Leaf, Magnitude, Norm, Number, PerGroup, Pool, modulus
 
 
@@ -234,10 +235,7 @@ def p_norm(order: float) -> Norm:
       True
     """
     if not isinstance(order, int | float):
-        raise TypeError(
-            f"ord must be a Python number, not {type(order).__name__}; name it in "
-            "static_args where a wrapper such as optax.inject_hyperparams traces it."
-        )
+        raise not_static("ord", "number", order)
     if order == math.inf:
         return linf
     if not order >= 1:
@@ -247,4 +245,4 @@ def p_norm(order: float) -> Norm:
 
 def as_norm(ord: float | Norm) -> Norm:
     """Take a norm as it is, and a number as the order of one."""
-    return ord if isinstance(ord, Norm) else p_norm(ord)
+    return ord if answers(ord, Norm) else p_norm(ord)

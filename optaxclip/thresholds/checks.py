@@ -5,6 +5,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from optaxclip.arguments import check_role, not_static
+from optaxclip.thresholds.threshold import Threshold
+
+
+def check_threshold(value: Any, argument: str) -> None:
+    """Refuse what is no threshold, a number too where only a threshold will do."""
+    check_role(value, Threshold, argument, "thresholds.Constant(1.0)")
+
 
 def check_between(value: Any, low: float, high: float, argument: str) -> None:
     """Refuse what is no number from `low` to `high`."""
@@ -40,9 +48,6 @@ def _check(value: Any, holds: Any, argument: str, demand: str) -> None:
 def check_window(value: Any, argument: str = "window") -> None:
     """Refuse a number of steps that is not known now or not at least 1."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
-        raise TypeError(
-            f"{argument} must be a Python int, not {type(value).__name__}; name it in "
-            "static_args where a wrapper such as optax.inject_hyperparams traces it."
-        )
+        raise not_static(argument, "int", value)
     if value < 1:
         raise ValueError(f"{argument} must be at least 1, not {value}.")
