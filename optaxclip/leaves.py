@@ -9,6 +9,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from optaxclip.arguments import not_static
 from optaxclip.magnitudes import Leaf
 
 AxisName = Any
@@ -113,9 +114,13 @@ def dimensions(axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Count the dimensions that `axis` names from the front, in their order.
 
     Raises:
+      TypeError: if `axis` is traced.
       ValueError: if there is no such dimension.
     """
     dims = as_tuple(axis)
+    for dim in dims:
+        if isinstance(dim, jax.Array):
+            raise not_static("axis", "int", dim)
     if not all(isinstance(d, int) and -len(shape) <= d < len(shape) for d in dims):
         raise ValueError(
             f"axis must name dimensions of a leaf of shape {shape}, not {axis!r}; "

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from optaxclip.arguments import not_static
 from optaxclip.groupings import Bundled, ByLeaf, Elements, Grouping, Single
 from optaxclip.leaves import (
     AxisName,
@@ -105,6 +106,8 @@ class _Tensor:
 
 
 def _tensor_dims(shape: tuple[int, ...], leading: Any) -> tuple[int, ...]:
+    if isinstance(leading, jax.Array):
+        raise not_static("leading_axes", "int", leading)
     if not isinstance(leading, int) or not 0 <= leading <= len(shape):
         raise ValueError(
             f"leading_axes must lie between 0 and {len(shape)} for a leaf of shape "

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from trees import SHAPES, assert_close, assert_same_bits, tree_of, wide
+from unchecked import unchecked
 
 import optaxclip
 from optaxclip import norms, responses, scopes
@@ -154,6 +155,25 @@ def test_all_leading_axes_leave_single_elements():
 def test_leading_axes_beyond_the_rank_are_refused(leading):
     with pytest.raises(ValueError, match=r"^leading_axes must "):
         clip(scopes.tensor(leading_axes=leading), {"w": RANKS[2]})
+
+
+@pytest.mark.parametrize(
+    ("argument", "make"),
+    [
+        ("leading_axes", optaxclip.clip_tensor_norm),
+        ("axis", optaxclip.clip_unit_norm),
+        ("ord", optaxclip.clip_global_norm),
+    ],
+)
+def test_a_number_that_shapes_depend_on_is_refused_with_the_way_out(argument, make):
+    """A wrapper makes arrays of all numbers, and some of them have to be known."""
+    updates, numbers = {"w": RANKS[2]}, {argument: 1}
+    sentence = rf"^{argument} must be a Python .*static_args"
+    injected = optax.inject_hyperparams(make)(1.0, **numbers)
+    with unchecked(), pytest.raises(TypeError, match=sentence):
+        jax.jit(lambda u: injected.update(u, injected.init(u)))(updates)
+    static = optax.inject_hyperparams(make, static_args=(argument,))(1.0, **numbers)
+    static.update(updates, static.init(updates))
 
 
 def test_labels_may_be_a_tree_a_prefix_tree_or_a_function():
