@@ -92,9 +92,12 @@ def of_leaves(
         prefixes = [names[:n] for n in range(len(names) + 1)]
         known = [entries[prefix] for prefix in prefixes if prefix in entries]
         if not known:
+            below = any(entry[: len(names)] == names for entry in entries)
+            fault = "a tree" if below else "no entry"
+            remedy = "give one value there" if below else "add one"
             raise ValueError(
                 f"{argument} must be one value or a prefix tree of {tree_name}, and "
-                f"has no entry for {'/'.join(names)}; add one."
+                f"has {fault} for {'/'.join(names) or 'their one leaf'}; {remedy}."
             )
         found.append(known[0])
     return found

@@ -123,7 +123,14 @@ class _Groups:
 
     def _labels_of(self, tree: PyTree) -> list[Hashable]:
         labels = self.labels(tree) if callable(self.labels) else self.labels
-        return of_leaves("labels", labels, tree)
+        found = of_leaves("labels", labels, tree)
+        for label in found:
+            if not isinstance(label, Hashable) or isinstance(label, jax.Array):
+                raise TypeError(
+                    "labels must be hashable and no arrays, such as strings, not "
+                    f"{label!r}."
+                )
+        return found
 
     def arrange(self, tree: PyTree) -> Grouping:
         shapes, labels = shapes_of(tree), self._labels_of(tree)

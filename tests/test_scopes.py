@@ -210,6 +210,32 @@ def test_labels_that_do_not_fit_the_tree_are_refused(spec):
         clip(scopes.groups(spec), tree_of(jnp.float32))
 
 
+@pytest.mark.parametrize("label", [{"x"}, np.array(1), jnp.array(1)])
+def test_a_label_that_cannot_be_hashed_is_refused(label):
+    labels = {"conv": label, "dense": "y", "scale": "y"}
+    for given in (labels, lambda tree: labels):
+        with unchecked(), pytest.raises(TypeError, match="^labels must be hashable"):
+            clip(scopes.groups(given), tree_of(jnp.float32))
+
+
+def test_a_tuple_is_a_tree_of_labels_and_no_label():
+    labels = {"conv": ("x", 1), "dense": "y", "scale": "y"}
+    with pytest.raises(ValueError, match="has a tree for conv; give one value there"):
+        clip(scopes.groups(labels), tree_of(jnp.float32))
+    with pytest.raises(ValueError, match="has a tree for their one leaf; give one"):
+        clip(scopes.groups(("x", 1)), RANKS[1])
+    pair = tuple(tree_of(jnp.float32).values())
+    assert_same_bits(
+        clip(scopes.groups(("x", "y", "x")), pair),
+        tuple(
+            clip(
+                scopes.groups({"conv": "x", "dense": "y", "scale": "x"}),
+                tree_of(jnp.float32),
+            ).values()
+        ),
+    )
+
+
 def test_a_limit_for_each_label():
     updates = tree_of(jnp.float32)
     limits = {"a": 0.1, "b": optax.constant_schedule(0.2), "c": np.inf, "unused": 1.0}
