@@ -1,6 +1,7 @@
 """Thresholds that remember, each of them at every scope."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -483,6 +484,16 @@ def test_a_number_that_makes_no_sense_is_refused_by_name(make, given):
     (name,) = given
     with pytest.raises(ValueError, match=rf"^{name} must be .*, not .*\.$"):
         make(**given)
+
+
+def test_a_band_ends_above_where_it_begins():
+    for low, high in ((2.0, 1.0), (0.5, 0.3), (np.float32(2), jnp.ones(()))):
+        sentence = rf"^low must be at most high, but {low} is above {high}\.$"
+        for make in (Band, partial(optaxclip.aggc, "all")):
+            with pytest.raises(ValueError, match=sentence):
+                make(low=low, high=high)
+    assert Band(low=1.0, high=1.0).high == 1
+    jax.jit(lambda low: Band(low, 1.0).high)(2.0)
 
 
 @pytest.mark.parametrize("given", [{"growth": 0.9}, {"backoff": 1.5}, {"decay": 1.0}])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from optaxclip.magnitudes import Number, PerGroup
-from optaxclip.thresholds.checks import check_decay
+from optaxclip.thresholds.checks import check_decay, check_order
 from optaxclip.thresholds.constant import check_limit
 from optaxclip.thresholds.ema import EmaState, average, empty_average
 from optaxclip.thresholds.memory import begin, choose, like, remember
@@ -32,7 +32,8 @@ class Band:
 
     Attributes:
       low: where the band begins, as a multiple of the average; 0 for no lower edge.
-      high: where it ends, as a multiple of the average.
+      high: where it ends, as a multiple of the average, at least `low`; `low` where a
+        traced number is below it.
       min_norm: the floor under both edges, $n_{\min}$ >= 0.
       decay: β, at least 0 and below 1.
     """
@@ -46,6 +47,7 @@ class Band:
         """Check what is known now."""
         check_limit(self.low, "low")
         check_limit(self.high, "high")
+        check_order(self.low, self.high)
         check_limit(self.min_norm, "min_norm")
         check_decay(self.decay)
 
