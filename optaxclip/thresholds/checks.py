@@ -14,6 +14,11 @@ def check_threshold(value: Any, argument: str) -> None:
     check_role(value, Threshold, argument, "thresholds.Constant(1.0)")
 
 
+def check_magnitude(value: Any, argument: str) -> None:
+    """Refuse what is no magnitude; NaN is one, of what is broken."""
+    _check(value, lambda x: ~(x < 0), argument, "must be a number of at least 0")
+
+
 def check_between(value: Any, low: float, high: float, argument: str) -> None:
     """Refuse what is no number from `low` to `high`."""
     _check(
