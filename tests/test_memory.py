@@ -486,6 +486,19 @@ def test_a_number_that_makes_no_sense_is_refused_by_name(make, given):
         make(**given)
 
 
+@pytest.mark.parametrize("size", [0.7, 1.1, 3e38])
+def test_an_average_of_equal_numbers_is_that_number(size):
+    """Not one beside it, which would clip what does not change at all."""
+    for threshold in (Ema(1.0, 0.999), Band(1.0, 1.0, decay=0.9)):
+        clip = optaxclip.clipper(
+            scopes.whole(), norms.linf, threshold, responses.normalize
+        )
+        step, state = jax.jit(clip.update), clip.init(jnp.ones(2))
+        for _ in range(40):
+            updates, state = step(jnp.full(2, size), state)
+            np.testing.assert_array_equal(updates, np.float32(size))
+
+
 def test_a_band_ends_above_where_it_begins():
     for low, high in ((2.0, 1.0), (0.5, 0.3), (np.float32(2), jnp.ones(()))):
         sentence = rf"^low must be at most high, but {low} is above {high}\.$"
