@@ -206,9 +206,7 @@ def respond(
     if isinstance(weights, list):
         given = weights
     else:
-        given = zip(
-            *(grouping.spread(_held(weight)) for weight in weights), strict=True
-        )
+        given = zip(*(grouping.spread(held(weight)) for weight in weights), strict=True)
     clipped = (
         response.apply(widen(leaf), *each).astype(leaf.dtype)
         for leaf, each in zip(leaves, given, strict=True)
@@ -223,7 +221,7 @@ def _held_size(value: Number, unit: Number) -> Number:
     return jnp.where(value < jnp.inf, jnp.minimum(plain, largest), plain)
 
 
-def _held(weight: Number) -> Number:
+def held(weight: Number) -> Number:
     """Keep XLA from computing a group's weight again in the kernels of every leaf.
 
     Compiling a thousand copies of it is most of what clipping would cost there. XLA

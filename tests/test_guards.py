@@ -98,6 +98,25 @@ def test_whatever_could_be_added_to_a_parameter_is_zeroed(guard):
 
 
 @every_guard
+def test_a_guard_holds_no_second_copy_of_the_state(guard):
+    """A donated state is updated in place, whatever comes of the step."""
+    params = {f"w{i}": jnp.ones((64, 64)) for i in range(8)}
+    optimizer = guard(optax.adam(1e-3))
+
+    def step(params, state, gradient):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):
+        traced = jax.jit(step, donate_argnums=(0, 1)).trace(
+            params, optimizer.init(params), params
+        )
+    compiled = traced.lower().compile()
+    parameters = sum(x.nbytes for x in params.values())
+    assert compiled.memory_analysis().temp_size_in_bytes < parameters / 2
+
+
+@every_guard
 def test_a_bad_step_is_never_accepted_however_long_the_streak(guard):
     """A good run with 1000 bad steps in its middle ends where the good run ends."""
     optimizer, start = guard(noisy()), tree_of(jnp.float32)
