@@ -50,6 +50,11 @@ class Pool(Protocol):
         """Whether there is but one group, so that zeros are no usual magnitude."""
         ...
 
+    @property
+    def complex(self) -> bool:
+        """Whether any number is complex, with a modulus beyond what its parts are."""
+        ...
+
     def sizes(self) -> PerGroup:
         """Tell how many numbers each group holds."""
         ...

@@ -33,6 +33,10 @@ class _Pool:
     def single(self) -> bool:
         return self.grouping.single
 
+    @property
+    def complex(self) -> bool:
+        return any(jnp.iscomplexobj(leaf) for leaf in self.leaves)
+
     def sizes(self) -> PerGroup:
         return self.grouping.sizes(self.leaves, self.dtype)
 

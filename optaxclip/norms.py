@@ -132,6 +132,8 @@ class MaxNorm:
         """See `Norm.measure`."""
         largest = pool.max(_loud)
         unit = jax.tree.map(_unit_of, largest)
+        if pool.complex:  # A modulus overflows where neither of its parts does.
+            return Magnitude(self.value(pool, unit), unit)
         value = jax.tree.map(_scaled, largest, _reciprocal(unit))
         return Magnitude(value, unit)
 

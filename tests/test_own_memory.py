@@ -140,6 +140,14 @@ def test_adaclip_follows_its_paper(decay):
     assert_follows(optaxclip.adaclip(decay), adaclip(decay))
 
 
+def test_adaclip_begins_with_complex_numbers_whose_modulus_overflows():
+    clip = optaxclip.adaclip()
+    updates = jnp.array([3e38 + 3e38j, 1.0])
+    clipped, _ = clip.update(updates, clip.init(updates))
+    wanted = float(jnp.finfo(jnp.float32).max) * np.sqrt(0.5)
+    np.testing.assert_allclose(np.asarray(clipped), [wanted * (1 + 1j), 1], rtol=1e-6)
+
+
 @pytest.mark.parametrize("size", [0.7, 1.1])
 def test_adaclip_leaves_a_gradient_that_does_not_change_as_it_is(size):
     """Its average is then its largest number, which is not above it."""

@@ -32,7 +32,10 @@ class _RunningMean(Remembering):
 
     def _step(self, size: Number, memory: EmaState) -> tuple[Number, EmaState]:
         new = average(memory, size, self.decay)
-        return jnp.where(jnp.isfinite(size), new.mean, memory.mean), new
+        # Before the first number that a float holds, that is all a number may be.
+        largest = jnp.finfo(size.dtype).max
+        known = jnp.where(memory.weight > 0, memory.mean, largest)
+        return jnp.where(jnp.isfinite(size), new.mean, known), new
 
 
 @dataclass(frozen=True)
