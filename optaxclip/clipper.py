@@ -207,8 +207,9 @@ def respond(
         given = weights
     else:
         given = zip(*(grouping.spread(held(weight)) for weight in weights), strict=True)
+    # As wide as the weights, which may be too small for the type of the leaf.
     clipped = (
-        response.apply(widen(leaf), *each).astype(leaf.dtype)
+        response.apply(widen(leaf, each[0].dtype), *each).astype(leaf.dtype)
         for leaf, each in zip(leaves, given, strict=True)
     )
     return filled(updates, clipped)

@@ -54,6 +54,18 @@ def test_shrink_tree_measures_shrinks_and_tells_the_norm(max_norm):
     assert_close(shrunk, jax.tree.map(lambda x: wide(x) * factor, tree))
 
 
+def test_a_factor_that_only_float64_holds_shrinks_float32_leaves_too():
+    with jax.enable_x64(True):
+        tree = {"single": jnp.full(2, 1e38, jnp.float32), "double": jnp.full(2, 1e80)}
+        for clip in (optaxclip.clip_global_norm, optaxclip.soft_clip_global_norm):
+            transformation = clip(1e38)
+            state = transformation.init(tree)
+            clipped, _ = jax.jit(transformation.update)(tree, state)
+            assert clipped["single"].dtype == jnp.float32
+            np.testing.assert_allclose(clipped["single"], 1e-4 * 0.5**0.5, rtol=1e-6)
+            np.testing.assert_allclose(clipped["double"], 1e38 * 0.5**0.5)
+
+
 def test_shrink_tree_uses_a_norm_that_is_known():
     """A norm of 10, as of a tree of which this is a part."""
     tree = {"w": jnp.array([3.0, 4.0])}
