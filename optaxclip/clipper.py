@@ -127,7 +127,12 @@ class Rule:
         )
 
     def _check(self, state: Any, grouping: Grouping, leaves: list[Leaf]) -> None:
-        """Refuse the state of another model, or of another threshold."""
+        """Refuse the state of another model, or of another threshold, or none."""
+        if not hasattr(state, "threshold"):
+            raise TypeError(
+                f"{self.name} needs the state that its own init or update gave, not "
+                f"{state!r}."
+            )
         groups = grouping.like(leaves, measuring_dtype(leaves))
         memory = jax.eval_shape(lambda: self.threshold.init(groups))
         wanted = [*(x.shape for x in jax.tree.leaves(memory)), grouping.report_shape]

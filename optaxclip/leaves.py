@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
@@ -50,7 +51,8 @@ def zeros_for(tree: PyTree, dtype_of: Callable[[Leaf], DTypeLike]) -> PyTree:
 def is_axes(spec: Any) -> bool:
     """Recognize None, and a tuple of mesh axes or of dimensions, as one entry."""
     return spec is None or (
-        isinstance(spec, tuple) and all(isinstance(s, str | int) for s in spec)
+        isinstance(spec, tuple)
+        and all(isinstance(s, str | int | np.integer) for s in spec)
     )
 
 
@@ -124,12 +126,13 @@ def dimensions(axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     for dim in dims:
         if isinstance(dim, jax.Array):
             raise not_static("axis", "int", dim)
-    if not all(isinstance(d, int) and -len(shape) <= d < len(shape) for d in dims):
+    rank = len(shape)
+    if not all(isinstance(d, int | np.integer) and -rank <= d < rank for d in dims):
         raise ValueError(
             f"axis must name dimensions of a leaf of shape {shape}, not {axis!r}; "
             "give a prefix tree of axes where leaves differ."
         )
-    return tuple(sorted({d % len(shape) for d in dims}))
+    return tuple(sorted({int(d) % rank for d in dims}))
 
 
 def mesh_axes(spec: AxisName, tree: PyTree) -> tuple[tuple[str, ...], ...]:

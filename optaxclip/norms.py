@@ -7,6 +7,7 @@ once; the loop of `PowerNorm` goes round again only where its first unit does no
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,10 +133,9 @@ class MaxNorm:
         """See `Norm.measure`."""
         largest = pool.max(_loud)
         unit = jax.tree.map(_unit_of, largest)
-        if pool.complex:  # A modulus overflows where neither of its parts does.
-            return Magnitude(self.value(pool, unit), unit)
-        value = jax.tree.map(_scaled, largest, _reciprocal(unit))
-        return Magnitude(value, unit)
+        plain = jax.tree.map(_scaled, largest, _reciprocal(unit))
+        # A modulus overflows where neither of its parts does.
+        return Magnitude(self.value(pool, unit) if pool.complex else plain, unit)
 
     def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
         """See `Norm.value`."""
@@ -245,6 +245,6 @@ def p_norm(order: float) -> Norm:
     return PowerNorm(int(order)) if order in (1, 2) else GeneralNorm(float(order))
 
 
-def as_norm(ord: float | Norm) -> Norm:
+def as_norm(ord: Any) -> Norm:
     """Take a norm as it is, and a number as the order of one."""
     return ord if answers(ord, Norm) else p_norm(ord)

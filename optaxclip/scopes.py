@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
@@ -108,12 +109,12 @@ class _Tensor:
 def _tensor_dims(shape: tuple[int, ...], leading: Any) -> tuple[int, ...]:
     if isinstance(leading, jax.Array):
         raise not_static("leading_axes", "int", leading)
-    if not isinstance(leading, int) or not 0 <= leading <= len(shape):
+    if not isinstance(leading, int | np.integer) or not 0 <= leading <= len(shape):
         raise ValueError(
             f"leading_axes must lie between 0 and {len(shape)} for a leaf of shape "
             f"{shape}, not {leading!r}; give a prefix tree where leaves differ."
         )
-    return tuple(range(leading, len(shape)))
+    return tuple(range(int(leading), len(shape)))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from trees import assert_same_bits, tree_of
+from unchecked import unchecked
 
 import optaxclip
 
@@ -111,9 +112,20 @@ def test_a_guard_holds_no_second_copy_of_the_state(guard):
         traced = jax.jit(step, donate_argnums=(0, 1)).trace(
             params, optimizer.init(params), params
         )
-    compiled = traced.lower().compile()
+    memory = traced.lower().compile().memory_analysis()
     parameters = sum(x.nbytes for x in params.values())
-    assert compiled.memory_analysis().temp_size_in_bytes < parameters / 2
+    assert memory is not None
+    assert memory.temp_size_in_bytes < parameters / 2
+
+
+@pytest.mark.parametrize("wrong", [optax.adam, None, "adam"])
+@every_guard
+def test_what_is_no_optimizer_is_refused(guard, wrong):
+    with (
+        unchecked(),
+        pytest.raises(TypeError, match=r"^inner must be a transform"),
+    ):
+        guard(wrong)
 
 
 @every_guard

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, PyTree
 
+from optaxclip.arguments import check_transformation
 from optaxclip.clipper import held
 from optaxclip.guards.holding import held_if
 from optaxclip.guards.streaks import count
@@ -58,6 +59,7 @@ def skipping(
       judge: what tells a bad step; its report has the fields of `count` and `skipped`.
       name: what `optaxclip.report` calls the guard.
     """
+    check_transformation(inner, "inner")
     inner = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> SkipState:

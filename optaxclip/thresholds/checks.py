@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from optaxclip.arguments import check_role, not_static
+from optaxclip.arguments import check_role, is_real, not_static
 from optaxclip.thresholds.threshold import Threshold
 
 
@@ -50,7 +50,7 @@ def check_decay(value: Any, argument: str = "decay") -> None:
 
 
 def _check(value: Any, holds: Any, argument: str, demand: str) -> None:
-    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+    if not is_real(value):
         raise TypeError(f"{argument} {demand}, not {value!r}.")
     try:
         known = np.asarray(value)

@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
-from optaxclip.arguments import answers
+from optaxclip.arguments import answers, is_real
 from optaxclip.groupings import each_group
 from optaxclip.magnitudes import PerGroup, as_number
 from optaxclip.thresholds.checks import check_threshold
@@ -123,7 +123,7 @@ def _arranged(limit: PyTree[ArrayLike], seen: Observation) -> PerGroup:
 
 def _known(value: Any, argument: str, kinds: str) -> np.ndarray | None:
     """Give the numbers as far as they are known now; refuse what is no number."""
-    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+    if not is_real(value):
         raise TypeError(f"{argument} must be {kinds}, not {value!r}.")
     try:
         return np.asarray(value)
