@@ -12,8 +12,8 @@ def newest_share(decay: ArrayLike, number: Array, dtype: DTypeLike) -> Number:
 
     $$\frac{1 - \beta}{1 - \beta^t}$$
 
-    Averaging with it, $a \leftarrow a + s (x - a)$, is the usual exponential average
-    divided by its bias $1 - \beta^t$, and the first number is taken exactly.
+    Averaging with it, as `moved` does, is the usual exponential average divided by its
+    bias $1 - \beta^t$, and the first number is taken exactly.
 
     Args:
       decay: the decay β of the average.
@@ -25,6 +25,16 @@ def newest_share(decay: ArrayLike, number: Array, dtype: DTypeLike) -> Number:
     steps = jnp.maximum(number, 1).astype(dtype)
     share = jnp.expm1(rate) / jnp.expm1(steps * rate)
     return jnp.where(steps == 1, jnp.ones_like(share), share)
+
+
+def moved(mean: Number, number: Number, share: Number) -> Number:
+    """Move an average towards a number by a share of the distance.
+
+    It ends between the two whatever is rounded, so that an average of equal numbers is
+    that number; and no sum on the way can overflow.
+    """
+    between = (1 - share) * mean + share * number
+    return jnp.clip(between, jnp.minimum(mean, number), jnp.maximum(mean, number))
 
 
 def root_mean_square(old: Number, new: Number, share: Number) -> Number:

@@ -11,6 +11,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from optaxclip.arguments import check_role
 from optaxclip.groupings import Grouping, each_group
 from optaxclip.leaves import beside, counted, filled
 from optaxclip.magnitudes import Leaf, Magnitude, Norm, Number, PerGroup, widen
@@ -57,7 +58,8 @@ def clipper(
       whose state is a `ClipState` of fixed structure, shapes and types.
 
     Raises:
-      TypeError: if the threshold is no number, schedule or threshold.
+      TypeError: if an argument is not what it has to be, or a function or class that
+        gives one when it is called.
       ValueError: if a limit is negative or NaN, or the response is `clamp` and the
         norm not `linf`, since a bound on single numbers says nothing of a sum.
 
@@ -75,7 +77,12 @@ def clipper(
       >>> updates["w"]
       Array([0.75, 0.75], dtype=float32)
     """
+    check_role(scope, Scope, "scope", "scopes.whole()")
+    check_role(norm, Norm, "norm", "norms.l2")
     threshold = as_threshold(threshold)
+    check_role(response, Response, "response", "responses.shrink")
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, not {name!r}.")
     if response is clamp and norm != linf:
         raise ValueError(
             f"norm must be norms.linf where the response is clamp, not {norm}; use "
@@ -120,7 +127,12 @@ class Rule:
         )
 
     def _check(self, state: Any, grouping: Grouping, leaves: list[Leaf]) -> None:
-        """Refuse the state of another model, or of another threshold."""
+        """Refuse the state of another model, or of another threshold, or none."""
+        if not hasattr(state, "threshold"):
+            raise TypeError(
+                f"{self.name} needs the state that its own init or update gave, not "
+                f"{state!r}."
+            )
         groups = grouping.like(leaves, measuring_dtype(leaves))
         memory = jax.eval_shape(lambda: self.threshold.init(groups))
         wanted = [*(x.shape for x in jax.tree.leaves(memory)), grouping.report_shape]
@@ -199,11 +211,10 @@ def respond(
     if isinstance(weights, list):
         given = weights
     else:
-        given = zip(
-            *(grouping.spread(_held(weight)) for weight in weights), strict=True
-        )
+        given = zip(*(grouping.spread(held(weight)) for weight in weights), strict=True)
+    # As wide as the weights, which may be too small for the type of the leaf.
     clipped = (
-        response.apply(widen(leaf), *each).astype(leaf.dtype)
+        response.apply(widen(leaf, each[0].dtype), *each).astype(leaf.dtype)
         for leaf, each in zip(leaves, given, strict=True)
     )
     return filled(updates, clipped)
@@ -216,7 +227,7 @@ def _held_size(value: Number, unit: Number) -> Number:
     return jnp.where(value < jnp.inf, jnp.minimum(plain, largest), plain)
 
 
-def _held(weight: Number) -> Number:
+def held(weight: Number) -> Number:
     """Keep XLA from computing a group's weight again in the kernels of every leaf.
 
     Compiling a thousand copies of it is most of what clipping would cost there. XLA

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from optaxclip.arguments import check_transformation
 from optaxclip.leaves import counted, filled, zeros_for
 from optaxclip.magnitudes import Leaf, widen
 
@@ -61,6 +62,7 @@ def error_feedback(
       report is in `optaxclip.report`.
 
     Raises:
+      TypeError: if `clip` or `clip_carry` is no transformation.
       ValueError: in the update, if the updates are not like the params of the init.
 
     Examples:
@@ -82,6 +84,9 @@ def error_feedback(
       Elesedy and Hutter, U-Clip: on-average unbiased stochastic gradient clipping,
       2023, arXiv:2302.02971.
     """
+    check_transformation(clip, "clip")
+    if clip_carry is not None:
+        check_transformation(clip_carry, "clip_carry")
     clip = optax.with_extra_args_support(clip)
     bound = optax.with_extra_args_support(
         optax.identity() if clip_carry is None else clip_carry

@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from optaxclip.arguments import not_static
 from optaxclip.magnitudes import Leaf
 
 AxisName = Any
@@ -49,7 +51,8 @@ def zeros_for(tree: PyTree, dtype_of: Callable[[Leaf], DTypeLike]) -> PyTree:
 def is_axes(spec: Any) -> bool:
     """Recognize None, and a tuple of mesh axes or of dimensions, as one entry."""
     return spec is None or (
-        isinstance(spec, tuple) and all(isinstance(s, str | int) for s in spec)
+        isinstance(spec, tuple)
+        and all(isinstance(s, str | int | np.integer) for s in spec)
     )
 
 
@@ -91,9 +94,12 @@ def of_leaves(
         prefixes = [names[:n] for n in range(len(names) + 1)]
         known = [entries[prefix] for prefix in prefixes if prefix in entries]
         if not known:
+            below = any(entry[: len(names)] == names for entry in entries)
+            fault = "a tree" if below else "no entry"
+            remedy = "give one value there" if below else "add one"
             raise ValueError(
                 f"{argument} must be one value or a prefix tree of {tree_name}, and "
-                f"has no entry for {'/'.join(names)}; add one."
+                f"has {fault} for {'/'.join(names) or 'their one leaf'}; {remedy}."
             )
         found.append(known[0])
     return found
@@ -113,15 +119,20 @@ def dimensions(axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Count the dimensions that `axis` names from the front, in their order.
 
     Raises:
+      TypeError: if `axis` is traced.
       ValueError: if there is no such dimension.
     """
     dims = as_tuple(axis)
-    if not all(isinstance(d, int) and -len(shape) <= d < len(shape) for d in dims):
+    for dim in dims:
+        if isinstance(dim, jax.Array):
+            raise not_static("axis", "int", dim)
+    rank = len(shape)
+    if not all(isinstance(d, int | np.integer) and -rank <= d < rank for d in dims):
         raise ValueError(
             f"axis must name dimensions of a leaf of shape {shape}, not {axis!r}; "
             "give a prefix tree of axes where leaves differ."
         )
-    return tuple(sorted({d % len(shape) for d in dims}))
+    return tuple(sorted({int(d) % rank for d in dims}))
 
 
 def mesh_axes(spec: AxisName, tree: PyTree) -> tuple[tuple[str, ...], ...]:

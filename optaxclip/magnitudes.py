@@ -4,11 +4,13 @@ A magnitude is held as ``value * unit``, the unit being a power of two, so that 
 right where its own square, or even the magnitude, is beyond what a float holds.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Inexact, PyTree, Real
 
@@ -48,6 +50,11 @@ class Pool(Protocol):
         """Whether there is but one group, so that zeros are no usual magnitude."""
         ...
 
+    @property
+    def complex(self) -> bool:
+        """Whether any number is complex, with a modulus beyond what its parts are."""
+        ...
+
     def sizes(self) -> PerGroup:
         """Tell how many numbers each group holds."""
         ...
@@ -80,9 +87,15 @@ class Norm(Protocol):
 
 def widen(leaf: Leaf, dtype: DTypeLike = jnp.float32) -> Leaf:
     """Cast to at least float32 and at least `dtype`; complex stays complex."""
+    return leaf.astype(widest(leaf.dtype, dtype))
+
+
+def widest(*dtypes: DTypeLike) -> np.dtype:
+    """Find the type of at least float32 that holds the numbers of all of these."""
+    # JAX promotes no floats of 8 bits and fewer; float32 holds them all.
+    wide = [dtype for dtype in dtypes if jnp.finfo(dtype).bits >= 16]
     with jax.numpy_dtype_promotion("standard"):
-        wide = jnp.promote_types(dtype, jnp.float32)
-        return leaf.astype(jnp.promote_types(leaf.dtype, wide))
+        return functools.reduce(jnp.promote_types, wide, jnp.dtype(jnp.float32))
 
 
 def as_number(limit: ArrayLike) -> Number:

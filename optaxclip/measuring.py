@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from optaxclip.groupings import Grouping
-from optaxclip.magnitudes import Leaf, Magnitude, Norm, Number, PerGroup, widen
+from optaxclip.magnitudes import Leaf, Magnitude, Norm, Number, PerGroup, widen, widest
 from optaxclip.reductions import MAX, SUM, Reduction
 
 Term = Callable[..., Number]
@@ -18,12 +18,7 @@ Term = Callable[..., Number]
 
 def measuring_dtype(leaves: list[Leaf]) -> np.dtype:
     """Find the widest real type of the leaves, at least float32."""
-    with jax.numpy_dtype_promotion("standard"):
-        return functools.reduce(
-            jnp.promote_types,
-            (jnp.finfo(leaf.dtype).dtype for leaf in leaves),
-            jnp.dtype(jnp.float32),
-        )
+    return widest(*(jnp.finfo(leaf.dtype).dtype for leaf in leaves))
 
 
 @dataclass(frozen=True)
@@ -37,6 +32,10 @@ class _Pool:
     @property
     def single(self) -> bool:
         return self.grouping.single
+
+    @property
+    def complex(self) -> bool:
+        return any(jnp.iscomplexobj(leaf) for leaf in self.leaves)
 
     def sizes(self) -> PerGroup:
         return self.grouping.sizes(self.leaves, self.dtype)

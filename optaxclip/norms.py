@@ -7,11 +7,13 @@ once; the loop of `PowerNorm` goes round again only where its first unit does no
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from optaxclip.arguments import answers, not_static
 from optaxclip.magnitudes import Leaf, Magnitude, Norm, Number, PerGroup, Pool, modulus
 
 
@@ -131,8 +133,9 @@ class MaxNorm:
         """See `Norm.measure`."""
         largest = pool.max(_loud)
         unit = jax.tree.map(_unit_of, largest)
-        value = jax.tree.map(_scaled, largest, _reciprocal(unit))
-        return Magnitude(value, unit)
+        plain = jax.tree.map(_scaled, largest, _reciprocal(unit))
+        # A modulus overflows where neither of its parts does.
+        return Magnitude(self.value(pool, unit) if pool.complex else plain, unit)
 
     def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
         """See `Norm.value`."""
@@ -234,10 +237,7 @@ def p_norm(order: float) -> Norm:
       True
     """
     if not isinstance(order, int | float):
-        raise TypeError(
-            f"ord must be a Python number, not {type(order).__name__}; name it in "
-            "static_args where a wrapper such as optax.inject_hyperparams traces it."
-        )
+        raise not_static("ord", "number", order)
     if order == math.inf:
         return linf
     if not order >= 1:
@@ -245,6 +245,6 @@ def p_norm(order: float) -> Norm:
     return PowerNorm(int(order)) if order in (1, 2) else GeneralNorm(float(order))
 
 
-def as_norm(ord: float | Norm) -> Norm:
+def as_norm(ord: Any) -> Norm:
     """Take a norm as it is, and a number as the order of one."""
-    return ord if isinstance(ord, Norm) else p_norm(ord)
+    return ord if answers(ord, Norm) else p_norm(ord)

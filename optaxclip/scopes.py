@@ -16,9 +16,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from optaxclip.arguments import not_static
 from optaxclip.groupings import Bundled, ByLeaf, Elements, Grouping, Single
 from optaxclip.leaves import (
     AxisName,
@@ -105,12 +107,14 @@ class _Tensor:
 
 
 def _tensor_dims(shape: tuple[int, ...], leading: Any) -> tuple[int, ...]:
-    if not isinstance(leading, int) or not 0 <= leading <= len(shape):
+    if isinstance(leading, jax.Array):
+        raise not_static("leading_axes", "int", leading)
+    if not isinstance(leading, int | np.integer) or not 0 <= leading <= len(shape):
         raise ValueError(
             f"leading_axes must lie between 0 and {len(shape)} for a leaf of shape "
             f"{shape}, not {leading!r}; give a prefix tree where leaves differ."
         )
-    return tuple(range(leading, len(shape)))
+    return tuple(range(int(leading), len(shape)))
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,14 @@ class _Groups:
 
     def _labels_of(self, tree: PyTree) -> list[Hashable]:
         labels = self.labels(tree) if callable(self.labels) else self.labels
-        return of_leaves("labels", labels, tree)
+        found = of_leaves("labels", labels, tree)
+        for label in found:
+            if not isinstance(label, Hashable) or isinstance(label, jax.Array):
+                raise TypeError(
+                    "labels must be hashable and no arrays, such as strings, not "
+                    f"{label!r}."
+                )
+        return found
 
     def arrange(self, tree: PyTree) -> Grouping:
         shapes, labels = shapes_of(tree), self._labels_of(tree)

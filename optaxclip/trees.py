@@ -12,6 +12,7 @@ from optaxclip.measuring import measure
 from optaxclip.norms import as_norm, l2
 from optaxclip.responses import shrink
 from optaxclip.thresholds import check_limit
+from optaxclip.thresholds.checks import check_magnitude
 
 
 def tree_norm(
@@ -53,13 +54,17 @@ def shrink_tree(
       tree: any tree; leaves that are not floating-point numbers stay as they are.
       max_norm: the largest norm allowed, c; a traced negative number acts as 0.
       norm: the norm of the tree if it is known; the L2 norm is measured otherwise.
+        Infinity or NaN, or a traced negative number, which is no norm, makes the tree
+        NaN unless `max_norm` is infinite.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
       The tree, of the same structure, shapes and types, and the norm it had.
 
     Raises:
-      ValueError: if `max_norm` is known now and negative or NaN.
+      TypeError: if `max_norm` or `norm` is not a number.
+      ValueError: if `max_norm` is known now and negative or NaN, or `norm` is known
+        now and negative, or is several numbers.
 
     Examples:
       >>> tree, norm = optaxclip.shrink_tree({"w": jnp.array([3.0, 4.0])}, 1.0)
@@ -70,7 +75,14 @@ def shrink_tree(
     if norm is None:
         size = _measure(tree, l2, axis_name)
     else:
+        check_magnitude(norm, "norm")
         known = as_number(norm)
+        if known.shape != ():
+            raise ValueError(
+                f"norm must be one number, not of shape {known.shape}; hand over that "
+                "of the whole tree."
+            )
+        known = jnp.where(known < 0, jnp.nan, known)
         size = Magnitude(known, jnp.ones_like(known))
     weights = shrink.weigh(*size, tidy(size.plain, max_norm))
     grouping = scopes.whole(axis_name=axis_name).arrange(tree)

@@ -275,6 +275,16 @@ def test_greedy_clip_grows_while_the_loss_falls(decay):
     assert_multiplied(clip, updates, factors(sizes, limits), rtol=1e-4)
 
 
+@pytest.mark.parametrize("loss", [0.3, -0.7, 1.1, 3e38])
+def test_greedy_clip_keeps_its_limit_while_the_loss_is_the_same(loss):
+    clip = optaxclip.greedy_clip(1.0)
+    step = jax.jit(clip.update)
+    state = clip.init(jnp.ones(2))
+    for _ in range(60):
+        _, state = step(jnp.ones(2), state, value=jnp.float32(loss))
+        assert state.report.limit == 1
+
+
 def test_greedy_clip_asks_for_the_loss():
     clip = optaxclip.greedy_clip(1.0)
     with pytest.raises(ValueError, match="value=loss"):

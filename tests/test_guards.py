@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from trees import assert_same_bits, tree_of
+from unchecked import unchecked
 
 import optaxclip
 
@@ -95,6 +96,36 @@ def test_whatever_could_be_added_to_a_parameter_is_zeroed(guard):
     assert skipped["key"] is key
     for name, wanted in updates.items():
         assert_same_bits(skipped[name], jnp.zeros_like(wanted))
+
+
+@every_guard
+def test_a_guard_holds_no_second_copy_of_the_state(guard):
+    """A donated state is updated in place, whatever comes of the step."""
+    params = {f"w{i}": jnp.ones((64, 64)) for i in range(8)}
+    optimizer = guard(optax.adam(1e-3))
+
+    def step(params, state, gradient):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):
+        traced = jax.jit(step, donate_argnums=(0, 1)).trace(
+            params, optimizer.init(params), params
+        )
+    memory = traced.lower().compile().memory_analysis()
+    parameters = sum(x.nbytes for x in params.values())
+    assert memory is not None
+    assert memory.temp_size_in_bytes < parameters / 2
+
+
+@pytest.mark.parametrize("wrong", [optax.adam, None, "adam"])
+@every_guard
+def test_what_is_no_optimizer_is_refused(guard, wrong):
+    with (
+        unchecked(),
+        pytest.raises(TypeError, match=r"^inner must be a transform"),
+    ):
+        guard(wrong)
 
 
 @every_guard

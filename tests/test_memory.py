@@ -1,6 +1,7 @@
 """Thresholds that remember, each of them at every scope."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -483,6 +484,29 @@ def test_a_number_that_makes_no_sense_is_refused_by_name(make, given):
     (name,) = given
     with pytest.raises(ValueError, match=rf"^{name} must be .*, not .*\.$"):
         make(**given)
+
+
+@pytest.mark.parametrize("size", [0.7, 1.1, 3e38])
+def test_an_average_of_equal_numbers_is_that_number(size):
+    """Not one beside it, which would clip what does not change at all."""
+    for threshold in (Ema(1.0, 0.999), Band(1.0, 1.0, decay=0.9)):
+        clip = optaxclip.clipper(
+            scopes.whole(), norms.linf, threshold, responses.normalize
+        )
+        step, state = jax.jit(clip.update), clip.init(jnp.ones(2))
+        for _ in range(40):
+            updates, state = step(jnp.full(2, size), state)
+            np.testing.assert_array_equal(updates, np.float32(size))
+
+
+def test_a_band_ends_above_where_it_begins():
+    for low, high in ((2.0, 1.0), (0.5, 0.3), (np.float32(2), jnp.ones(()))):
+        sentence = rf"^low must be at most high, but {low} is above {high}\.$"
+        for make in (Band, partial(optaxclip.aggc, "all")):
+            with pytest.raises(ValueError, match=sentence):
+                make(low=low, high=high)
+    assert Band(low=1.0, high=1.0).high == 1
+    jax.jit(lambda low: Band(low, 1.0).high)(2.0)
 
 
 @pytest.mark.parametrize("given", [{"growth": 0.9}, {"backoff": 1.5}, {"decay": 1.0}])

@@ -63,6 +63,7 @@ TREES = {
     "complex": lambda: tree_of(jnp.complex64),
     "complex 1e20": lambda: tree_of(jnp.complex64, 1e20),
     "complex 1e-30": lambda: tree_of(jnp.complex64, 1e-30),
+    "complex 4e38": lambda: [jnp.array([3e38 - 3e38j, 1.0]), jnp.array([2e38])],
     "zero": lambda: tree_of(jnp.float32, 0.0),
     "1e19 and 1e-19": lambda: [jnp.array([1e19, 1e-19])],
     "1e-19 and zeros": lambda: [jnp.zeros(5), jnp.array([1e-19, 0.0])],

@@ -140,6 +140,27 @@ def test_adaclip_follows_its_paper(decay):
     assert_follows(optaxclip.adaclip(decay), adaclip(decay))
 
 
+def test_adaclip_begins_with_complex_numbers_whose_modulus_overflows():
+    clip = optaxclip.adaclip()
+    updates = jnp.array([3e38 + 3e38j, 1.0])
+    clipped, _ = clip.update(updates, clip.init(updates))
+    wanted = float(jnp.finfo(jnp.float32).max) * np.sqrt(0.5)
+    np.testing.assert_allclose(np.asarray(clipped), [wanted * (1 + 1j), 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.7, 1.1])
+def test_adaclip_leaves_a_gradient_that_does_not_change_as_it_is(size):
+    """Its average is then its largest number, which is not above it."""
+    steps = [{"w": np.float32(size) * np.ones(3, np.float32)}] * 60
+    clip = optaxclip.adaclip()
+    step = jax.jit(clip.update)
+    state = clip.init(steps[0])
+    for given in steps:
+        updates, state = step(given, state)
+        np.testing.assert_array_equal(updates["w"], given["w"])
+    assert state.report.clipped_steps == 0
+
+
 def adagn(b1, b2, eps):
     """Give the norm its debiased average over its debiased root mean square."""
 

@@ -173,6 +173,26 @@ def test_a_curve_of_ones_own_is_taken():
         np.testing.assert_allclose(soft, wanted, rtol=4 * EPS)
 
 
+ELEMENTWISE = {
+    "clamp": (responses.clamp, lambda r: np.minimum(r, 1)),
+    "shrink": (responses.shrink, lambda r: np.minimum(r, 1)),
+    "drop": (responses.drop, lambda r: np.where(r > 1, 0, r)),
+    "normalize": (responses.normalize, np.ones_like),
+    "soften": (responses.soften(), oracles.tanh),
+}
+
+
+@pytest.mark.parametrize("limit", [1.0, 1e38, 2.5e38])
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_complex_numbers_whose_modulus_overflows_are_clipped_one_by_one(name, limit):
+    response, formula = ELEMENTWISE[name]
+    x = np.array([3e38 + 3e38j, -2e38 + 3e38j, 3e38, 1 - 1j], np.complex64)
+    wide = x.astype(np.complex128)
+    wanted = wide / np.abs(wide) * limit * formula(np.abs(wide) / limit)
+    found = respond(response, x, limit, scopes.element())
+    np.testing.assert_allclose(found, wanted, rtol=16 * EPS)
+
+
 def test_a_curve_prints_as_its_name():
     assert [repr(curve) for curve, _ in CURVES.values()] == [
         f"responses.{name}" for name in CURVES

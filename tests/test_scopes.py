@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from trees import SHAPES, assert_close, assert_same_bits, tree_of, wide
+from unchecked import unchecked
 
 import optaxclip
 from optaxclip import norms, responses, scopes
@@ -156,6 +157,25 @@ def test_leading_axes_beyond_the_rank_are_refused(leading):
         clip(scopes.tensor(leading_axes=leading), {"w": RANKS[2]})
 
 
+@pytest.mark.parametrize(
+    ("argument", "make"),
+    [
+        ("leading_axes", optaxclip.clip_tensor_norm),
+        ("axis", optaxclip.clip_unit_norm),
+        ("ord", optaxclip.clip_global_norm),
+    ],
+)
+def test_a_number_that_shapes_depend_on_is_refused_with_the_way_out(argument, make):
+    """A wrapper makes arrays of all numbers, and some of them have to be known."""
+    updates, numbers = {"w": RANKS[2]}, {argument: 1}
+    sentence = rf"^{argument} must be a Python .*static_args"
+    injected = optax.inject_hyperparams(make)(1.0, **numbers)
+    with unchecked(), pytest.raises(TypeError, match=sentence):
+        jax.jit(lambda u: injected.update(u, injected.init(u)))(updates)
+    static = optax.inject_hyperparams(make, static_args=(argument,))(1.0, **numbers)
+    static.update(updates, static.init(updates))
+
+
 def test_labels_may_be_a_tree_a_prefix_tree_or_a_function():
     updates = tree_of(jnp.float32)
     prefix = {"conv": "x", "dense": "y", "scale": "x"}
@@ -188,6 +208,32 @@ def test_any_hashable_is_a_label():
 def test_labels_that_do_not_fit_the_tree_are_refused(spec):
     with pytest.raises(ValueError, match=r"^labels must be one value or a prefix tree"):
         clip(scopes.groups(spec), tree_of(jnp.float32))
+
+
+@pytest.mark.parametrize("label", [{"x"}, np.array(1), jnp.array(1)])
+def test_a_label_that_cannot_be_hashed_is_refused(label):
+    labels = {"conv": label, "dense": "y", "scale": "y"}
+    for given in (labels, lambda tree: labels):
+        with unchecked(), pytest.raises(TypeError, match=r"^labels must be hash"):
+            clip(scopes.groups(given), tree_of(jnp.float32))
+
+
+def test_a_tuple_is_a_tree_of_labels_and_no_label():
+    labels = {"conv": ("x", 1), "dense": "y", "scale": "y"}
+    with pytest.raises(ValueError, match="has a tree for conv; give one value there"):
+        clip(scopes.groups(labels), tree_of(jnp.float32))
+    with pytest.raises(ValueError, match="has a tree for their one leaf; give one"):
+        clip(scopes.groups(("x", 1)), RANKS[1])
+    pair = tuple(tree_of(jnp.float32).values())
+    assert_same_bits(
+        clip(scopes.groups(("x", "y", "x")), pair),
+        tuple(
+            clip(
+                scopes.groups({"conv": "x", "dense": "y", "scale": "x"}),
+                tree_of(jnp.float32),
+            ).values()
+        ),
+    )
 
 
 def test_a_limit_for_each_label():

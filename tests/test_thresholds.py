@@ -242,11 +242,35 @@ def test_no_limit_at_all_is_refused(limit):
 
 
 def test_a_threshold_that_is_not_called_yet_is_refused():
-    """The class, where an instance was meant, cannot be called as a schedule is."""
+    """The class, where an instance was meant, would pass for a schedule."""
     assert isinstance(as_threshold(thresholds.Constant(1.0)), Constant)
-    clip = optaxclip.clip_global_norm(thresholds.Constant)
-    with pytest.raises((TypeError, ValueError)):
-        clip.update(UPDATES, clip.init(UPDATES))
+    with pytest.raises(TypeError, match=r"^max_norm must be an object such as .*Ema"):
+        optaxclip.clip_global_norm(thresholds.Ema)
+
+
+@pytest.mark.parametrize(
+    ("argument", "make"),
+    [
+        ("first", lambda wrong: thresholds.Minimum(wrong, Constant(1.0))),
+        ("second", lambda wrong: thresholds.Maximum(Constant(1.0), wrong)),
+        ("during", lambda wrong: thresholds.Warmup(wrong, Constant(1.0), 2)),
+        ("after", lambda wrong: thresholds.Warmup(Constant(1.0), wrong, 2)),
+        ("threshold", thresholds.IgnoringZeros),
+        ("below", lambda wrong: TwoSided(wrong, Constant(1.0))),
+        ("above", lambda wrong: TwoSided(Constant(1.0), wrong)),
+        ("scale", PerRootSize),
+        ("share", lambda wrong: Share(wrong, 1e-3)),
+        ("start", thresholds.Greedy),
+        ("start", thresholds.TrackedQuantile),
+    ],
+)
+def test_a_threshold_made_of_others_takes_no_number_and_no_class(argument, make):
+    for wrong in (1.0, Constant, None, by_step):
+        with (
+            unchecked(),
+            pytest.raises(TypeError, match=rf"^{argument} must be an object such as"),
+        ):
+            make(wrong)
 
 
 def test_two_sides_may_have_limits_of_their_own_for_each_leaf():

@@ -54,6 +54,18 @@ def test_shrink_tree_measures_shrinks_and_tells_the_norm(max_norm):
     assert_close(shrunk, jax.tree.map(lambda x: wide(x) * factor, tree))
 
 
+def test_a_factor_that_only_float64_holds_shrinks_float32_leaves_too():
+    with jax.enable_x64(True):
+        tree = {"single": jnp.full(2, 1e38, jnp.float32), "double": jnp.full(2, 1e80)}
+        for clip in (optaxclip.clip_global_norm, optaxclip.soft_clip_global_norm):
+            transformation = clip(1e38)
+            state = transformation.init(tree)
+            clipped, _ = jax.jit(transformation.update)(tree, state)
+            assert clipped["single"].dtype == jnp.float32
+            np.testing.assert_allclose(clipped["single"], 1e-4 * 0.5**0.5, rtol=1e-6)
+            np.testing.assert_allclose(clipped["double"], 1e38 * 0.5**0.5)
+
+
 def test_shrink_tree_uses_a_norm_that_is_known():
     """A norm of 10, as of a tree of which this is a part."""
     tree = {"w": jnp.array([3.0, 4.0])}
@@ -97,6 +109,38 @@ def test_a_norm_that_is_not_finite_makes_the_tree_nan(known):
     shrunk, told = optaxclip.shrink_tree(jnp.ones(2), 1.0, known)
     assert np.isnan(shrunk).all()
     np.testing.assert_array_equal(told, known)
+
+
+def test_a_norm_of_zero_is_within_every_limit():
+    tree = jnp.ones(2)
+    for max_norm in (0.0, 1.0, np.inf):
+        shrunk, told = optaxclip.shrink_tree(tree, max_norm, 0.0)
+        assert_same_bits(shrunk, tree)
+        assert told == 0
+
+
+@pytest.mark.parametrize("known", [-1, -1e-3, -np.inf, np.float32(-1), jnp.float32(-1)])
+def test_a_negative_norm_is_refused_and_traced_makes_the_tree_nan(known):
+    with pytest.raises(ValueError, match=r"^norm must be a number of at least 0, not"):
+        optaxclip.shrink_tree(jnp.ones(2), 1.0, known)
+    shrunk, told = jax.jit(optaxclip.shrink_tree)(jnp.ones(2), 1.0, known)
+    assert np.isnan(shrunk).all()
+    assert np.isnan(told)
+
+
+@pytest.mark.parametrize("known", [np.ones(2), jnp.ones((1, 1))])
+def test_several_norms_are_refused(known):
+    with (
+        unchecked(),
+        pytest.raises(ValueError, match=r"^norm must be one number, not of shape \("),
+    ):
+        optaxclip.shrink_tree(jnp.ones(2), 1.0, known)
+
+
+@pytest.mark.parametrize("known", ["1", [1.0], 1j])
+def test_a_norm_that_is_no_number_is_refused(known):
+    with unchecked(), pytest.raises(TypeError, match=r"^norm must be a number.*not "):
+        optaxclip.shrink_tree(jnp.ones(2), 1.0, known)
 
 
 def test_a_traced_limit_may_be_negative_and_acts_as_zero():

@@ -97,10 +97,12 @@ class ByLeaf(Grouping):
 
 @dataclass(frozen=True)
 class _Modulus:
-    """The magnitude of single numbers, which every float holds."""
+    """The magnitude of single numbers, which a float holds unless they are complex."""
 
     def measure(self, pool: Pool) -> Magnitude:
         """See `Norm.measure`."""
+        if pool.complex:
+            return linf.measure(pool)
         unit = pool.full(1.0)
         return Magnitude(linf.value(pool, unit), unit)
 

@@ -148,6 +148,9 @@ def skip_nonfinite(
       entries in `optaxclip.report` are ``skipped`` (0 or 1), ``consecutive`` and
       ``total``.
 
+    Raises:
+      TypeError: if `inner` is no transformation.
+
     Examples:
       >>> optimizer = optaxclip.skip_nonfinite(
       ...     optax.chain(optaxclip.clip_global_norm(1.0), optax.sgd(0.1))

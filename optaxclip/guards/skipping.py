@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, PyTree
 
+from optaxclip.arguments import check_transformation
+from optaxclip.clipper import held
+from optaxclip.guards.holding import held_if
 from optaxclip.guards.streaks import count
 from optaxclip.leaves import counts
 from optaxclip.reports import state_type
@@ -48,13 +51,15 @@ def skipping(
     """Take only the steps that are not bad.
 
     Both outcomes are computed, and one is selected, as ``vmap`` makes of a branch
-    anyway. Even alone a branch was slower when it was timed, as it copies the state.
+    anyway. Even alone a branch was slower when it was timed, as it keeps all updates in
+    memory, where `held_if` lets them be applied as they are computed.
 
     Args:
       inner: the whole optimizer.
       judge: what tells a bad step; its report has the fields of `count` and `skipped`.
       name: what `optaxclip.report` calls the guard.
     """
+    check_transformation(inner, "inner")
     inner = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> SkipState:
@@ -64,10 +69,15 @@ def skipping(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SkipState]:
         bad, memory, report = judge.judge(updates, state.memory, state.report, extra)
-        taken, inner_state = inner.update(updates, state.inner_state, params, **extra)
+        bad = held(bad.astype(jnp.float32)) > 0  # or each leaf's kernels judge again
+
+        def inner_update(inner_state: Any) -> tuple[PyTree, Any]:
+            return inner.update(updates, inner_state, params, **extra)
+
+        taken, inner_state = held_if(bad, inner_update, state.inner_state)
         report = count(report, bad)._replace(skipped=bad.astype(jnp.int32))
         return _zero_if(bad, taken), state_type(name, SkipState)(
-            _keep_if(bad, state.inner_state, inner_state),
+            inner_state,
             _keep_if(bad, state.memory, memory),
             report,
         )

@@ -184,7 +184,8 @@ def skip_spikes(
       ``total``, ``norm``, ``norm_score`` and ``value_score``.
 
     Raises:
-      TypeError: if `window` is traced, or an argument has the wrong type.
+      TypeError: if `inner` is no transformation, `window` is traced, or an argument
+        has the wrong type.
       ValueError: if `sigmas`, `sigmas_below` or `min_std` is negative or NaN, or not
         1 <= `min_steps` <= `window`; in the update, if ``value`` is no scalar.
 

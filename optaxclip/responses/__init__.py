@@ -15,7 +15,7 @@ What every strategy does at the edges, written once:
 | negative or NaN limit | ValueError; traced: as 0, as NaN |
 | squares that overflow or underflow | clipped as float64 would |
 | NaN or inf in a group | that group is NaN, no other; `clamp`: inf to the limit |
-| bfloat16, float16, float64, mixed | at least float32 inside; leaves keep their type |
+| float8 to float64, mixed | at least float32 inside; leaves keep their type |
 | complex | by modulus; the phase stays |
 | integers, bools, float0, keys | passed through and not counted |
 | None, MaskedNode, empty leaves | passed through and not counted |

@@ -41,11 +41,15 @@ class Pointwise:
             # Not |x|, whose derivative at 0 is none.
             sign = jnp.where(jnp.signbit(leaf), -1, 1).astype(leaf.dtype)
             return sign * self.reach(sign * leaf, limit)
-        size = modulus(jnp.where(leaf == 0, jnp.ones_like(leaf), leaf))
-        reached = self.reach(size, limit)
+        some = jnp.where(leaf == 0, jnp.ones_like(leaf), leaf)
+        # Half of a number has a modulus even where that of the number overflows.
+        overflows = jnp.isinf(modulus(some)) & ~jnp.isinf(some)
+        unit = jnp.where(overflows, 2, 1).astype(finfo.dtype)
+        size = modulus(multiply(some, 1 / unit))
+        reached = self.reach(size, limit / unit)
         left = (leaf == 0) | (reached == size) | (limit == jnp.inf)
         direction = _direction(jnp.where(left, jnp.ones_like(leaf), leaf))
-        return jnp.where(left, leaf, multiply(direction, reached))
+        return jnp.where(left, leaf, multiply(direction, reached * unit))
 
     def pointwise(self) -> Response:
         """See `Response.pointwise`."""
@@ -60,7 +64,6 @@ def _direction(leaf: Leaf) -> Leaf:
         jnp.where(infinite, jnp.where(jnp.isinf(part), jnp.sign(part), 0.0), part)
         for part in (real, imag)
     )
-    # Half of a number has a modulus even where that of the number overflows.
     half = jnp.where(jnp.maximum(jnp.abs(real), jnp.abs(imag)) > 1, 0.5, 1.0)
     real, imag = real * half.astype(real.dtype), imag * half.astype(imag.dtype)
     size = modulus(lax.complex(real, imag))

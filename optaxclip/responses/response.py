@@ -20,7 +20,7 @@ class Response(Protocol):
         ...
 
     def apply(self, leaf: Leaf, *weights: Number) -> Leaf:
-        """Do to a leaf, of at least float32, what was decided for its groups."""
+        """Do to a leaf, as wide as its weights, what was decided for its groups."""
         ...
 
     def pointwise(self) -> "Response":

@@ -55,8 +55,8 @@ def aggc(
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if `low`, `high` or `min_norm` is negative or NaN, `decay` not at
-        least 0 and below 1, or `ord` below 1.
+      ValueError: if `low`, `high` or `min_norm` is negative or NaN, `low` above
+        `high`, `decay` not at least 0 and below 1, or `ord` below 1.
 
     Examples:
       >>> clip = optaxclip.aggc({"w": "body", "out": "head"})

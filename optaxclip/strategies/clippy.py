@@ -16,6 +16,7 @@ from optaxclip.leaves import AxisName, beside, counted
 from optaxclip.magnitudes import Leaf, Magnitude, Number, as_number, modulus, widen
 from optaxclip.measuring import measure
 from optaxclip.reports import ClipState
+from optaxclip.responses.pointwise import multiply
 from optaxclip.thresholds import Constant, check_limit
 
 
@@ -30,21 +31,17 @@ def _excess(grouping: Grouping, leaves: list[Leaf], bounds: list[Number]) -> Mag
     """Measure by how many times the worst number of each tensor exceeds its bound."""
 
     def largest(unit: float) -> Number:
+        sizes = [modulus(multiply(leaf, jnp.asarray(1 / unit))) for leaf in wide]
         # A bound of infinity allows everything, NaN and infinity too.
         times = [
             jnp.where(
-                (bound == jnp.inf) | (size == 0),
-                0.0,
-                size / unit / bound.astype(size.dtype),
+                (bound == jnp.inf) | (size == 0), 0.0, size / bound.astype(size.dtype)
             )
             for size, bound in zip(sizes, bounds, strict=True)
         ]
         return measure(norms.linf, grouping, times).plain
 
-    sizes = [
-        modulus(widen(leaf, bound.dtype))
-        for leaf, bound in zip(leaves, bounds, strict=True)
-    ]
+    wide = [widen(leaf, b.dtype) for leaf, b in zip(leaves, bounds, strict=True)]
     # No float32 holds the largest ratios of two, nor their reciprocals.
     unit = 2.0**64
     usual, huge = largest(1.0), largest(unit)

@@ -1,7 +1,7 @@
 """Stable-SPAM's two clips: of the largest numbers, and of the norm."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,45 +10,32 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
 from optaxclip import norms, responses, scopes
-from optaxclip.averages import newest_share, root_mean_square
+from optaxclip.averages import moved, newest_share, root_mean_square
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
-from optaxclip.magnitudes import Leaf, Number, PerGroup, modulus
+from optaxclip.magnitudes import Leaf, Number, modulus
 from optaxclip.responses import Response, Weights, shrink
-from optaxclip.thresholds import Observation, check_limit
+from optaxclip.thresholds import check_limit
 from optaxclip.thresholds.checks import check_decay
-from optaxclip.thresholds.memory import begin, choose, count, full, like, remember
-from optaxclip.thresholds.threshold import Groups
-
-
-class _Mean(NamedTuple):
-    """The average magnitude of each tensor, of how many finite ones."""
-
-    mean: Number
-    number: Int32[Array, "..."]
+from optaxclip.thresholds.ema import EmaState, average, empty_average
+from optaxclip.thresholds.memory import Remembering, choose, count, full, like
 
 
 @dataclass(frozen=True)
-class _RunningMean:
+class _RunningMean(Remembering):
     """The debiased average of each tensor's magnitudes, this one included."""
 
     decay: ArrayLike
 
-    def init(self, groups: Groups) -> _Mean:
-        def first(group: jax.ShapeDtypeStruct) -> _Mean:
-            return _Mean(full(group, 0), full(group, 0, jnp.int32))
+    def _first(self, group: jax.ShapeDtypeStruct) -> EmaState:
+        return empty_average(group)
 
-        return begin(first, groups)
-
-    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
-        return remember(self._step, seen.magnitude, state)
-
-    def _step(self, size: Number, memory: _Mean) -> tuple[Number, _Mean]:
-        number = count(memory.number)
-        share = newest_share(self.decay, number, size.dtype)
-        mean = (1 - share) * memory.mean + share * size
-        limit = jnp.where(jnp.isfinite(size), mean, memory.mean)
-        return limit, _Mean(mean, number)
+    def _step(self, size: Number, memory: EmaState) -> tuple[Number, EmaState]:
+        new = average(memory, size, self.decay)
+        # Before the first number that a float holds, that is all a number may be.
+        largest = jnp.finfo(size.dtype).max
+        known = jnp.where(memory.weight > 0, memory.mean, largest)
+        return jnp.where(jnp.isfinite(size), new.mean, known), new
 
 
 @dataclass(frozen=True)
@@ -143,28 +130,22 @@ class _Normal(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Normalized:
+class _Normalized(Remembering):
     """The ratio of the average norm to its root mean square, this one included."""
 
     b1: ArrayLike
     b2: ArrayLike
     eps: ArrayLike
 
-    def init(self, groups: Groups) -> _Normal:
-        def first(group: jax.ShapeDtypeStruct) -> _Normal:
-            return _Normal(full(group, 0), full(group, 0), full(group, 0, jnp.int32))
-
-        return begin(first, groups)
-
-    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
-        return remember(self._step, seen.magnitude, state)
+    def _first(self, group: jax.ShapeDtypeStruct) -> _Normal:
+        return _Normal(full(group, 0), full(group, 0), full(group, 0, jnp.int32))
 
     def _step(self, size: Number, memory: _Normal) -> tuple[Number, _Normal]:
         number = count(memory.number)
         first = newest_share(self.b1, number, size.dtype)
         second = newest_share(self.b2, number, size.dtype)
         new = _Normal(
-            (1 - first) * memory.mean + first * size,
+            moved(memory.mean, size, first),
             root_mean_square(memory.rms, size, second),
             number,
         )

@@ -1,21 +1,20 @@
 """A limit on both sides, round the average of a group's own past."""
 
 from dataclasses import dataclass
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optaxclip.magnitudes import Number, PerGroup
-from optaxclip.thresholds.checks import check_decay
+from optaxclip.magnitudes import Number
+from optaxclip.thresholds.checks import check_decay, check_order
 from optaxclip.thresholds.constant import check_limit
 from optaxclip.thresholds.ema import EmaState, average, empty_average
-from optaxclip.thresholds.memory import begin, choose, like, remember
-from optaxclip.thresholds.threshold import Groups, Observation
+from optaxclip.thresholds.memory import Remembering, choose, like
 
 
 @dataclass(frozen=True)
-class Band:
+class Band(Remembering):
     r"""AGGC's band: the magnitude in it that is nearest to the group's own.
 
     $$
@@ -32,7 +31,8 @@ class Band:
 
     Attributes:
       low: where the band begins, as a multiple of the average; 0 for no lower edge.
-      high: where it ends, as a multiple of the average.
+      high: where it ends, as a multiple of the average, at least `low`; `low` where a
+        traced number is below it.
       min_norm: the floor under both edges, $n_{\min}$ >= 0.
       decay: β, at least 0 and below 1.
     """
@@ -46,16 +46,12 @@ class Band:
         """Check what is known now."""
         check_limit(self.low, "low")
         check_limit(self.high, "high")
+        check_order(self.low, self.high)
         check_limit(self.min_norm, "min_norm")
         check_decay(self.decay)
 
-    def init(self, groups: Groups) -> Any:
-        """See `Threshold.init`."""
-        return begin(empty_average, groups)
-
-    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
-        """See `Threshold.update`."""
-        return remember(self._step, seen.magnitude, state)
+    def _first(self, group: jax.ShapeDtypeStruct) -> EmaState:
+        return empty_average(group)
 
     def _step(self, size: Number, memory: EmaState) -> tuple[Number, EmaState]:
         floor = like(self.min_norm, size)

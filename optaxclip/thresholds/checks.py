@@ -5,6 +5,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from optaxclip.arguments import check_role, is_real, not_static
+from optaxclip.thresholds.threshold import Threshold
+
+
+def check_threshold(value: Any, argument: str) -> None:
+    """Refuse what is no threshold, a number too where only a threshold will do."""
+    check_role(value, Threshold, argument, "thresholds.Constant(1.0)")
+
+
+def check_magnitude(value: Any, argument: str) -> None:
+    """Refuse what is no magnitude; NaN is one, of what is broken."""
+    _check(value, lambda x: ~(x < 0), argument, "must be a number of at least 0")
+
 
 def check_between(value: Any, low: float, high: float, argument: str) -> None:
     """Refuse what is no number from `low` to `high`."""
@@ -14,6 +27,16 @@ def check_between(value: Any, low: float, high: float, argument: str) -> None:
         argument,
         f"must be a number from {low} to {high}",
     )
+
+
+def check_order(low: Any, high: Any) -> None:
+    """Refuse a lower bound above the upper one."""
+    try:
+        ordered = np.all(np.asarray(low) <= np.asarray(high))
+    except jax.errors.TracerArrayConversionError:
+        return
+    if not ordered:
+        raise ValueError(f"low must be at most high, but {low} is above {high}.")
 
 
 def check_decay(value: Any, argument: str = "decay") -> None:
@@ -27,7 +50,7 @@ def check_decay(value: Any, argument: str = "decay") -> None:
 
 
 def _check(value: Any, holds: Any, argument: str, demand: str) -> None:
-    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+    if not is_real(value):
         raise TypeError(f"{argument} {demand}, not {value!r}.")
     try:
         known = np.asarray(value)
@@ -40,9 +63,6 @@ def _check(value: Any, holds: Any, argument: str, demand: str) -> None:
 def check_window(value: Any, argument: str = "window") -> None:
     """Refuse a number of steps that is not known now or not at least 1."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
-        raise TypeError(
-            f"{argument} must be a Python int, not {type(value).__name__}; name it in "
-            "static_args where a wrapper such as optax.inject_hyperparams traces it."
-        )
+        raise not_static(argument, "int", value)
     if value < 1:
         raise ValueError(f"{argument} must be at least 1, not {value}.")

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int32, PyTree
 
 from optaxclip.groupings import each_group
 from optaxclip.magnitudes import Magnitude, Number, PerGroup
-from optaxclip.thresholds.checks import check_between
+from optaxclip.thresholds.checks import check_between, check_threshold
 from optaxclip.thresholds.memory import begin, count, full, like
 from optaxclip.thresholds.threshold import Groups, Observation, Threshold
 
@@ -28,6 +28,11 @@ class _Pair(ABC):
 
     first: Threshold
     second: Threshold
+
+    def __post_init__(self) -> None:
+        """Check what is known now."""
+        check_threshold(self.first, "first")
+        check_threshold(self.second, "second")
 
     @abstractmethod
     def _chosen(self, first: Number, second: Number) -> Number: ...
@@ -90,6 +95,10 @@ class IgnoringZeros:
 
     threshold: Threshold
 
+    def __post_init__(self) -> None:
+        """Check what is known now."""
+        check_threshold(self.threshold, "threshold")
+
     def init(self, groups: Groups) -> Any:
         """See `Threshold.init`."""
         return self.threshold.init(groups)
@@ -143,6 +152,8 @@ class Warmup:
 
     def __post_init__(self) -> None:
         """Check what is known now."""
+        check_threshold(self.during, "during")
+        check_threshold(self.after, "after")
         check_between(self.warmup_steps, 0, jnp.inf, "warmup_steps")
 
     def init(self, groups: Groups) -> WarmupState:

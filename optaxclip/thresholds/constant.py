@@ -10,8 +10,10 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
+from optaxclip.arguments import answers, is_real
 from optaxclip.groupings import each_group
 from optaxclip.magnitudes import PerGroup, as_number
+from optaxclip.thresholds.checks import check_threshold
 from optaxclip.thresholds.threshold import Groups, Observation, Threshold
 
 
@@ -79,6 +81,11 @@ class TwoSided:
     below: Threshold
     above: Threshold
 
+    def __post_init__(self) -> None:
+        """Check what is known now."""
+        check_threshold(self.below, "below")
+        check_threshold(self.above, "above")
+
     def init(self, groups: Groups) -> tuple[Any, Any]:
         """See `Threshold.init`."""
         return self.below.init(groups), self.above.init(groups)
@@ -116,7 +123,7 @@ def _arranged(limit: PyTree[ArrayLike], seen: Observation) -> PerGroup:
 
 def _known(value: Any, argument: str, kinds: str) -> np.ndarray | None:
     """Give the numbers as far as they are known now; refuse what is no number."""
-    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+    if not is_real(value):
         raise TypeError(f"{argument} must be {kinds}, not {value!r}.")
     try:
         return np.asarray(value)
@@ -158,8 +165,10 @@ def as_threshold(
       TypeError: if `limit` is none of these.
       ValueError: if a number known now is negative or NaN.
     """
-    if isinstance(limit, Threshold):
+    if answers(limit, Threshold):
         return limit
+    if isinstance(limit, type):
+        check_threshold(limit, argument)
     given = jax.tree.leaves(limit)
     if not given:
         raise TypeError(f"{argument} must be a number, not {limit!r}.")

@@ -1,18 +1,18 @@
 """A limit from the exponential moving average of what was let through."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from optaxclip.magnitudes import Number, PerGroup
+from optaxclip.averages import moved
+from optaxclip.magnitudes import Number
 from optaxclip.thresholds.checks import check_decay
 from optaxclip.thresholds.constant import check_limit
-from optaxclip.thresholds.memory import begin, choose, full, like, remember
-from optaxclip.thresholds.threshold import Groups, Observation
+from optaxclip.thresholds.memory import Remembering, choose, full, like
 
 
 class EmaState(NamedTuple):
@@ -30,16 +30,16 @@ def empty_average(group: jax.ShapeDtypeStruct) -> EmaState:
 def average(memory: EmaState, number: Number, decay: ArrayLike) -> EmaState:
     """Take one more number into an average that is right from the first one on.
 
-    The mean moves towards the number by a share, so that no sum can overflow.
+    The weights are those of `newest_share`, and add up step by step: groups may be as
+    many as numbers, and a power for each would cost more than all the rest.
     """
-    kept = like(decay, number)
-    weight = kept * memory.weight + (1 - kept)
-    share = (1 - kept) / weight
-    return EmaState((1 - share) * memory.mean + share * number, weight)
+    new = like(1 - decay, number)
+    weight = memory.weight + new * (1 - memory.weight)
+    return EmaState(moved(memory.mean, number, new / weight), weight)
 
 
 @dataclass(frozen=True)
-class Ema:
+class Ema(Remembering):
     r"""The limit $f \hat m$, for an average $\hat m$ of the magnitudes let through.
 
     $$
@@ -65,13 +65,8 @@ class Ema:
         check_limit(self.factor, "factor")
         check_decay(self.decay)
 
-    def init(self, groups: Groups) -> Any:
-        """See `Threshold.init`."""
-        return begin(empty_average, groups)
-
-    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
-        """See `Threshold.update`."""
-        return remember(self._step, seen.magnitude, state)
+    def _first(self, group: jax.ShapeDtypeStruct) -> EmaState:
+        return empty_average(group)
 
     def _step(self, size: Number, memory: EmaState) -> tuple[Number, EmaState]:
         known = memory.weight > 0

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from optaxclip.magnitudes import Number, PerGroup, as_number
-from optaxclip.thresholds.checks import check_between, check_decay
+from optaxclip.thresholds.checks import check_between, check_decay, check_threshold
 from optaxclip.thresholds.ema import EmaState, average, empty_average
 from optaxclip.thresholds.memory import begin, choose, full, like, remember
 from optaxclip.thresholds.threshold import Groups, Observation, Threshold
@@ -58,6 +58,7 @@ class Greedy:
 
     def __post_init__(self) -> None:
         """Check what is known now."""
+        check_threshold(self.start, "start")
         check_between(self.growth, 1, jnp.inf, "growth")
         check_between(self.backoff, 0, 1, "backoff")
         check_decay(self.decay)

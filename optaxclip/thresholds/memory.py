@@ -5,6 +5,7 @@ float32 or wider, in whose type the memory is kept. Limits that come from memory
 constants to a derivative.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool
 
 from optaxclip.groupings import each_group
 from optaxclip.magnitudes import Number, PerGroup
-from optaxclip.thresholds.threshold import Groups
+from optaxclip.thresholds.threshold import Groups, Observation
 
 Memory = Any
 Step = Callable[..., tuple[Number, Memory]]
@@ -62,6 +63,26 @@ def remember(
     if not isinstance(both, list):
         return both
     return [limit for limit, _ in both], [new for _, new in both]
+
+
+class Remembering(ABC):
+    """A threshold that answers from its memory of each array of groups alone."""
+
+    @abstractmethod
+    def _first(self, group: jax.ShapeDtypeStruct) -> Memory:
+        """Give the memory of an array of groups before the first step."""
+
+    @abstractmethod
+    def _step(self, size: Number, memory: Memory) -> tuple[Number, Memory]:
+        """Give the limits of a step, and the new memory; `remember` calls it."""
+
+    def init(self, groups: Groups) -> Any:
+        """See `Threshold.init`."""
+        return begin(self._first, groups)
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        """See `Threshold.update`."""
+        return remember(self._step, seen.magnitude, state)
 
 
 def choose(groups: Bool[Array, "..."], new: Memory, old: Memory) -> Memory:

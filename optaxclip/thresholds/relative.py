@@ -8,6 +8,8 @@ from jax.typing import ArrayLike
 
 from optaxclip.groupings import each_group
 from optaxclip.magnitudes import Number, PerGroup
+from optaxclip.thresholds.checks import check_threshold
+from optaxclip.thresholds.constant import check_limit
 from optaxclip.thresholds.threshold import Groups, Observation, Threshold
 
 
@@ -22,6 +24,10 @@ class PerRootSize:
     """
 
     scale: Threshold
+
+    def __post_init__(self) -> None:
+        """Check what is known now."""
+        check_threshold(self.scale, "scale")
 
     def init(self, groups: Groups) -> Any:
         """See `Threshold.init`."""
@@ -47,6 +53,11 @@ class Share:
 
     share: Threshold
     floor: ArrayLike
+
+    def __post_init__(self) -> None:
+        """Check what is known now."""
+        check_threshold(self.share, "share")
+        check_limit(self.floor, "floor")
 
     def init(self, groups: Groups) -> Any:
         """See `Threshold.init`."""

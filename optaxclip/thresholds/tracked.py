@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from optaxclip.magnitudes import Number, PerGroup
-from optaxclip.thresholds.checks import check_between
+from optaxclip.thresholds.checks import check_between, check_threshold
 from optaxclip.thresholds.constant import check_limit
 from optaxclip.thresholds.memory import begin, full, like, remember
 from optaxclip.thresholds.threshold import Groups, Observation, Threshold
@@ -56,6 +56,7 @@ class TrackedQuantile:
 
     def __post_init__(self) -> None:
         """Check what is known now."""
+        check_threshold(self.start, "start")
         check_between(self.quantile, 0, 1, "quantile")
         check_limit(self.learning_rate, "learning_rate")
 

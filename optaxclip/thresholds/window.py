@@ -1,18 +1,17 @@
 """Limits from the last magnitudes, all of which are kept in a ring."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int32
 
-from optaxclip.magnitudes import Number, PerGroup
+from optaxclip.magnitudes import Number
 from optaxclip.thresholds.checks import check_between, check_window
 from optaxclip.thresholds.constant import check_limit
-from optaxclip.thresholds.memory import begin, full, like, remember
-from optaxclip.thresholds.threshold import Groups, Observation
+from optaxclip.thresholds.memory import Remembering, full, like
 
 
 class Window(NamedTuple):
@@ -51,7 +50,7 @@ def _at(ordered: Array, rank: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class RollingPercentile:
+class RollingPercentile(Remembering):
     r"""The p-th percentile of the last `window` magnitudes, the present one included.
 
     $$c_t = \mathrm{percentile}_p(x_{t-n+1}, \dots, x_t)$$
@@ -73,13 +72,8 @@ class RollingPercentile:
         check_between(self.percentile, 0, 100, "percentile")
         check_window(self.window)
 
-    def init(self, groups: Groups) -> Any:
-        """See `Threshold.init`."""
-        return begin(lambda group: _empty_window(group, self.window), groups)
-
-    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
-        """See `Threshold.update`."""
-        return remember(self._step, seen.magnitude, state)
+    def _first(self, group: jax.ShapeDtypeStruct) -> Window:
+        return _empty_window(group, self.window)
 
     def _step(self, size: Number, memory: Window) -> tuple[Number, Window]:
         new = memory.pushed(size)
@@ -93,7 +87,7 @@ class RollingPercentile:
 
 
 @dataclass(frozen=True)
-class HistoricalSigma:
+class HistoricalSigma(Remembering):
     r"""The mean plus k standard deviations of the last `window` magnitudes.
 
     $$c_t = \mu + k \sigma \text{ over } x_{t-n}, \dots, x_{t-1}$$
@@ -115,13 +109,8 @@ class HistoricalSigma:
         check_limit(self.sigmas, "sigmas")
         check_window(self.window)
 
-    def init(self, groups: Groups) -> Any:
-        """See `Threshold.init`."""
-        return begin(lambda group: _empty_window(group, self.window), groups)
-
-    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
-        """See `Threshold.update`."""
-        return remember(self._step, seen.magnitude, state)
+    def _first(self, group: jax.ShapeDtypeStruct) -> Window:
+        return _empty_window(group, self.window)
 
     def _step(self, size: Number, memory: Window) -> tuple[Number, Window]:
         full = memory.filled == self.window

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int32
 
-from optaxclip.magnitudes import Number, PerGroup
+from optaxclip.averages import moved
+from optaxclip.magnitudes import Number
 from optaxclip.thresholds.checks import check_between, check_decay
 from optaxclip.thresholds.constant import check_limit
-from optaxclip.thresholds.memory import begin, choose, count, full, like, remember
-from optaxclip.thresholds.threshold import Groups, Observation
+from optaxclip.thresholds.memory import Remembering, choose, count, full, like
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,8 @@ class ZScoreState(NamedTuple):
     step: Int32[Array, "..."]
 
 
-def _first(group: jax.ShapeDtypeStruct) -> ZScoreState:
-    return ZScoreState(full(group, 0), full(group, 0), full(group, 0, jnp.int32))
-
-
 @dataclass(frozen=True)
-class ZScore:
+class ZScore(Remembering):
     r"""ZClip's limit, for magnitudes whose z-score is above what is allowed.
 
     $$
@@ -116,13 +112,8 @@ class ZScore:
                 f"spike must be a Spike such as thresholds.to_mean, not {self.spike!r}."
             )
 
-    def init(self, groups: Groups) -> Any:
-        """See `Threshold.init`."""
-        return begin(_first, groups)
-
-    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
-        """See `Threshold.update`."""
-        return remember(self._step, seen.magnitude, state)
+    def _first(self, group: jax.ShapeDtypeStruct) -> ZScoreState:
+        return ZScoreState(full(group, 0), full(group, 0), full(group, 0, jnp.int32))
 
     def _step(self, size: Number, memory: ZScoreState) -> tuple[Number, ZScoreState]:
         mean, deviation, step = memory
@@ -141,7 +132,7 @@ class ZScore:
         spread = jnp.sqrt(share * rest) * jnp.where(warm, 1, jnp.sqrt(rest))
         number = jnp.minimum(size, limit)
         new = ZScoreState(
-            rest * mean + share * number,
+            moved(mean, number, share),
             jnp.hypot(jnp.sqrt(rest) * deviation, spread * (number - mean)),
             count(step),
         )

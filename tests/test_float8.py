@@ -1,0 +1,49 @@
+"""Leaves of 8 bits: measured in float32 like others, rounded once to what they were."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from trees import assert_close, assert_same_bits, expected, traced_clip, tree_of
+from zoo import STRATEGIES, named
+
+import optaxclip
+
+# What bounds the parameters adds to them, and JAX adds no numbers of 8 bits.
+ASKED = [s for s in STRATEGIES if not isinstance(s.oracle, oracles.OfWeights)]
+NARROW = (jnp.float8_e4m3fn, jnp.float8_e5m2)
+
+
+def narrow_tree():
+    """Both kinds of 8 bits beside single precision."""
+    trees = [tree_of(dtype) for dtype in (*NARROW, jnp.float32)]
+    return [trees[0]["conv"], trees[1]["dense"], trees[2]["scale"]]
+
+
+@pytest.mark.parametrize("strategy", ASKED, ids=named)
+def test_leaves_of_8_bits_are_clipped_like_others(strategy):
+    updates = narrow_tree()
+    for limit in (0.25, 1e3):
+        clipped = traced_clip(strategy, updates, limit)
+        assert [x.dtype for x in jax.tree.leaves(clipped)] == [
+            x.dtype for x in jax.tree.leaves(updates)
+        ]
+        assert_close(clipped, expected(strategy, updates, limit))
+        row = "test_a_group_within_its_limit_keeps_its_bits"
+        if limit == 1e3 and row not in strategy.exempt:
+            assert_same_bits(clipped, updates)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_what_is_not_finite_in_8_bits_is_loud(dtype):
+    updates = jnp.array([1.0, np.nan], dtype)
+    for limit in (1.0, jnp.asarray(1.0, dtype)):
+        assert np.isnan(optaxclip.shrink_tree(updates, limit)[0]).all()
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_a_norm_beyond_8_bits_is_none_beyond_float32(dtype):
+    updates = jnp.full(100, jnp.finfo(dtype).max, dtype)
+    wanted = 10 * float(jnp.finfo(dtype).max)
+    np.testing.assert_allclose(optaxclip.tree_norm(updates), wanted, rtol=1e-6)
