@@ -1,4 +1,4 @@
-"""Maps of the singular values of stacked matrices, without decomposing them."""
+"""Maps of the singular values of stacked matrices."""
 
 from collections.abc import Callable
 from functools import partial
@@ -158,7 +158,7 @@ def _harden(scale: PerMatrix, a: Matrices) -> Matrices:
     return a + matmul(a, matmul(square, inner))
 
 
-def _by_polynomials(
+def clip_by_polynomials(
     a: Matrices, limit: PerMatrix, unsure: Bool[Array, "_ 1 1"]
 ) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
     """Clip where products cost little: one factor tells where, polynomials do it."""
@@ -188,12 +188,12 @@ def _clip(
     a: Matrices, limit: PerMatrix, unsure: Bool[Array, "_ 1 1"]
 ) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
     return jax.lax.platform_dependent(
-        a, limit, unsure, cpu=_by_vectors, default=_by_polynomials
+        a, limit, unsure, cpu=_by_vectors, default=clip_by_polynomials
     )
 
 
 # Vectors of equal singular values have no derivatives; polynomials do.
-_clip.defjvp(lambda given, tangents: jax.jvp(_by_polynomials, given, tangents))
+_clip.defjvp(lambda given, tangents: jax.jvp(clip_by_polynomials, given, tangents))
 
 
 def clip(a: Matrices, limit: PerMatrix) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
