@@ -317,8 +317,6 @@ def test_the_derivative_is_that_of_the_projection():
     def clipped(x):
         return run(HARD[0], x, np.float32(1.07))
 
-    _, change = jax.jvp(clipped, (matrix,), (along,))
-    np.testing.assert_allclose(change, wanted, atol=0.02)
     (back,) = jax.vjp(clipped, matrix)[1](weights)
     np.testing.assert_allclose(
         np.vdot(back, along), np.vdot(weights, wanted), rtol=0.01

@@ -66,15 +66,23 @@ def _best(a: Matrices, vector: Matrices) -> tuple[Matrices, Number]:
     Give it, and a bound on how far its image's square is from that of a singular
     vector: the length of $A^* A v - \lVert A v \rVert^2 v$.
     """
-    basis = _normalized(vector)
-    basis = jnp.concatenate([basis, _beyond(basis, irregular(a))], axis=-1)
-    images, latest = matmul(a, basis), 0
-    for _ in range(_VECTORS - 2):
-        following = matmul(adjoint(a), images[..., latest : latest + 1])
-        following = _beyond(basis, following)
-        latest = basis.shape[-1]
-        basis = jnp.concatenate([basis, following], axis=-1)
-        images = jnp.concatenate([images, matmul(a, following)], axis=-1)
+    first = _normalized(vector)
+    basis = jnp.concatenate([first, _beyond(first, irregular(a))], axis=-1)
+    basis = jnp.pad(basis, ((0, 0), (0, 0), (0, _VECTORS - 2)))
+
+    def extend(
+        index: Array, both: tuple[Matrices, Matrices]
+    ) -> tuple[Matrices, Matrices]:
+        basis, images = both
+        latest = jnp.where(index == 2, 0, index - 1)
+        image = jax.lax.dynamic_slice_in_dim(images, latest, 1, axis=-1)
+        following = _beyond(basis, matmul(adjoint(a), image))
+        put = jax.lax.dynamic_update_slice_in_dim
+        basis = put(basis, following, index, axis=-1)
+        return basis, put(images, matmul(a, following), index, axis=-1)
+
+    both = basis, matmul(a, basis)
+    basis, images = jax.lax.fori_loop(2, _VECTORS, extend, both)
     mix = jnp.linalg.eigh(gram(images))[1][..., -1:]
     best = matmul(basis, mix)
     scale = frobenius(best)
@@ -91,13 +99,13 @@ def _turned(a: Matrices, vector: Matrices) -> tuple[Matrices, Number]:
         vector, off, rounds = carry
         square = jnp.square(frobenius(matmul(a, vector)))
         far = off > _SETTLED * jnp.finfo(off.dtype).eps * square
-        return jnp.any(far) & (rounds < _MOST_ROUNDS)
+        return (rounds == 0) | jnp.any(far) & (rounds < _MOST_ROUNDS)
 
     def turn(carry: tuple[Matrices, Number, Array]) -> tuple[Matrices, Number, Array]:
         vector, _, rounds = carry
         return *_best(a, vector), rounds + 1
 
-    start = *_best(a, vector), jnp.ones((), jnp.int32)
+    start = vector, frobenius(vector), jnp.zeros((), jnp.int32)
     turned, off, _ = jax.lax.while_loop(goes_on, turn, start)
     return jnp.where(frobenius(a) > 0, turned, vector), off
 
