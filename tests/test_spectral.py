@@ -221,7 +221,9 @@ def with_few_above(count, sizes=(1.05, 3.0), seed=0):
     """Normal numbers of norm 0.95, with so many directions above 1 added."""
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=(300, 256))
-    spikes = with_singular_values((300, 256), np.linspace(*sizes, count), seed)
+    spikes = with_singular_values(
+        (300, 256), np.linspace(sizes[0], sizes[1], count), seed
+    )
     return (0.95 * noise / np.linalg.norm(noise, 2) + spikes).astype(np.float32)
 
 
