@@ -2,9 +2,10 @@
 
 Errors are against numpy.linalg.svd in float64, as the largest entry and as the spectral
 norm of the difference, relative to the limit. Times are of the projection beside the
-same one through jnp.linalg.svd, alternating in one run; the table has medians.
+same one through jnp.linalg.svd, alternating in one run; the table has medians, and how
+many singular values are above the limit, which is what the time depends on.
 
-    python benchmarks/spectral.py [--size 1024] [--repeats 7]
+    python benchmarks/spectral.py [--size 1024] [--repeats 7] [--speed-only]
 """
 
 import argparse
@@ -105,34 +106,53 @@ def seconds(run, *arguments):
     return time.perf_counter() - start
 
 
+def spiky(size, count):
+    """Normal numbers of norm 0.95, with so many directions between 1.05 and 3 added."""
+    noise = np.random.default_rng(0).normal(size=(size, size))
+    spikes = matrix((size, size), np.linspace(1.05, 3, count), seed=1)
+    return (0.95 * noise / np.linalg.norm(noise, 2) + spikes).astype(np.float32)
+
+
+def hard_cases(size):
+    """Matrices and limits: nothing above, a few spikes, and whole parts of a spectrum.
+
+    Yields names, matrices and limits.
+    """
+    normal = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
+    top = np.linalg.norm(normal, 2)
+    yield "normal, limit far above", normal, 20 * top
+    for ratio in (0.99, 1.05, 1.2, 1.5, 4):
+        yield f"normal, limit top / {ratio}", normal, top / ratio
+    for share in (1 / 1024, 1 / 64, 50 / 1024, 100 / 1024, 300 / 1024):
+        count = max(round(size * share), 1)
+        yield f"{count} spikes on normal", spiky(size, count), 1.0
+    steep = matrix((size, size), np.logspace(0, -6, size))
+    for ratio in (2, 8, 100):
+        yield f"condition 1e6, limit top / {ratio}", steep, 1 / ratio
+
+
 def speed(size, repeats):
     """Print the medians of both ways for several matrices and limits."""
     run = mapped(optaxclip.clip_singular_values)
-    steep = np.logspace(0, -6, size)
-    normal = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
-    top = np.linalg.norm(normal, 2)
-    cases = {
-        "normal, limit far above": (normal, np.float32(20 * top)),
-        "normal, limit just above": (normal, np.float32(1.01 * top)),
-        "normal, limit top / 1.2": (normal, np.float32(top / 1.2)),
-        "normal, limit top / 4": (normal, np.float32(top / 4)),
-        "condition 1e6, limit top / 2": (matrix((size, size), steep), np.float32(0.5)),
-        "condition 1e6, limit top / 100": (
-            matrix((size, size), steep),
-            np.float32(0.01),
-        ),
-    }
     multiply = jax.jit(jnp.matmul)
     print(f"{size} x {size} float32 on {jax.devices()[0].device_kind}, median ms:")
-    print("case                               clip      svd    ratio   one product")
-    for name, arguments in cases.items():
+    print(
+        "case                            above     clip      svd    ratio     product"
+    )
+    for name, updates, limit in hard_cases(size):
+        above = int(np.sum(np.linalg.svd(updates, compute_uv=False) > limit))
+        arguments = updates, np.float32(limit)
         times = {"clip": [], "svd": [], "product": []}
         for _ in range(repeats + 1):
             times["clip"].append(seconds(run, *arguments))
             times["svd"].append(seconds(by_decomposition, *arguments))
-            times["product"].append(seconds(multiply, arguments[0], arguments[0]))
+            times["product"].append(seconds(multiply, updates, updates))
         clip, svd, product = (statistics.median(t[1:]) * 1e3 for t in times.values())
-        print(f"{name:32} {clip:7.1f} {svd:8.1f} {svd / clip:8.1f} {product:10.1f}")
+        print(
+            f"{name:32} {above:4} {clip:8.1f} {svd:8.1f} {svd / clip:8.1f} "
+            f"{product:11.1f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import pytest
 from trees import assert_same_bits
 
 import optaxclip
+from optaxclip.spectral.deflation import deflate
+from optaxclip.spectral.singular_values import clip_by_polynomials
 
 SHAPES = [(1, 1), (2, 2), (3, 7), (64, 64), (128, 2), (96, 160)]
 EPS = float(jnp.finfo(jnp.float32).eps)
@@ -213,3 +215,111 @@ def test_mapped_matrices_and_limits_are_each_as_accurate(strategy, value):
     for got, matrix, limit in zip(found, several, limits, strict=True):
         difference = np.asarray(got) - mapped(matrix, limit, value)
         assert np.linalg.norm(difference, 2) < 5e-4 * limit
+
+
+def with_few_above(count, sizes=(1.05, 3.0), seed=0):
+    """Normal numbers of norm 0.95, with so many directions above 1 added."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(300, 256))
+    spikes = with_singular_values(
+        (300, 256), np.linspace(sizes[0], sizes[1], count), seed
+    )
+    return (0.95 * noise / np.linalg.norm(noise, 2) + spikes).astype(np.float32)
+
+
+def found(matrices, limit):
+    """What the search for few singular values finds."""
+    a = jnp.asarray(matrices).reshape(-1, *matrices.shape[-2:])
+    limits = jnp.full((len(a), 1, 1), limit, jnp.float32)
+    return jax.jit(deflate)(a, limits, jnp.ones_like(limits, bool))
+
+
+@pytest.mark.parametrize("count", [1, 4, 10])
+def test_few_singular_values_above_the_limit_are_found_in_a_subspace(count):
+    for sizes in ((1.05, 3.0), (2.0, 2.0), (1.5, 100.0)):
+        matrix = with_few_above(count, sizes)
+        wanted = mapped(matrix, 1.0, projected)
+        got = found(matrix, 1.0)
+        assert got.settled.all()
+        assert got.above.all()
+        assert np.linalg.norm(np.asarray(got.matrices[0]) - wanted, 2) < 7e-4
+
+
+def test_a_subspace_does_not_claim_to_hold_more_than_it_can():
+    """As many as it has vectors, one more, many, and many just at the limit."""
+    crowd = with_singular_values((300, 256), spectra((300, 256))["clustered"])
+    several = [with_few_above(count) for count in (16, 17, 60)]
+    got = found(np.stack([*several, crowd]), 1.0)
+    assert not got.settled.any()
+    for matrix in (*several, crowd):
+        assert error(*HARD, matrix, 1.0) < 5e-4
+
+
+def orderly():
+    """Matrices that a vector without a plan might be orthogonal to; limits are 1."""
+    n = 256
+    one = np.eye(n)
+    walsh = np.array([[1.0]])
+    for _ in range(8):
+        walsh = np.block([[walsh, walsh], [walsh, -walsh]])
+    waves = np.cos(np.pi * np.outer(np.arange(n), np.arange(n) + 0.5) / n)
+    yield 3.0 * one
+    yield one * np.where(np.arange(n) == 77, 5.0, 0.9)
+    yield one * np.where(np.arange(n) < 16, 1.5, 0.5)
+    yield walsh / 16 * np.where(np.arange(n) == 200, 1.7, 0.99)
+    yield waves / 8 * np.where(np.arange(n) % 40 == 3, 1.2, 0.1)
+    yield np.kron(np.eye(2), with_few_above(3)[:128, :128])
+    yield np.outer(one[3], one[5]) * 2 + np.outer(one[9], one[2]) * 1e6
+    yield np.outer(np.arange(n) - 20, np.ones(n)) / 300
+
+
+def test_orderly_matrices_are_projected():
+    for matrix in orderly():
+        size = np.linalg.norm(matrix, 2)
+        assert error(*HARD, matrix.astype(np.float32), 1.0) < 5e-4 + 2e-6 * size
+
+
+def test_of_stacked_matrices_each_goes_its_own_way():
+    few, many, none = with_few_above(3), 3 * with_few_above(0), with_few_above(0)
+    clip = optaxclip.clip_singular_values(1.0, leading_axes=1)
+    several = jnp.stack([few, many, none])
+    got, state = jax.jit(clip.update)(several, clip.init(several))
+    assert_same_bits(got[2], several[2])
+    for each, matrix in zip(got[:2], (few, many), strict=True):
+        difference = np.asarray(each) - mapped(matrix, 1.0, projected)
+        assert np.linalg.norm(difference, 2) < 5e-4
+    np.testing.assert_allclose(optaxclip.report(state)["clip/clipped_fraction"], 2 / 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(2, 2), (64, 64), (160, 96)], ids=str)
+def test_polynomials_do_elsewhere_what_vectors_do_on_a_cpu(shape, kind):
+    matrix = with_singular_values(shape, spectra(shape)[kind])
+    top = np.linalg.norm(matrix.astype(np.float64), 2)
+    for ratio in (0.9999, 1.01, 3.0, 100.0):
+        limit = jnp.full((1, 1, 1), top / ratio, jnp.float32)
+        unsure = jnp.ones_like(limit, bool)
+        got, above = jax.jit(clip_by_polynomials)(matrix[None], limit, unsure)
+        wanted = mapped(matrix, top / ratio, projected)
+        assert np.linalg.norm(np.asarray(got[0]) - wanted, 2) * ratio < 5e-4 * top
+        assert above.all() == (ratio > 1)
+
+
+def test_the_derivative_is_that_of_the_projection():
+    matrix = with_singular_values((24, 16), np.linspace(2, 0.3, 16))
+    rng = np.random.default_rng(2)
+    along, weights = (rng.normal(size=(24, 16)).astype(np.float32) for _ in range(2))
+    step = 1e-6
+    ahead, behind = (
+        mapped(matrix + sign * step * along.astype(np.float64), 1.07, projected)
+        for sign in (1, -1)
+    )
+    wanted = (ahead - behind) / (2 * step)
+
+    def clipped(x):
+        return run(HARD[0], x, np.float32(1.07))
+
+    (back,) = jax.vjp(clipped, matrix)[1](weights)
+    np.testing.assert_allclose(
+        np.vdot(back, along), np.vdot(weights, wanted), rtol=0.01
+    )

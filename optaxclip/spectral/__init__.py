@@ -1,1 +1,1 @@
-"""Singular values: bounded for every matrix of a tree, without a decomposition."""
+"""Singular values: bounded for every matrix of a tree."""

@@ -15,7 +15,7 @@ Limit = Threshold | PyTree[ArrayLike | optax.Schedule]
 def clip_singular_values(
     max_value: Limit, *, leading_axes: PyTree[int] | None = None, axis: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Clip the singular values of every matrix, without a decomposition.
+    r"""Clip the singular values of every matrix.
 
     $$U \operatorname{diag}(\sigma) V^* \leftarrow
     U \operatorname{diag}(\min(\sigma, c)) V^*$$
@@ -59,10 +59,19 @@ def clip_singular_values(
       Amsel et al., The Polar Express: optimal matrix sign methods and their application
       to the Muon algorithm, 2025, arXiv:2505.16932.
 
+      Zhou et al., Self-consistent-field calculations using Chebyshev-filtered subspace
+      iteration, Journal of Computational Physics 219, 2006.
+
     Note:
-      In float32 or wider, by products of matrices, and one Cholesky factor to tell
-      whether any are needed; how many depends on the ratio of the largest singular
-      value and the limit. In the spectral norm, the error is
+      In float32 or wider, and nowhere by a singular value decomposition. On a CPU, a
+      few singular values above the limit, up to about a twentieth of the columns, are
+      looked for in a subspace, by polynomials whose degree follows from the gaps in the
+      spectrum; more of them, or those of matrices of fewer than 256 columns, among the
+      eigenvectors of the Gram matrix. The subspace starts from random vectors, always
+      the same, which makes its finds all but certain, though no proof. On accelerators,
+      products of matrices do it, whose number depends on the ratio of the largest
+      singular value and the limit, after a Cholesky factor has told whether any are
+      needed. So do they for derivatives. In the spectral norm, the error is
       below ``5e-4 * limit + 2e-6 * largest`` (float32, matrices up to 1024 rows): at
       the kink, and by rounding, as in any algorithm that takes float32 numbers.
       Matrices with no singular value above ``limit * (1 + 4e-6)`` keep their bits.

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Inexact, Real
 
 Matrices = Inexact[Array, "_ _ _"]
 PerMatrix = Real[Array, "_ 1 1"]
+PerColumn = Real[Array, "_ 1 _"]
 
 # Which singular values become 1 where all are wanted, as a share of the largest.
 _SMALLEST = 2.0**-32
@@ -81,7 +82,7 @@ def gram(a: Matrices) -> Matrices:
     return matmul(adjoint(a), a)
 
 
-def scaled(a: Matrices, by: PerMatrix | Real[Array, ""] | float) -> Matrices:
+def scaled(a: Matrices, by: PerColumn | Real[Array, ""] | float) -> Matrices:
     """Multiply by real numbers, in the type of the matrices."""
     return a * jnp.asarray(by, a.dtype)
 

@@ -1,4 +1,4 @@
-"""Maps of the singular values of stacked matrices, without decomposing them."""
+"""Maps of the singular values of stacked matrices."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from optaxclip.spectral.deflation import deflate, few
+from optaxclip.spectral.eigenvectors import clip_by_eigenvectors
 from optaxclip.spectral.polar import (
     Matrices,
     PerMatrix,
@@ -156,6 +158,44 @@ def _harden(scale: PerMatrix, a: Matrices) -> Matrices:
     return a + matmul(a, matmul(square, inner))
 
 
+def clip_by_polynomials(
+    a: Matrices, limit: PerMatrix, unsure: Bool[Array, "_ 1 1"]
+) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
+    """Clip where products cost little: one factor tells where, polynomials do it."""
+    square = jax.lax.stop_gradient(gram(a))
+    above = unsure & _above(square, limit)
+
+    def act(a: Matrices) -> Matrices:
+        bound = jnp.minimum(_bound(square), frobenius(a))
+        return jnp.where(above, project(a, limit, bound), a)
+
+    return jax.lax.cond(jnp.any(above), act, lambda a: a, a), above
+
+
+def _by_vectors(
+    a: Matrices, limit: PerMatrix, unsure: Bool[Array, "_ 1 1"]
+) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
+    """Clip where products cost as much as they do on a CPU: find the vectors above."""
+    if not few(a):
+        return clip_by_eigenvectors(a, limit, unsure)
+    found, above, settled = deflate(a, limit, unsure)
+    clipped, more = clip_by_eigenvectors(a, limit, unsure & ~settled)
+    return jnp.where(settled, found, clipped), jnp.where(settled, above, more)
+
+
+@jax.custom_jvp
+def _clip(
+    a: Matrices, limit: PerMatrix, unsure: Bool[Array, "_ 1 1"]
+) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
+    return jax.lax.platform_dependent(
+        a, limit, unsure, cpu=_by_vectors, default=clip_by_polynomials
+    )
+
+
+# Vectors of equal singular values have no derivatives; polynomials do.
+_clip.defjvp(lambda given, tangents: jax.jvp(clip_by_polynomials, given, tangents))
+
+
 def clip(a: Matrices, limit: PerMatrix) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
     """Clip singular values, and tell of which matrices any was above the limit.
 
@@ -170,16 +210,6 @@ def clip(a: Matrices, limit: PerMatrix) -> tuple[Matrices, Bool[Array, "_ 1 1"]]
         ratio = jnp.where(above, limit, one) / jnp.where(above, size, one)
         return scaled(a, ratio), above
     unsure = ~within(a, limit)
-
-    def look(a: Matrices) -> tuple[Matrices, Array]:
-        square = jax.lax.stop_gradient(gram(a))
-        above = unsure & _above(square, limit)
-
-        def act(a: Matrices) -> Matrices:
-            bound = jnp.minimum(_bound(square), frobenius(a))
-            reachable = jnp.maximum(limit, 0)
-            return jnp.where(above, project(a, reachable, bound), a)
-
-        return jax.lax.cond(jnp.any(above), act, lambda a: a, a), above
-
-    return jax.lax.cond(jnp.any(unsure), look, lambda a: (a, unsure), a)
+    return jax.lax.cond(
+        jnp.any(unsure), lambda a: _clip(a, limit, unsure), lambda a: (a, unsure), a
+    )
