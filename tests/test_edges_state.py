@@ -177,7 +177,7 @@ def test_unexpected_extra_arguments_are_ignored(strategy):
 
         return update.lower(tree_of(jnp.float32), state, params).as_text()
 
-    assert program(value=jnp.asarray(1.0), unexpected="anything") == program()
+    assert program(other=jnp.asarray(1.0), unexpected="anything") == program()
 
 
 @every_strategy

@@ -305,6 +305,30 @@ def test_polynomials_do_elsewhere_what_vectors_do_on_a_cpu(shape, kind):
         assert above.all() == (ratio > 1)
 
 
+@pytest.mark.parametrize("shape", [(4, 8, 3), (4, 260, 256)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        optaxclip.clip_singular_values,
+        optaxclip.soft_clip_singular_values,
+        optaxclip.clip_weight_spectral_norm,
+    ],
+)
+def test_layers_spread_over_a_mesh_are_mapped_as_on_one_device(make, shape):
+    rng = np.random.default_rng(0)
+    layers = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    layers = layers.at[:2].multiply(0.01).at[:2, 0, 0].set(9.0)
+    clip = make(3.0, leading_axes=1)
+
+    def run(layers):
+        return clip.update(layers, clip.init(layers), jnp.zeros_like(layers))[0]
+
+    devices = jax.sharding.Mesh(np.array(jax.devices("cpu")[:4]), ("x",))
+    each = jax.sharding.PartitionSpec("x")
+    spread = jax.shard_map(run, mesh=devices, in_specs=each, out_specs=each)
+    np.testing.assert_allclose(jax.jit(spread)(layers), jax.jit(run)(layers), atol=1e-5)
+
+
 def test_the_derivative_is_that_of_the_projection():
     matrix = with_singular_values((24, 16), np.linspace(2, 0.3, 16))
     rng = np.random.default_rng(2)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from optaxclip.reductions import vary, varying_axes
 from optaxclip.spectral.polar import (
     Matrices,
     PerColumn,
@@ -212,7 +213,7 @@ def deflate(a: Matrices, limit: PerMatrix, wanted: Bool[Array, "_ 1 1"]) -> Defl
         return jax.tree.map(lambda new, old: jnp.where(on, new, old), after, search)
 
     start = jax.random.normal(jax.random.key(0), (a.shape[-1], few(a)), limit.dtype)
-    spent = jnp.zeros(limit.shape, jnp.int32)
+    spent = vary(jnp.zeros(limit.shape, jnp.int32), varying_axes(a))
     start = _search(a, limit, matmul(a, start.astype(a.dtype)[None]), spent)
     found, need, _ = jax.lax.while_loop(lambda s: jnp.any(goes_on(s)), go_on, start)
     room = 1 + 32 * jnp.finfo(limit.dtype).eps

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from optaxclip.reductions import vary, varying_axes
 from optaxclip.spectral.polar import Matrices, PerMatrix, adjoint, gram, matmul, scaled
 
 # Squares are known to a rounding of the largest; so where the limit is further below it
@@ -47,6 +48,7 @@ def clip_by_eigenvectors(
         a = jax.lax.cond(jnp.any(over), act, lambda a: a, a)
         return a, above | over, over & (level > limit)
 
-    state = a, jnp.zeros_like(wanted), wanted
+    none = vary(jnp.zeros_like(wanted), varying_axes(a))
+    state = a, none, wanted
     a, above, _ = jax.lax.while_loop(lambda s: jnp.any(s[2]), lower, state)
     return a, above

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from optaxclip.reductions import vary, varying_axes
 from optaxclip.spectral.deflation import deflate, few
 from optaxclip.spectral.eigenvectors import clip_by_eigenvectors
 from optaxclip.spectral.polar import (
@@ -66,7 +67,8 @@ def largest_singular_value(a: Matrices) -> PerMatrix:
         return matmul(adjoint(a), image)
 
     # What the last round multiplies a vector of length 1 with is the square.
-    return jnp.sqrt(frobenius(jax.lax.fori_loop(0, _POWER_STEPS, turn, irregular(a))))
+    start = vary(irregular(a), varying_axes(a))
+    return jnp.sqrt(frobenius(jax.lax.fori_loop(0, _POWER_STEPS, turn, start)))
 
 
 def within(a: Matrices, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
@@ -209,6 +211,8 @@ def clip(a: Matrices, limit: PerMatrix) -> tuple[Matrices, Bool[Array, "_ 1 1"]]
         one = jnp.ones_like(size)
         ratio = jnp.where(above, limit, one) / jnp.where(above, size, one)
         return scaled(a, ratio), above
+    axes = varying_axes(a) | varying_axes(limit)
+    a, limit = vary(a, axes), vary(limit, axes)
     unsure = ~within(a, limit)
     return jax.lax.cond(
         jnp.any(unsure), lambda a: _clip(a, limit, unsure), lambda a: (a, unsure), a

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, PyTree
 
 from optaxclip import scopes
 from optaxclip.clipper import respond, tidy
@@ -17,26 +17,11 @@ from optaxclip.measuring import measuring_dtype
 from optaxclip.reports import ClipState, empty_report, next_report, state_type
 from optaxclip.responses import shrink
 from optaxclip.spectral.matrices import Layout, layouts, unannotated
-from optaxclip.spectral.polar import (
-    Matrices,
-    PerMatrix,
-    adjoint,
-    gram,
-    matmul,
-    scaled,
-)
+from optaxclip.spectral.polar import Matrices, matmul
 from optaxclip.spectral.singular_values import frobenius, irregular, unit_of
 from optaxclip.thresholds import Observation, Threshold, as_threshold
 from optaxclip.weights.bounds import bound_weights
-
-# How many vectors a round looks among.
-_VECTORS = 8
-_MOST_ROUNDS = 16
-# How far from a singular vector the found one may be, in roundings.
-_SETTLED = 16
-
-# A vector, the square of its image's length, how far that may be off, and the rounds.
-_Carry = tuple[Matrices, PerMatrix, PerMatrix, Array]
+from optaxclip.weights.leading_vector import leading_vector
 
 
 class SpectralMemory(NamedTuple):
@@ -55,66 +40,6 @@ def _first(leaf: Leaf, layout: Layout) -> Matrices:
     return irregular(jax.ShapeDtypeStruct(layout.sizes, widen(leaf).dtype))
 
 
-def _normalized(vector: Matrices) -> Matrices:
-    size = frobenius(vector)
-    return vector / jnp.where(size == 0, 1, size).astype(vector.dtype)
-
-
-def _beyond(basis: Matrices, vector: Matrices) -> Matrices:
-    """Give the direction in which a vector leaves a basis; zeros if it does not."""
-    left = vector
-    for _ in range(2):  # Once leaves rounding errors, of which twice leaves theirs.
-        left = left - matmul(basis, matmul(adjoint(basis), left))
-    size, whole = frobenius(left), frobenius(vector)
-    stays = size <= jnp.finfo(size.dtype).eps * whole
-    return jnp.where(stays, jnp.zeros_like(left), _normalized(left))
-
-
-def _best(a: Matrices, vector: Matrices) -> tuple[Matrices, PerMatrix, PerMatrix]:
-    r"""Find the vector of the largest image among several that a vector leads to.
-
-    Give it, the square of its image's length, and a bound on how far that is from the
-    square of a singular value: the length of $A^* A v - \lVert A v \rVert^2 v$.
-    """
-
-    def extend(index: Array, basis: Matrices) -> Matrices:
-        latest = jax.lax.dynamic_slice_in_dim(basis, index - 1, 1, axis=-1)
-        led_to = matmul(adjoint(a), matmul(a, latest))
-        # The last one is there for what the others may miss.
-        following = jnp.where(index < _VECTORS - 1, led_to, irregular(a))
-        following = _beyond(basis, following)
-        return jax.lax.dynamic_update_slice_in_dim(basis, following, index, axis=-1)
-
-    first = _normalized(vector)
-    basis = jnp.concatenate([first, *[jnp.zeros_like(first)] * (_VECTORS - 1)], axis=-1)
-    basis = jax.lax.fori_loop(1, _VECTORS, extend, basis)
-    mix = jnp.linalg.eigh(gram(matmul(a, basis)))[1][..., -1:]
-    best = _normalized(matmul(basis, mix))
-    image = matmul(a, best)
-    square = jnp.square(frobenius(image))
-    return best, square, frobenius(matmul(adjoint(a), image) - scaled(best, square))
-
-
-def _turned(a: Matrices, vector: Matrices) -> tuple[Matrices, PerMatrix]:
-    """Turn a vector to the largest singular value's; say how far it may be off."""
-
-    def goes_on(carry: _Carry) -> Bool[Array, ""]:
-        _, square, off, rounds = carry
-        far = off > _SETTLED * jnp.finfo(off.dtype).eps * square
-        return jnp.any(far) & (rounds < _MOST_ROUNDS)
-
-    def turn(carry: _Carry) -> _Carry:
-        vector, _, _, rounds = carry
-        return *_best(a, vector), rounds + 1
-
-    size = frobenius(a)
-    # All that goes round has to vary over a mesh as the matrix does.
-    vector = jnp.where(size > 0, vector, vector)
-    start = vector, size, size + jnp.inf, jnp.zeros((), jnp.int32)
-    turned, _, off, _ = jax.lax.while_loop(goes_on, turn, start)
-    return jnp.where(size > 0, turned, vector), off
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _measured(
     layout: Layout, leaf: Leaf, vector: Matrices
@@ -125,10 +50,10 @@ def _measured(
     a = a / unit.astype(a.dtype)
     if a.shape[-1] == 1:
         return frobenius(a).ravel(), unit.ravel(), vector
-    turned, off = _turned(jax.lax.stop_gradient(a), vector)
-    found = frobenius(matmul(a, turned))
+    leading, off = leading_vector(jax.lax.stop_gradient(a), vector)
+    found = frobenius(matmul(a, leading))
     value = found + off / jnp.where(found == 0, 1, 2 * found)
-    kept = jnp.where(jnp.isfinite(value), turned, vector)
+    kept = jnp.where(jnp.isfinite(value), leading, vector)
     return value.ravel(), unit.ravel(), kept
 
 
