@@ -1,5 +1,7 @@
 """The models on which per-example clipping must equal JAX's gradients, clipped."""
 
+import warnings
+
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
@@ -361,6 +363,28 @@ def equinox():
     return loss, params, (random(0, N, 6),)
 
 
+def haiku():
+    with warnings.catch_warnings():  # JAX 0.8 deprecates what its import reads
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import haiku as hk
+
+    @hk.without_apply_rng
+    @hk.transform
+    def model(x, token):
+        x = hk.LayerNorm(-1, True, True)(hk.Conv1D(8, 3)(x))
+        x = x + hk.Embed(11, 8)(token)
+        h, _ = hk.dynamic_unroll(hk.GRU(7), x, jnp.zeros(7))
+        return hk.Linear(5)(h[-1])
+
+    batch = (random(0, N, 4, 3), integers(1, 11, N), integers(2, 5, N))
+    params = model.init(jax.random.key(0), *(x[0] for x in batch[:2]))
+
+    def loss(params, x, token, label):
+        return cross_entropy(model.apply(params, x, token), label)
+
+    return loss, params, batch
+
+
 MODELS = [
     mlp,
     convolutions,
@@ -382,4 +406,5 @@ MODELS = [
     flax_nnx,
     flax_linen,
     equinox,
+    haiku,
 ]
