@@ -460,6 +460,16 @@ WRONG = {
     },
     r"in_axes must have an entry for each of the 2 arguments": {"in_axes": (0,)},
     r"in_axes must name an axis of examples": {"in_axes": None},
+    r"in_axes must hold ints, or None for what all examples share, not 'a'": {
+        "in_axes": "a"
+    },
+    r"in_axes must hold ints, or None .* not True": {"in_axes": (0, True)},
+    r"which \{'x': 0\} is not for batch argument 1 of structure": {
+        "in_axes": ({"x": 0}, 0)
+    },
+    r"batch argument 1 must have its examples along axis 3, but has shape": {
+        "in_axes": (3, 0)
+    },
     r"microbatch_size must divide the batch of 8 examples, which 3 does not": {
         "microbatch_size": 3
     },

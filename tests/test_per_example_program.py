@@ -1,11 +1,13 @@
 """A traced program gives what is asked for, and computes nothing else."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 from per_example import clipped_mean, distance, norms_of, random, stacked_gradients
 
 import optaxclip
@@ -100,6 +102,35 @@ def test_a_random_key_may_be_part_of_a_program():
     np.testing.assert_allclose(
         recorded.value, 3 * jax.vmap(jax.random.uniform)(keys), rtol=1e-6
     )
+
+
+# Before JAX 0.9 what was traced with `check_vma` could not be evaluated again.
+CHECKS = [False] if jax.__version_info__ < (0, 9) else [False, True]
+
+
+@pytest.mark.parametrize("check_vma", CHECKS)
+def test_a_loss_may_be_spread_over_a_mesh_itself(check_vma):
+    mesh = Mesh(np.asarray(jax.devices()[:2]), ("model",))
+    split, whole = PartitionSpec("model"), PartitionSpec()
+
+    @partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(split, split),
+        out_specs=whole,
+        check_vma=check_vma,
+    )
+    def layer(w, x):
+        return jax.lax.psum(x @ w, "model")
+
+    def loss(params, x):
+        return jnp.sum(jnp.tanh(layer(params["split"], x)) @ params["whole"])
+
+    params = {"split": random(0, 8, 5), "whole": random(1, 5, 3)}
+    batch = (random(2, 6, 8),)
+    gradients = stacked_gradients(loss, params, batch)
+    grads = jax.jit(optaxclip.clipped_grad(loss, 1.0))(params, *batch)
+    assert distance(grads, clipped_mean(gradients, 1.0)) < 1e-5
 
 
 SIZES = {"b": 3, "i": 2, "j": 4, "k": 5}
