@@ -12,6 +12,13 @@ from per_example import integers, random
 N = 6  # examples
 
 
+def drawn(init, *args):
+    """Parameters of the shapes that a library's `init` gives, which may be slow."""
+    leaves, treedef = jax.tree.flatten(jax.eval_shape(init, *args))
+    numbers = [random(i, *leaf.shape, scale=0.5) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(treedef, numbers)
+
+
 def cross_entropy(logits, label):
     return jax.nn.logsumexp(logits, axis=-1) - logits[label]
 
@@ -324,7 +331,9 @@ def flax_nnx():
             x = self.norm(self.conv(image)).reshape(-1, 6)
             return self.out(jnp.tanh(self.attention(x)).mean(0) + self.embed(token))
 
-    graph, params = nnx.split(Model(nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: Model(nnx.Rngs(0)))
+    graph, state = nnx.split(abstract)
+    params = drawn(lambda: state)
 
     def loss(params, image, token, label):
         return cross_entropy(nnx.merge(graph, params)(image, token), label)
@@ -338,11 +347,11 @@ def flax_linen():
         @linen.compact
         def __call__(self, x):
             x = linen.GroupNorm(num_groups=2)(linen.Dense(8)(x))
-            x = linen.RNN(linen.LSTMCell(7))(jax.nn.relu(x)[None])[0]
+            x = linen.RNN(linen.SimpleCell(7))(jax.nn.relu(x)[None])[0]
             return linen.Dense(5)(x[-1])
 
     model = Model()
-    params = model.init(jax.random.key(0), jnp.zeros((5, 6)))
+    params = drawn(model.init, jax.random.key(0), jnp.zeros((5, 6)))
 
     def loss(params, x, label):
         return cross_entropy(model.apply(params, x), label)
@@ -377,7 +386,7 @@ def haiku():
         return hk.Linear(5)(h[-1])
 
     batch = (random(0, N, 4, 3), integers(1, 11, N), integers(2, 5, N))
-    params = model.init(jax.random.key(0), *(x[0] for x in batch[:2]))
+    params = drawn(model.init, jax.random.key(0), *(x[0] for x in batch[:2]))
 
     def loss(params, x, token, label):
         return cross_entropy(model.apply(params, x, token), label)

@@ -47,7 +47,7 @@ def test_gradients_and_norms_equal_those_of_every_example_clipped(model):
         examples, grads = step(limit, params, *batch)
         np.testing.assert_allclose(examples.norm, norms, rtol=1e-5)
         assert distance(grads, clipped_mean(gradients, limit)) < 1e-5
-    values = jax.vmap(loss, (None, *(0 for _ in batch)))(params, *batch)
+    values = jax.jit(jax.vmap(loss, (None, *(0 for _ in batch))))(params, *batch)
     np.testing.assert_allclose(examples.value, values, rtol=1e-5)
     assert jax.tree.structure(grads) == jax.tree.structure(params)
     kinds = [[(x.shape, x.dtype) for x in jax.tree.leaves(t)] for t in (grads, params)]

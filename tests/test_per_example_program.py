@@ -142,7 +142,9 @@ def test_axes_may_be_contracted_in_any_order(shared, positions):
     def normal(seed, axes):
         return random(seed, *((SIZES | {"t": positions})[axis] for axis in axes))
 
-    orders = map("".join, itertools.permutations(f"{shared}ijk"))
+    # Each axis in each place, and once in the opposite order.
+    axes = f"{shared}ijk"
+    orders = [axes[i:] + axes[:i] for i in range(len(axes))] + [axes[::-1]]
     results = f"t{shared}k", f"k{shared}t"
     pairs = zip(orders, itertools.cycle(results), strict=False)
     cases = [f"t{shared}ij,{order}->{result}" for order, result in pairs]
