@@ -390,6 +390,23 @@ def test_float64_is_measured_in_float64():
         assert distance(grads, clipped_mean(gradients, LIMIT)) < 1e-13
 
 
+@pytest.mark.parametrize("channels", [1, 20])
+def test_kernels_are_measured_in_float64(channels):
+    def convolved(kernel, x):
+        numbers = ("NWC", "WIO", "NWC")
+        y = jax.lax.conv_general_dilated(
+            x[None], kernel, (1,), "SAME", dimension_numbers=numbers
+        )
+        return jnp.sum(jnp.tanh(y))
+
+    with jax.enable_x64(True):
+        batch = (random(0, 3, 4, channels, dtype=jnp.float64),)
+        kernel = random(1, 2, channels, 20, dtype=jnp.float64)
+        expected = clipped_mean(stacked_gradients(convolved, kernel, batch), 1.0)
+        step = jax.jit(optaxclip.clipped_grad(convolved, 1.0))
+        assert distance(step(kernel, *batch), expected) < 1e-13
+
+
 def test_complex_parameters_are_clipped_by_modulus():
     params = jax.lax.complex(random(0, 4, 3), random(1, 4, 3))
 

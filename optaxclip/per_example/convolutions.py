@@ -102,7 +102,8 @@ class _Kernel:
     def _starts(self) -> np.ndarray:
         """Tell where in the image each place of the kernel begins."""
         places = list(itertools.product(*map(range, self.places)))
-        return np.asarray(places, np.int32) * self.term.params["window_strides"]
+        starts = np.asarray(places) * self.term.params["window_strides"]
+        return starts.astype(np.int32)
 
     def _view(self, image: Array, start: Sequence[Any]) -> Array:
         """Give the image as a place of the kernel sees it, like the cotangent."""
