@@ -96,7 +96,8 @@ def test_updates_that_hold_nothing_to_clip_pass_through(updates):
 
 def test_a_schedule_goes_on_where_nothing_is_clipped():
     clip = optaxclip.clip_per_example(optax.linear_schedule(1.0, 2.0, 9))
-    _, state = clip.update({"w": None}, clip.init({"w": None}))
+    whole = {"w": jnp.ones((3, 2), jnp.int32)}
+    _, state = clip.update(whole, clip.init(whole))
     assert state.threshold.step == 1
 
 
