@@ -7,10 +7,15 @@ import numpy as np
 
 def stacked_gradients(loss, params, batch, in_axes=None, has_aux=False):
     """The gradient of every example, a list of float64 arrays."""
+    return values_and_gradients(loss, params, batch, in_axes, has_aux)[1]
+
+
+def values_and_gradients(loss, params, batch, in_axes=None, has_aux=False):
+    """The loss of every example, and the gradients."""
     in_axes = (0,) * len(batch) if in_axes is None else in_axes
-    gradient = jax.jit(jax.vmap(jax.grad(loss, has_aux=has_aux), (None, *in_axes)))
-    found = gradient(params, *batch)
-    return [np.asarray(g, np.float64) for g in jax.tree.leaves(found)]
+    both = jax.value_and_grad(loss, has_aux=has_aux)
+    values, found = jax.jit(jax.vmap(both, (None, *in_axes)))(params, *batch)
+    return values, [np.asarray(g, np.float64) for g in jax.tree.leaves(found)]
 
 
 def norms_of(gradients):

@@ -1,5 +1,7 @@
 """The models on which per-example clipping must equal JAX's gradients, clipped."""
 
+import warnings
+
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,13 @@ from flax import nnx
 from per_example import integers, random
 
 N = 6  # examples
+
+
+def drawn(init, *args):
+    """Parameters of the shapes that a library's `init` gives, which may be slow."""
+    leaves, treedef = jax.tree.flatten(jax.eval_shape(init, *args))
+    numbers = [random(i, *leaf.shape, scale=0.5) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(treedef, numbers)
 
 
 def cross_entropy(logits, label):
@@ -322,7 +331,9 @@ def flax_nnx():
             x = self.norm(self.conv(image)).reshape(-1, 6)
             return self.out(jnp.tanh(self.attention(x)).mean(0) + self.embed(token))
 
-    graph, params = nnx.split(Model(nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: Model(nnx.Rngs(0)))
+    graph, state = nnx.split(abstract)
+    params = drawn(lambda: state)
 
     def loss(params, image, token, label):
         return cross_entropy(nnx.merge(graph, params)(image, token), label)
@@ -336,11 +347,11 @@ def flax_linen():
         @linen.compact
         def __call__(self, x):
             x = linen.GroupNorm(num_groups=2)(linen.Dense(8)(x))
-            x = linen.RNN(linen.LSTMCell(7))(jax.nn.relu(x)[None])[0]
+            x = linen.RNN(linen.SimpleCell(7))(jax.nn.relu(x)[None])[0]
             return linen.Dense(5)(x[-1])
 
     model = Model()
-    params = model.init(jax.random.key(0), jnp.zeros((5, 6)))
+    params = drawn(model.init, jax.random.key(0), jnp.zeros((5, 6)))
 
     def loss(params, x, label):
         return cross_entropy(model.apply(params, x), label)
@@ -359,6 +370,28 @@ def equinox():
         return jnp.sum(mlp(x) ** 2) + jnp.sum(conv(x.reshape(2, 3)) ** 2)
 
     return loss, params, (random(0, N, 6),)
+
+
+def haiku():
+    with warnings.catch_warnings():  # JAX 0.8 deprecates what its import reads
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import haiku as hk
+
+    @hk.without_apply_rng
+    @hk.transform
+    def model(x, token):
+        x = hk.LayerNorm(-1, True, True)(hk.Conv1D(8, 3)(x))
+        x = x + hk.Embed(11, 8)(token)
+        h, _ = hk.dynamic_unroll(hk.GRU(7), x, jnp.zeros(7))
+        return hk.Linear(5)(h[-1])
+
+    batch = (random(0, N, 4, 3), integers(1, 11, N), integers(2, 5, N))
+    params = drawn(model.init, jax.random.key(0), *(x[0] for x in batch[:2]))
+
+    def loss(params, x, token, label):
+        return cross_entropy(model.apply(params, x, token), label)
+
+    return loss, params, batch
 
 
 MODELS = [
@@ -382,4 +415,5 @@ MODELS = [
     flax_nnx,
     flax_linen,
     equinox,
+    haiku,
 ]

@@ -1,5 +1,6 @@
 """What can be asked of per-example clipping beside the gradient itself."""
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -32,17 +33,25 @@ NORMS = norms_of(GRADIENTS)
 LIMIT = float(np.median(NORMS))
 
 
+def compiled(max_norm, **options):
+    return jax.jit(optaxclip.clipped_value_and_grad(loss, max_norm, **options))
+
+
+compiled_once = cache(compiled)
+
+
 def run(max_norm: Any = LIMIT, params=PARAMS, batch=(X, LABELS), mask=None, **options):
     """One jitted step."""
-    step = optaxclip.clipped_value_and_grad(loss, max_norm, **options)
-    return jax.jit(step)(params, *batch, mask=mask)
+    step = compiled_once if isinstance(max_norm, float) else compiled
+    mask = np.ones(8, bool) if mask is None else mask
+    return step(max_norm, **options)(params, *batch, mask=mask)
 
 
 def test_the_two_gradients_and_the_norms_agree():
     examples, grads = run()
-    alone = optaxclip.clipped_grad(loss, LIMIT)(PARAMS, X, LABELS)
+    alone = jax.jit(optaxclip.clipped_grad(loss, LIMIT))(PARAMS, X, LABELS)
     assert distance(alone, jax.tree.leaves(grads)) < 1e-6
-    norms = optaxclip.per_example_norms(loss)(PARAMS, X, LABELS)
+    norms = jax.jit(optaxclip.per_example_norms(loss))(PARAMS, X, LABELS)
     np.testing.assert_allclose(norms, examples.norm, rtol=1e-6)
 
 
@@ -51,11 +60,10 @@ def test_aux_comes_back_for_each_example():
         return loss(params, x, label), {"sum": x.sum()}
 
     both = optaxclip.clipped_value_and_grad(with_aux, LIMIT, has_aux=True)
-    examples, grads = both(PARAMS, X, LABELS)
+    examples, grads = jax.jit(both)(PARAMS, X, LABELS)
     np.testing.assert_allclose(examples.aux["sum"], X.sum((1, 2)), rtol=1e-5)
-    alone, aux = optaxclip.clipped_grad(with_aux, LIMIT, has_aux=True)(
-        PARAMS, X, LABELS
-    )
+    gradient = optaxclip.clipped_grad(with_aux, LIMIT, has_aux=True)
+    alone, aux = jax.jit(gradient)(PARAMS, X, LABELS)
     np.testing.assert_array_equal(aux["sum"], examples.aux["sum"])
     assert distance(alone, jax.tree.leaves(grads)) < 1e-6
 
@@ -70,7 +78,8 @@ def test_a_prefix_tree_limits_what_is_below_each_entry():
     expected += clipped_mean(GRADIENTS[2:], limits["head"])
     assert distance(grads, expected) < 1e-5
     norms = optaxclip.per_example_norms(loss, prefix={"body": 0, "head": 0})
-    np.testing.assert_allclose(norms(PARAMS, X, LABELS)["body"], body, rtol=1e-5)
+    found = jax.jit(norms)(PARAMS, X, LABELS)
+    np.testing.assert_allclose(found["body"], body, rtol=1e-5)
 
 
 def test_an_array_limits_each_leaf_and_may_be_traced():
@@ -116,7 +125,7 @@ def test_padding_leaves_the_mean_of_the_rest():
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize("size", [1, 4])
 def test_microbatches_give_the_same(size):
     mask = np.arange(8) != 3
     examples, grads = run(mask=mask)
@@ -146,8 +155,9 @@ def test_axes_are_those_of_vmap_and_a_key_is_split(microbatch_size):
     assert distance(grads, clipped_mean(gradients, LIMIT)) < 1e-5
 
 
-@pytest.mark.parametrize("microbatch_size", [None, 1])
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize(
+    ("check_vma", "microbatch_size"), [(True, None), (True, 1), (False, None)]
+)
 def test_examples_may_be_spread_over_a_mesh(check_vma, microbatch_size):
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
     spread, whole = PartitionSpec("data"), PartitionSpec()
@@ -185,49 +195,71 @@ def test_a_key_is_folded_differently_on_every_device():
 BROKEN = {"nan": np.nan, "inf": np.inf}
 
 
+def raw(params, x, label):
+    return loss(params, x, label) + jnp.sum(x) * jnp.sum(params["head"])
+
+
+RAW_GRADIENTS = stacked_gradients(raw, PARAMS, (X, LABELS))
+
+
+@cache
+def compiled_raw(microbatch_size):
+    return jax.jit(
+        optaxclip.clipped_value_and_grad(raw, LIMIT, microbatch_size=microbatch_size)
+    )
+
+
+@pytest.mark.parametrize("which", [[0], [2, 3], [7], range(8)], ids=str)
 @pytest.mark.parametrize("value", BROKEN.values(), ids=BROKEN)
 @pytest.mark.parametrize("microbatch_size", [None, 4])
-def test_a_broken_example_counts_as_zeros_and_spoils_no_other(value, microbatch_size):
-    x = X.at[2, 0, 0].set(value)
-
-    def raw(params, x, label):
-        return loss(params, x, label) + jnp.sum(x) * jnp.sum(params["head"])
-
-    gradients = stacked_gradients(raw, PARAMS, (X, LABELS))
-    step = optaxclip.clipped_value_and_grad(raw, LIMIT, microbatch_size=microbatch_size)
-    examples, grads = jax.jit(step)(PARAMS, x, LABELS)
-    good = np.arange(8) != 2
-    norms = norms_of(gradients)
+def test_a_broken_example_counts_as_zeros_and_spoils_no_other(
+    value, microbatch_size, which
+):
+    which = np.asarray(which)
+    x = X.at[which, 0, 0].set(value)
+    examples, grads = compiled_raw(microbatch_size)(PARAMS, x, LABELS)
+    good = ~np.isin(np.arange(8), which)
+    norms = norms_of(RAW_GRADIENTS)
     np.testing.assert_allclose(examples.norm[good], norms[good], rtol=1e-5)
-    assert not np.isfinite(examples.norm[2])
+    assert not np.any(np.isfinite(examples.norm[~good]))
     factors = np.where(good, np.minimum(1, LIMIT / norms), 0)
-    expected = [np.einsum("n,n...->...", factors, g) / 8 for g in gradients]
-    assert distance(grads, expected) < 1e-5
+    expected = [np.einsum("n,n...->...", factors, g) / 8 for g in RAW_GRADIENTS]
+    if np.any(good):
+        assert distance(grads, expected) < 1e-5
+    else:
+        assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(grads))
+
+
+@jax.jit
+def clipped_in_units(scale):
+    def scaled(params, x, label):
+        return loss(params, x, label) * scale
+
+    step = optaxclip.clipped_value_and_grad(scaled, LIMIT * scale)
+    return step(PARAMS, X, LABELS)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-21, 1.0, 1e18, 1e37])
 def test_squares_that_overflow_or_vanish_are_no_matter(scale):
-    def scaled(params, x, label):
-        return loss(params, x, label) * scale
-
-    limit = LIMIT * scale
-    examples, grads = jax.jit(optaxclip.clipped_value_and_grad(scaled, limit))(
-        PARAMS, X, LABELS
-    )
+    examples, grads = clipped_in_units(scale)
     np.testing.assert_allclose(examples.norm / scale, NORMS, rtol=1e-5)
     got = jax.tree.map(lambda g: g / scale, grads)
     assert distance(got, clipped_mean(GRADIENTS, LIMIT)) < 1e-5
 
 
-@pytest.mark.parametrize("ones", [(1.0,), (1.0, 1.0)])
-@pytest.mark.parametrize("size", [2.0**125, 2.0**126, 1e38, 2.0**127, 3e38])
-def test_the_largest_of_all_gradients_are_clipped(size, ones):
+@jax.jit
+def clipped_dot(params, x):
     def dot(params, x):
         return sum(jnp.dot(p, x) * 2.0 for p in params)
 
+    return optaxclip.clipped_value_and_grad(dot, 1.0)(params, x)
+
+
+@pytest.mark.parametrize("ones", [(1.0,), (1.0, 1.0)])
+@pytest.mark.parametrize("size", [2.0**125, 2.0**126, 1e38, 2.0**127, 3e38])
+def test_the_largest_of_all_gradients_are_clipped(size, ones):
     params = [jnp.zeros(2) for _ in ones]
-    step = optaxclip.clipped_value_and_grad(dot, 1.0)
-    examples, grads = step(params, jnp.asarray([[size / 2, 0.0]]))
+    examples, grads = clipped_dot(params, jnp.asarray([[size / 2, 0.0]]))
     norm = size * len(ones) ** 0.5
     expected = norm if norm < np.finfo(np.float32).max.item() else np.inf
     np.testing.assert_allclose(examples.norm, expected, rtol=1e-6)
@@ -268,8 +300,13 @@ def test_a_norm_is_right_where_positions_cancel_each_other(case):
     np.testing.assert_allclose(found, norms, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
-@pytest.mark.parametrize("rows", [60, 300])
+def clip_reads(read):
+    return jax.jit(optaxclip.clipped_grad(read, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows"), [("int8", 300), ("uint8", 300), ("int16", 60), ("uint32", 60)]
+)
 def test_rows_may_be_read_by_indices_of_any_type(dtype, rows):
     def read(table, ids):
         return jnp.sum(jnp.tanh(jnp.take(table, ids, axis=0, mode="clip") + 1))
@@ -277,7 +314,7 @@ def test_rows_may_be_read_by_indices_of_any_type(dtype, rows):
     ids = jnp.asarray([[3, 7, 3], [0, 59, 59]], dtype)
     params = random(0, rows, 4)
     expected = clipped_mean(stacked_gradients(read, params, (ids,)), 1.0)
-    assert distance(optaxclip.clipped_grad(read, 1.0)(params, ids), expected) < 1e-6
+    assert distance(clip_reads(read)(params, ids), expected) < 1e-6
 
 
 @pytest.mark.parametrize("mode", ["promise_in_bounds", "clip", "fill", None])
@@ -287,7 +324,7 @@ def test_rows_beyond_the_table_count_as_jax_counts_them(mode):
 
     params, ids = random(0, 60, 4), jnp.asarray([[3, 60, 1000], [0, 59, 60]])
     expected = clipped_mean(stacked_gradients(read, params, (ids,)), 1.0)
-    assert distance(optaxclip.clipped_grad(read, 1.0)(params, ids), expected) < 1e-6
+    assert distance(clip_reads(read)(params, ids), expected) < 1e-6
 
 
 @pytest.mark.parametrize("prefix", [1.0, {"a": 2.0, "b": 1.0}, np.ones(1, np.float32)])
@@ -297,10 +334,10 @@ def test_parameters_may_hold_no_numbers(prefix):
 
     params = {"a": jnp.zeros((0, 2)), "b": jnp.zeros(2)}
     x = jnp.asarray([[3.0, 4.0]])
-    grads = optaxclip.clipped_grad(dot, prefix)(params, x)
+    grads = jax.jit(optaxclip.clipped_grad(dot, prefix))(params, x)
     assert grads["a"].shape == (0, 2)
     np.testing.assert_allclose(grads["b"], [0.6, 0.8], rtol=1e-6)
-    norms = optaxclip.per_example_norms(dot, prefix=0)(params, x)
+    norms = jax.jit(optaxclip.per_example_norms(dot, prefix=0))(params, x)
     np.testing.assert_allclose(norms, 5.0, rtol=1e-6)
 
 
@@ -314,7 +351,7 @@ def test_what_examples_share_may_be_no_array(microbatch_size):
         chosen, np.inf, in_axes=(0, None, None), microbatch_size=microbatch_size
     )
     x = jnp.asarray([[3.0, 4.0], [0.0, 0.5]])
-    grads = step(jnp.zeros(2), x, True, {"name": "twice"})
+    grads = jax.jit(lambda p: step(p, x, True, {"name": "twice"}))(jnp.zeros(2))
     np.testing.assert_allclose(grads, [3.0, 4.5], rtol=1e-6)
 
 
@@ -339,7 +376,8 @@ WEIGHED = {
 def test_a_weight_may_be_smaller_than_a_float(case):
     function, shape = WEIGHED[case]
     x = jnp.asarray([[[1e20, 0.0]]])
-    grads = optaxclip.clipped_grad(function, 1e-20)(jnp.zeros(shape), x)
+    step = jax.jit(optaxclip.clipped_grad(function, 1e-20))
+    grads = step(jnp.zeros(shape), x)
     assert np.isclose(np.linalg.norm(grads / 1e-20), 1, rtol=1e-6)
 
 
@@ -354,6 +392,23 @@ def test_float64_is_measured_in_float64():
         assert distance(grads, clipped_mean(gradients, LIMIT)) < 1e-13
 
 
+@pytest.mark.parametrize("channels", [1, 20])
+def test_kernels_are_measured_in_float64(channels):
+    def convolved(kernel, x):
+        numbers = ("NWC", "WIO", "NWC")
+        y = jax.lax.conv_general_dilated(
+            x[None], kernel, (1,), "SAME", dimension_numbers=numbers
+        )
+        return jnp.sum(jnp.tanh(y))
+
+    with jax.enable_x64(True):
+        batch = (random(0, 3, 4, channels, dtype=jnp.float64),)
+        kernel = random(1, 2, channels, 20, dtype=jnp.float64)
+        expected = clipped_mean(stacked_gradients(convolved, kernel, batch), 1.0)
+        step = jax.jit(optaxclip.clipped_grad(convolved, 1.0))
+        assert distance(step(kernel, *batch), expected) < 1e-13
+
+
 def test_complex_parameters_are_clipped_by_modulus():
     params = jax.lax.complex(random(0, 4, 3), random(1, 4, 3))
 
@@ -361,23 +416,23 @@ def test_complex_parameters_are_clipped_by_modulus():
         return jnp.sum(jnp.abs(x.astype(jnp.complex64) @ params) ** 2)
 
     batch = (random(2, 5, 4),)
-    gradients = jax.vmap(jax.grad(modulus), (None, 0))(params, *batch)
+    gradients = jax.jit(jax.vmap(jax.grad(modulus), (None, 0)))(params, *batch)
     norms = np.linalg.norm(np.abs(gradients).reshape(5, -1), axis=1)
     limit = float(np.median(norms))
     factors = np.minimum(1, limit / norms)
     expected = np.einsum("n,n...->...", factors, np.asarray(gradients)) / 5
-    examples, grads = optaxclip.clipped_value_and_grad(modulus, limit)(params, *batch)
+    step = jax.jit(optaxclip.clipped_value_and_grad(modulus, limit))
+    examples, grads = step(params, *batch)
     np.testing.assert_allclose(examples.norm, norms, rtol=1e-5)
     np.testing.assert_allclose(grads, expected, rtol=1e-4)
 
 
 def test_edge_limits():
-    _, grads = run(0.0)
-    assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(grads))
-    _, grads = run(np.inf)
-    assert distance(grads, [g.mean(0) for g in GRADIENTS]) < 1e-5
     traced = jax.jit(lambda c: optaxclip.clipped_grad(loss, c)(PARAMS, X, LABELS))
-    assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(traced(-1.0)))
+    assert distance(traced(np.inf), [g.mean(0) for g in GRADIENTS]) < 1e-5
+    for limit in (0.0, -1.0):
+        grads = jax.tree.leaves(traced(limit))
+        assert all(np.all(np.asarray(g) == 0) for g in grads)
     assert all(np.all(np.isnan(g)) for g in jax.tree.leaves(traced(np.nan)))
 
 
@@ -460,6 +515,16 @@ WRONG = {
     },
     r"in_axes must have an entry for each of the 2 arguments": {"in_axes": (0,)},
     r"in_axes must name an axis of examples": {"in_axes": None},
+    r"in_axes must hold ints, or None for what all examples share, not 'a'": {
+        "in_axes": "a"
+    },
+    r"in_axes must hold ints, or None .* not True": {"in_axes": (0, True)},
+    r"which \{'x': 0\} is not for batch argument 1 of structure": {
+        "in_axes": ({"x": 0}, 0)
+    },
+    r"batch argument 1 must have its examples along axis 3, but has shape": {
+        "in_axes": (3, 0)
+    },
     r"microbatch_size must divide the batch of 8 examples, which 3 does not": {
         "microbatch_size": 3
     },
@@ -526,7 +591,7 @@ def test_explain_tells_the_way_of_each_leaf(capsys):
 def test_optax_noise_follows_in_a_chain():
     gradient = optaxclip.clipped_grad(loss, 1.0, denominator=8)
     optimizer = optax.chain(optax.add_noise(1e-4, 0.0, 0), optax.sgd(0.1))
-    grads = gradient(PARAMS, X, LABELS)
+    grads = jax.jit(gradient)(PARAMS, X, LABELS)
     with jax.numpy_dtype_promotion("standard"):  # as Optax's noise needs it
         updates, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
     assert all(np.all(np.isfinite(u)) for u in jax.tree.leaves(updates))

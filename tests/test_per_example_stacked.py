@@ -94,6 +94,13 @@ def test_updates_that_hold_nothing_to_clip_pass_through(updates):
     assert report["clip/clipped_steps"] == 0
 
 
+def test_a_schedule_goes_on_where_nothing_is_clipped():
+    clip = optaxclip.clip_per_example(optax.linear_schedule(1.0, 2.0, 9))
+    whole = {"w": jnp.ones((3, 2), jnp.int32)}
+    _, state = clip.update(whole, clip.init(whole))
+    assert state.threshold.step == 1
+
+
 def test_the_state_keeps_its_kind_in_a_chain_and_a_scan():
     optimizer = optax.chain(optaxclip.clip_per_example(LIMIT), optax.sgd(1.0))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 Batch = tuple[PyTree, ...]
@@ -43,14 +44,38 @@ def axes_of(in_axes: Any, batch: Batch) -> tuple[Any, ...]:
             "a batch is missing; call the function with the parameters and at least "
             "one batch of examples."
         )
+    for axis in jax.tree.leaves(in_axes):
+        if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+            raise TypeError(
+                "in_axes must hold ints, or None for what all examples share, not "
+                f"{axis!r}."
+            )
     if isinstance(in_axes, list | tuple):
         if len(in_axes) != len(batch):
             raise ValueError(
                 f"in_axes must have an entry for each of the {len(batch)} arguments "
                 f"after params, not {len(in_axes)}."
             )
-        return tuple(in_axes)
-    return (in_axes,) * len(batch)
+        axes = tuple(in_axes)
+    else:
+        axes = (in_axes,) * len(batch)
+    for position, (part, argument) in enumerate(zip(axes, batch, strict=True)):
+        if not _is_prefix(part, argument):
+            raise ValueError(
+                "in_axes must have an int, None or a prefix tree for each argument, "
+                f"which {part!r} is not for batch argument {position + 1} of "
+                f"structure {jax.tree.structure(argument)}; give each part an axis."
+            )
+    return axes
+
+
+def _is_prefix(in_axes: Any, argument: PyTree) -> bool:
+    """Tell whether axes are given for an argument as a whole or for all its parts."""
+    try:
+        jax.tree.map(lambda *_: None, in_axes, argument, is_leaf=lambda a: a is None)
+    except ValueError:
+        return False
+    return True
 
 
 def number_of_examples(in_axes: tuple[Any, ...], batch: Batch) -> int:

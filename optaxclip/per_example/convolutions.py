@@ -7,11 +7,13 @@ from the gradient itself or from the positions' inner products, as for products.
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from optaxclip.per_example.layouts import contract, gram
@@ -19,14 +21,13 @@ from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Convolution, finish
 from optaxclip.per_example.ways import (
     Factors,
+    Formed,
     Good,
     Kept,
     PerExample,
     Squares,
     added,
     in_units,
-    sum_of_squares,
-    weigh,
     weigh_pair,
 )
 
@@ -78,17 +79,18 @@ class _Kernel:
         """Pad, and arrange as (examples, images, space, groups, channels)."""
         channel, image, *space = self._specs[0]
         x = jnp.transpose(x, (0, 1 + image, *(1 + d for d in space), 1 + channel))
-        params = self.term.params
-        pads = [
-            (low, high, dilation - 1)
-            for (low, high), dilation in zip(
-                params["padding"], params["lhs_dilation"], strict=True
-            )
-        ]
-        none = (0, 0, 0)
-        zero = jnp.zeros((), x.dtype)
-        x = jax.lax.pad(x, zero, [none, none, *pads, none])
+        x = self._padded(x, range(2, x.ndim - 1))
         return x.reshape(*x.shape[:-1], self.groups, -1)
+
+    def _padded(self, x: Array, space: Sequence[int]) -> Array:
+        """Pad, crop and dilate, as the convolution does, along the axes of space."""
+        pads = [(0, 0, 0)] * x.ndim
+        params = self.term.params
+        for axis, (low, high), dilation in zip(
+            space, params["padding"], params["lhs_dilation"], strict=True
+        ):
+            pads[axis] = (low, high, dilation - 1)
+        return jax.lax.pad(x, jnp.zeros((), x.dtype), pads)
 
     def _cotangent(self, x: Array) -> Array:
         """Arrange as (examples, groups, positions, channels)."""
@@ -97,27 +99,25 @@ class _Kernel:
         x = x.reshape(len(x), -1, self.groups, self.channels[1])
         return jnp.moveaxis(x, 2, 1)
 
-    def _views(self, image: Array) -> Iterator[Array]:
-        """Give the image as each place of the kernel sees it, like the cotangent."""
-        params = self.term.params
-        strides = (1, 1, *params["rhs_dilation"], 1, 1)
-        for place in itertools.product(*map(range, self.places)):
-            first = [
-                p * s for p, s in zip(place, params["window_strides"], strict=True)
-            ]
-            extents = [
-                (n - 1) * s + 1
-                for n, s in zip(self.positions[1:], params["rhs_dilation"], strict=True)
-            ]
-            stop = [f + e for f, e in zip(first, extents, strict=True)]
-            view = jax.lax.slice(
-                image,
-                (0, 0, *first, 0, 0),
-                (*image.shape[:2], *stop, *image.shape[-2:]),
-                strides,
-            )
-            view = view.reshape(len(view), -1, self.groups, self.channels[0])
-            yield jnp.moveaxis(view, 2, 1)
+    @property
+    def _starts(self) -> np.ndarray:
+        """Tell where in the image each place of the kernel begins."""
+        places = list(itertools.product(*map(range, self.places)))
+        starts = np.asarray(places) * self.term.params["window_strides"]
+        return starts.astype(np.int32)
+
+    def _view(self, image: Array, start: Sequence[Any]) -> Array:
+        """Give the image as a place of the kernel sees it, like the cotangent."""
+        strides = self.term.params["rhs_dilation"]
+        extents = [
+            (n - 1) * s + 1 for n, s in zip(self.positions[1:], strides, strict=True)
+        ]
+        sizes = (*image.shape[:2], *extents, *image.shape[-2:])
+        none = np.int32(0)
+        view = jax.lax.dynamic_slice(image, (none, none, *start, none, none), sizes)
+        view = jax.lax.slice(view, [0] * view.ndim, sizes, (1, 1, *strides, 1, 1))
+        view = view.reshape(len(view), -1, self.groups, self.channels[0])
+        return jnp.moveaxis(view, 2, 1)
 
     def _assemble(self, total: Array) -> Array:
         """Bring (places, groups, in, out) to the parameter's shape."""
@@ -158,7 +158,14 @@ class KernelGram(_Kernel):
     def squares(self, kept: Kept) -> Squares:
         """See `Way.squares`."""
         image, cotangent = self._image(kept[0]), self._cotangent(kept[1])
-        seen = sum(gram(view, view) for view in self._views(image))
+        starts = jnp.asarray(self._starts)
+
+        def seen_from(place: Any, seen: Array | float) -> Array:
+            view = self._view(image, list(starts[place]))
+            return gram(view, view) + seen
+
+        # One after another, since XLA would rather hold the views of all places.
+        seen = jax.lax.fori_loop(1, len(starts), seen_from, seen_from(0, 0.0))
         terms = seen * gram(cotangent, cotangent)
         return added([terms])
 
@@ -170,12 +177,17 @@ class KernelGram(_Kernel):
         cotangent = _in_one(pair[1], specs[1][1])
         params = dict(self.term.params)
         params["preferred_element_type"] = None
+        if np.min(params["padding"]) < 0:
+            # JAX 0.8's CPU reads beyond images that are cropped by the convolution.
+            image = self._padded(image, specs[0][2:])
+            params["padding"] = [(0, 0)] * len(self.places)
+            params["lhs_dilation"] = [1] * len(self.places)
         params.pop("out_sharding", None)
         total = jax.lax.conv_general_dilated(image, cotangent, **params)
         return finish(self.term.steps, total)
 
 
-class KernelDirect(_Kernel):
+class KernelDirect(_Kernel, Formed):
     """Each example's gradient, multiplied out."""
 
     @property
@@ -191,22 +203,9 @@ class KernelDirect(_Kernel):
     def hold(self, values: Sequence[Array]) -> Kept:
         """See `Way.hold`."""
         image, cotangent = self._image(values[0]), self._cotangent(values[1])
-        views = self._views(image)
+        views = [self._view(image, list(start)) for start in self._starts]
         found = [contract("ngti,ngto->ngio", view, cotangent) for view in views]
         return (jnp.stack(found, 1),)
-
-    def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
-        """See `Way.rescale`."""
-        x, unit = in_units(kept[0])
-        return (x,), unit
-
-    def squares(self, kept: Kept) -> Squares:
-        """See `Way.squares`."""
-        return Squares(sum_of_squares(kept[0]))
-
-    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
-        """See `Way.total`."""
-        return self._assemble(jnp.sum(weigh(kept[0], weights, good), axis=0))
 
 
 def _in_one(x: Array, axis: int) -> Array:

@@ -29,14 +29,13 @@ from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Product
 from optaxclip.per_example.ways import (
     Factors,
+    Formed,
     Good,
     Kept,
     PerExample,
     Squares,
     added,
     in_units,
-    sum_of_squares,
-    weigh,
     weigh_pair,
 )
 
@@ -168,7 +167,7 @@ class Gram(_Products):
         )
 
 
-class Direct(_Products):
+class Direct(_Products, Formed):
     """Each example's gradient multiplied out, since it is smaller than its factors."""
 
     @property
@@ -188,16 +187,3 @@ class Direct(_Products):
         letters = self._letters
         subscripts = f"N{letters.first},N{letters.second}->N{letters.result}"
         return (contract(subscripts, *self._factors(values)),)
-
-    def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
-        """See `Way.rescale`."""
-        x, unit = in_units(kept[0])
-        return (x,), unit
-
-    def squares(self, kept: Kept) -> Squares:
-        """See `Way.squares`."""
-        return Squares(sum_of_squares(kept[0]))
-
-    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
-        """See `Way.total`."""
-        return self._assemble(jnp.sum(weigh(kept[0], weights, good), axis=0))

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from optaxclip.per_example.equations import evaluate
+
 
 @dataclass(frozen=True, eq=False)
 class Inner:
@@ -87,9 +89,7 @@ class Program:
             if call is not None and (inside or eqn.primitive.name in CUSTOM):
                 known |= zip(outs, call.evaluate(values, outs), strict=True)
             else:
-                result = eqn.primitive.bind(*values, **eqn.params)
-                results = result if eqn.primitive.multiple_results else [result]
-                known |= zip(eqn.outvars, results, strict=True)
+                known |= zip(eqn.outvars, evaluate(eqn, values), strict=True)
         return [read(atom) for atom in wanted]
 
 

@@ -93,8 +93,6 @@ def clip_per_example(
     ) -> tuple[PyTree, ClipState]:
         del params
         leaves = counted(updates)
-        if not leaves:
-            return updates, state
         number = _number_of_examples(updates)
         seen = Observation(
             size=Magnitude([], []),  # given limits do not depend on it
@@ -106,6 +104,9 @@ def clip_per_example(
             extra_args=extra,
         )
         given, memory = threshold.update(seen, state.threshold)
+        kind = state_type(NAME, ClipState)
+        if not leaves:
+            return updates, kind(memory, state.report)
         limits = arrange(given, updates, tree="the updates")
         sizes = [_measure([leaves[i] for i in group]) for group in limits.groups]
         weights = decide(sizes, limits, response, jnp.ones(number, bool))
@@ -116,7 +117,7 @@ def clip_per_example(
         ]
         mean = filled(updates, means)
         report = _report(state.report, limits, weights, axis_name)
-        return mean, state_type(NAME, ClipState)(memory, report)
+        return mean, kind(memory, report)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -1,7 +1,7 @@
 """The ways in which a leaf's gradients are measured, weighed and added up."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from optaxclip.magnitudes import modulus, widen
+from optaxclip.per_example.layouts import HIGHEST, contract
 from optaxclip.per_example.program import Atom, aval_of
 from optaxclip.responses.pointwise import multiply
 
@@ -114,17 +115,14 @@ def added(terms: Sequence[Array]) -> Squares:
     return Squares(total, total < share * gross)
 
 
-Change = Callable[["Way", Kept], tuple[Kept, PerExample]]
-
-
-def measured(way: Way, kept: Kept, change: Change) -> tuple[PerExample, PerExample]:
-    """Measure squared norms, in the units to which what is held is changed.
+def in_precise_units(way: "Way", kept: Kept) -> tuple[PerExample, PerExample]:
+    """Measure squared norms and their units, whatever the numbers are.
 
     Where terms of a square cancel each other, the gradients themselves are squared,
-    one after another, so that no more than one is held. Usual gradients do not pay.
+    one after another, so that no more than one is held.
     """
-    changed, unit = change(way, kept)
-    total, cancelled = way.squares(changed)
+    rescaled, unit = way.rescale(kept)
+    total, cancelled = way.squares(rescaled)
     if cancelled is None:
         return total, unit
 
@@ -133,7 +131,7 @@ def measured(way: Way, kept: Kept, change: Change) -> tuple[PerExample, PerExamp
         weight = jnp.ones((1,), total.dtype)
 
         def multiplied_out(held: Kept) -> Array:
-            alone, _ = change(way, tuple(x[None] for x in held))
+            alone, _ = way.rescale(tuple(x[None] for x in held))
             gradient = way.total(alone, (weight, weight), jnp.ones((1,), bool))
             return sum_of_squares(gradient[None])[0].astype(total.dtype)
 
@@ -146,8 +144,34 @@ def measured(way: Way, kept: Kept, change: Change) -> tuple[PerExample, PerExamp
     return jax.lax.cond(jnp.any(cancelled), again, lambda _: total, kept), unit
 
 
+class Formed:
+    """What is done where each example's gradient is formed, and held by itself."""
+
+    def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
+        """See `Way.rescale`."""
+        x, unit = in_units(kept[0])
+        return (x,), unit
+
+    def squares(self, kept: Kept) -> Squares:
+        """See `Way.squares`."""
+        return Squares(sum_of_squares(kept[0]))
+
+    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
+        """See `Way.total`.
+
+        A bias holds the cotangents that the matrix beside it holds, and weighs them
+        by the second factor as that does; XLA does it once for both.
+        """
+        x = weigh(kept[0], weights[1:], good)
+        first = jnp.where(good, weights[0], jnp.ones_like(weights[0]))
+        return self._assemble(contract("n,n...->...", first, x, precision=HIGHEST))
+
+    def _assemble(self, total: Array) -> Array:
+        return total
+
+
 @dataclass(frozen=True)
-class Whole:
+class Whole(Formed):
     """Each example's gradient as it is: small, or of a kind that has no rule.
 
     Attributes:
@@ -174,16 +198,3 @@ class Whole:
     def hold(self, values: Sequence[Array]) -> Kept:
         """See `Way.hold`."""
         return (values[0],)
-
-    def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
-        """See `Way.rescale`."""
-        x, unit = in_units(kept[0])
-        return (x,), unit
-
-    def squares(self, kept: Kept) -> Squares:
-        """See `Way.squares`."""
-        return Squares(sum_of_squares(kept[0]))
-
-    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
-        """See `Way.total`."""
-        return jnp.sum(weigh(widen(kept[0]), weights, good), axis=0)

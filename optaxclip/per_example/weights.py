@@ -11,7 +11,13 @@ from jaxtyping import Array, Bool
 from optaxclip.clipper import tidy
 from optaxclip.magnitudes import Magnitude
 from optaxclip.per_example.limits import Limits
-from optaxclip.per_example.ways import Factors, Kept, Way, measured
+from optaxclip.per_example.ways import (
+    Factors,
+    Kept,
+    Squares,
+    Way,
+    in_precise_units,
+)
 from optaxclip.reductions import vary, varying_axes
 from optaxclip.responses import Response
 
@@ -49,8 +55,9 @@ def measure(
 ) -> list[Magnitude]:
     """Measure each group of leaves.
 
-    Where a square overflowed or all but vanished, everything is measured again in
-    units in which that cannot be. Usual gradients are measured once.
+    Where a square overflowed or all but vanished, or its terms all but cancel each
+    other, everything is measured again in a way in which that is no matter. Usual
+    gradients are measured once.
     """
     over = varying_axes(mask)
     zero = vary(jnp.zeros(mask.shape, dtype), over)
@@ -61,25 +68,20 @@ def measure(
     def in_group(terms: list[Array], group: tuple[int, ...]) -> Array:
         return functools.reduce(jnp.add, (terms[i] for i in group), zero)
 
-    def plainly(kept: list[Kept]) -> Sums:
-        squares = [
-            zero
-            if way is None
-            else measured(way, held, lambda _, held: (held, one))[0].astype(dtype)
-            for way, held in zip(ways, kept, strict=True)
-        ]
-        return [in_group(squares, group) for group in groups], [one for _ in groups]
+    plain = [
+        Squares(zero) if way is None else way.squares(held)
+        for way, held in zip(ways, kept, strict=True)
+    ]
+    found = [in_group([s.total.astype(dtype) for s in plain], g) for g in groups]
+    usual = [(s >= faint) & (s < jnp.inf) for s in found]
+    usual += [~s.cancelled for s in plain if s.cancelled is not None]
 
-    def in_units(kept: list[Kept]) -> Sums:
+    def precisely(kept: list[Kept]) -> Sums:
         squares, units = [], []
         for way, held in zip(ways, kept, strict=True):
-            if way is None:
-                squares.append(zero)
-                units.append(zero)
-            else:
-                found, unit = measured(way, held, lambda way, held: way.rescale(held))
-                squares.append(found.astype(dtype))
-                units.append(jnp.where(squares[-1] == 0, zero, unit.astype(dtype)))
+            total, unit = (zero, zero) if way is None else in_precise_units(way, held)
+            squares.append(total.astype(dtype))
+            units.append(jnp.where(squares[-1] == 0, zero, unit.astype(dtype)))
         common = [
             functools.reduce(jnp.maximum, (units[i] for i in group), zero)
             for group in groups
@@ -96,10 +98,11 @@ def measure(
         ]
         return sums, common
 
-    found = plainly(kept)
-    usual = [~mask | (s >= faint) & (s < jnp.inf) for s in found[0]]
     sums, units = jax.lax.cond(
-        jnp.all(jnp.stack(usual)), lambda kept: found, in_units, kept
+        jnp.all(jnp.stack(usual) | ~mask[None]),
+        lambda _: (found, [one for _ in groups]),
+        precisely,
+        kept,
     )
     return [Magnitude(jnp.sqrt(s), u) for s, u in zip(sums, units, strict=True)]
 
