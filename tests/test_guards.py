@@ -216,7 +216,7 @@ def test_outside_of_jit_an_optimizer_may_look_at_its_numbers(guard):
     def update(updates, state, params=None):
         return (updates if int(state) % 2 else -updates), state + 1
 
-    optimizer = guard(optax.GradientTransformation(lambda p: jnp.int32(0), update))
+    optimizer = guard(optax.GradientTransformation(lambda params: jnp.int32(0), update))
     state, seen = optimizer.init(ONE), []
     for given in (ONE, BAD, ONE):
         updates, state = optimizer.update(given, state)

@@ -147,9 +147,7 @@ def _noticed(limit: PerMatrix) -> PerMatrix:
     return limit * (1 + _SETTLED)
 
 
-def _search(
-    limit: PerMatrix, found: _Ritz, spent: Array, raised: PerMatrix
-) -> _Search:
+def _search(limit: PerMatrix, found: _Ritz, spent: Array, raised: PerMatrix) -> _Search:
     errors = _errors(found, limit)
     growth = _growth(found.sizes + found.off, _damped(found, limit))
     each = jnp.log(jnp.maximum(errors / _AIM, 1)) / growth
@@ -200,9 +198,9 @@ def deflate(a: Matrices, limit: PerMatrix, wanted: Bool[Array, "_ 1 1"]) -> Defl
 
     Of the approximate singular vectors in a subspace, those of the largest singular
     values are enlarged by a Chebyshev polynomial until what they are off does not
-    matter; the degrees follow the gaps between what is found. With V for the right ones
-    of singular values above c, the projection is
-    $A - A V (I - c \Sigma^{-1}) V^*$.
+    matter, and until none above the limit could have been missed; the degrees follow
+    the gaps between what is found. With V for the right ones of singular values above
+    c, the projection is $A - A V (I - c \Sigma^{-1}) V^*$.
 
     Args:
       a: matrices no wider than tall, of numbers that are not extreme, and of so many
