@@ -211,6 +211,19 @@ def test_the_raw_gradient_is_judged_and_extra_arguments_are_handed_on(guard):
     assert seen == [(2.0, "other", None)]
 
 
+@every_guard
+def test_outside_of_jit_an_optimizer_may_look_at_its_numbers(guard):
+    def update(updates, state, params=None):
+        return (updates if int(state) % 2 else -updates), state + 1
+
+    optimizer = guard(optax.GradientTransformation(lambda params: jnp.int32(0), update))
+    state, seen = optimizer.init(ONE), []
+    for given in (ONE, BAD, ONE):
+        updates, state = optimizer.update(given, state)
+        seen.append(updates)
+    np.testing.assert_array_equal(np.stack(seen), [-ONE, 0 * ONE, ONE])
+
+
 def steps_of(optimizer, several, params=None):
     """Updates and the last state, under jit."""
     params = several[0] if params is None else params

@@ -255,6 +255,14 @@ def test_a_subspace_does_not_claim_to_hold_more_than_it_can():
         assert error(*HARD, matrix, 1.0) < 5e-4
 
 
+@pytest.mark.parametrize("top", [1.003, 1.05])
+def test_one_singular_value_just_above_a_crowd_is_not_missed(top):
+    """Of a few random vectors it has too small a share to stand out at first."""
+    for crowd in ((0.9, 0.72), (0.9, 0.9), (0.7, 0.7)):
+        sizes = np.concatenate([[top], np.linspace(*crowd, 255)])
+        assert error(*HARD, with_singular_values((300, 256), sizes), 1.0) < 5e-4
+
+
 def orderly():
     """Matrices that a vector without a plan might be orthogonal to; limits are 1."""
     n = 256

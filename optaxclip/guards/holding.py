@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array, Bool, PyTree
 
@@ -28,6 +29,10 @@ def held_if(
     Returns:
       The result, which means nothing where the state is held, and the state.
     """
+    if not isinstance(hold, Tracer):
+        # Outside of a compiled program, where an optimizer may look at its numbers.
+        result, new = update(state)
+        return result, keep_if(hold, state, new)
     given: list[Any] = []
 
     def staged(state: Any) -> tuple[list[Any], Any]:
@@ -71,6 +76,11 @@ def held_if(
         ),
         jax.tree.unflatten(jax.tree.structure(new), kept),
     )
+
+
+def keep_if(hold: Bool[Array, ""], before: PyTree, after: PyTree) -> PyTree:
+    """Choose between the old arrays and the new ones."""
+    return jax.tree.map(lambda old, new: jnp.where(hold, old, new), before, after)
 
 
 def _variables(atoms: Iterable[Any]) -> list[Any]:

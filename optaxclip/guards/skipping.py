@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from optaxclip.arguments import check_transformation
 from optaxclip.clipper import held
-from optaxclip.guards.holding import held_if
+from optaxclip.guards.holding import held_if, keep_if
 from optaxclip.guards.streaks import count
 from optaxclip.leaves import counts
 from optaxclip.reports import state_type
@@ -78,15 +78,11 @@ def skipping(
         report = count(report, bad)._replace(skipped=bad.astype(jnp.int32))
         return _zero_if(bad, taken), state_type(name, SkipState)(
             inner_state,
-            _keep_if(bad, state.memory, memory),
+            keep_if(bad, state.memory, memory),
             report,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _keep_if(bad: Bool[Array, ""], before: PyTree, after: PyTree) -> PyTree:
-    return jax.tree.map(lambda old, new: jnp.where(bad, old, new), before, after)
 
 
 def _zero_if(bad: Bool[Array, ""], updates: PyTree) -> PyTree:

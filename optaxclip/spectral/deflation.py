@@ -1,5 +1,6 @@
 """The few singular values above a limit, found in a subspace and brought down to it."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -36,6 +37,8 @@ _MOST_AT_ONCE = 10
 _CONTRAST = 1e6
 # A filter damps singular values below this share of the limit at least.
 _LEAST_DAMPED = 0.25
+# A random vector has one in the root of so many of any direction; with this margin.
+_CERTAINTY = 10.0
 
 
 class Deflated(NamedTuple):
@@ -77,11 +80,14 @@ class _Search(NamedTuple):
       found: what was found.
       need: the degree of the filter that would be enough by all that is known.
       spent: the work done before.
+      raised: by which power of e a singular vector above the limit has been enlarged,
+        in comparison with the smallest one found.
     """
 
     found: _Ritz
     need: PerMatrix
     spent: Int[Array, "_ 1 1"]
+    raised: PerMatrix
 
 
 def few(a: Matrices) -> int:
@@ -136,8 +142,12 @@ def _errors(found: _Ritz, limit: PerMatrix) -> PerColumn:
     return found.off / limit * (jnp.maximum(most - limit, 0) / reach)
 
 
-def _search(a: Matrices, limit: PerMatrix, vectors: Matrices, spent: Array) -> _Search:
-    found = _ritz(a, vectors)
+def _noticed(limit: PerMatrix) -> PerMatrix:
+    """Tell from where on a singular value may not be missed."""
+    return limit * (1 + _SETTLED)
+
+
+def _search(limit: PerMatrix, found: _Ritz, spent: Array, raised: PerMatrix) -> _Search:
     errors = _errors(found, limit)
     growth = _growth(found.sizes + found.off, _damped(found, limit))
     each = jnp.log(jnp.maximum(errors / _AIM, 1)) / growth
@@ -145,7 +155,11 @@ def _search(a: Matrices, limit: PerMatrix, vectors: Matrices, spent: Array) -> _
     # All of them above the limit: so may be others.
     need = jnp.where(found.sizes[..., :1] > limit, jnp.inf, need)
     total = jnp.sqrt(jnp.sum(jnp.square(errors), -1, keepdims=True))
-    return _Search(found, jnp.where(total <= _SETTLED, 0, need), spent)
+    need = jnp.where(total <= _SETTLED, 0, need)
+    # Vectors of others may hide one that has not been enlarged enough to stand out.
+    enough = math.log(_CERTAINTY * math.sqrt(found.right.shape[-2]))
+    unseen = (enough - raised) / _growth(_noticed(limit), _damped(found, limit))
+    return _Search(found, jnp.maximum(need, jnp.maximum(unseen, 0)), spent, raised)
 
 
 def _degree(search: _Search, limit: PerMatrix) -> Int[Array, "_ 1 1"]:
@@ -184,9 +198,9 @@ def deflate(a: Matrices, limit: PerMatrix, wanted: Bool[Array, "_ 1 1"]) -> Defl
 
     Of the approximate singular vectors in a subspace, those of the largest singular
     values are enlarged by a Chebyshev polynomial until what they are off does not
-    matter; the degrees follow the gaps between what is found. With V for the right ones
-    of singular values above c, the projection is
-    $A - A V (I - c \Sigma^{-1}) V^*$.
+    matter, and until none above the limit could have been missed; the degrees follow
+    the gaps between what is found. With V for the right ones of singular values above
+    c, the projection is $A - A V (I - c \Sigma^{-1}) V^*$.
 
     Args:
       a: matrices no wider than tall, of numbers that are not extreme, and of so many
@@ -206,16 +220,20 @@ def deflate(a: Matrices, limit: PerMatrix, wanted: Bool[Array, "_ 1 1"]) -> Defl
         return wanted & (search.need > 0) & (search.need <= left.astype(a.real.dtype))
 
     def go_on(search: _Search) -> _Search:
-        degree = _degree(search, limit)
-        vectors = _filtered(a, search.found, _damped(search.found, limit), degree)
-        after = _search(a, limit, vectors, search.spent + degree + _LOOK)
+        degree, damped = _degree(search, limit), _damped(search.found, limit)
+        found = _ritz(a, _filtered(a, search.found, damped, degree))
+        least = jnp.minimum(found.sizes[..., :1], _noticed(limit))
+        ahead = _growth(_noticed(limit), damped) - _growth(least, damped)
+        raised = search.raised + degree.astype(ahead.dtype) * ahead
+        after = _search(limit, found, search.spent + degree + _LOOK, raised)
         on = goes_on(search)
         return jax.tree.map(lambda new, old: jnp.where(on, new, old), after, search)
 
     start = jax.random.normal(jax.random.key(0), (a.shape[-1], few(a)), limit.dtype)
-    spent = vary(jnp.zeros(limit.shape, jnp.int32), varying_axes(a))
-    start = _search(a, limit, matmul(a, start.astype(a.dtype)[None]), spent)
-    found, need, _ = jax.lax.while_loop(lambda s: jnp.any(goes_on(s)), go_on, start)
+    first = _ritz(a, matmul(a, start.astype(a.dtype)[None]))
+    none = vary(jnp.zeros_like(limit), varying_axes(a))
+    start = _search(limit, first, none.astype(jnp.int32), none)
+    found, need, *_ = jax.lax.while_loop(lambda s: jnp.any(goes_on(s)), go_on, start)
     room = 1 + 32 * jnp.finfo(limit.dtype).eps
     above = found.sizes[..., -1:] > limit * room
     sizes = jnp.maximum(found.sizes, limit)

@@ -181,7 +181,10 @@ def _by_vectors(
     if not few(a):
         return clip_by_eigenvectors(a, limit, unsure)
     found, above, settled = deflate(a, limit, unsure)
-    clipped, more = clip_by_eigenvectors(a, limit, unsure & ~settled)
+    left = unsure & ~settled
+    # A factor costs little beside eigenvectors, and tells whether any are needed.
+    left &= jax.lax.cond(jnp.any(left), lambda: _above(gram(a), limit), lambda: left)
+    clipped, more = clip_by_eigenvectors(a, limit, left)
     return jnp.where(settled, found, clipped), jnp.where(settled, above, more)
 
 

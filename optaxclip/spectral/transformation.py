@@ -68,12 +68,16 @@ def _mapped(
     given = layout.matrices(widen(leaf))
     broken = ~jnp.isfinite(jnp.sum(jnp.abs(given) * 0, (-2, -1), keepdims=True))
     unit = unit_of(given)
-    a = jnp.where(broken, jnp.zeros_like(given), given) / unit.astype(given.dtype)
     limit = jnp.broadcast_to(limit.ravel(), given.shape[0])[:, None, None]
     limit = limit.astype(unit.dtype)
+    # So low a limit needs no singular value, which would take long to bring there.
+    cleared = (limit == 0) & jnp.any(given != 0, (-2, -1), keepdims=True)
+    a = jnp.where(broken | cleared, jnp.zeros_like(given), given)
+    a = a / unit.astype(given.dtype)
     loud = broken | jnp.isnan(limit)
     share = jnp.where(loud, 1, limit / unit)
     mapped, above = change.matrices(a, jnp.maximum(share, _FAINT))
+    above |= cleared
     back = jnp.where(share < _FAINT, limit / _FAINT, unit)
     mapped = mapped * jnp.where(loud, jnp.nan, back).astype(given.dtype)
     kept = ~loud & ~above | (limit == jnp.inf)
