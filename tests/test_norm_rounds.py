@@ -19,6 +19,7 @@ class CountingPool:
     sums: list[None]
 
     dtype = jnp.float32
+    complex = False
 
     def sizes(self):
         return self.full(self.matrix.size if self.single else len(self.matrix))
