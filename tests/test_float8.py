@@ -10,7 +10,7 @@ from zoo import STRATEGIES, named
 
 import optaxclip
 
-# What bounds the parameters adds to them, and JAX adds no numbers of 8 bits.
+# Few sums of 8 bits can be brought to a bound exactly: see the last test.
 ASKED = [s for s in STRATEGIES if not isinstance(s.oracle, oracles.OfWeights)]
 NARROW = (jnp.float8_e4m3fn, jnp.float8_e5m2)
 
@@ -47,3 +47,25 @@ def test_a_norm_beyond_8_bits_is_none_beyond_float32(dtype):
     updates = jnp.full(100, jnp.finfo(dtype).max, dtype)
     wanted = 10 * float(jnp.finfo(dtype).max)
     np.testing.assert_allclose(optaxclip.tree_norm(updates), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (optaxclip.clip_weights, lambda x: np.abs(x).max()),
+        (optaxclip.clip_weight_norm, np.linalg.norm),
+        (optaxclip.clip_weight_spectral_norm, lambda x: np.linalg.norm(x, 2)),
+    ],
+)
+def test_weights_of_8_bits_are_within_their_bound(make, size, dtype):
+    bound = make(2.0)
+    params, updates = (
+        jnp.arange(1, 7).reshape(2, 3).astype(dtype),
+        jnp.ones((2, 3), dtype),
+    )
+    update, _ = jax.jit(bound.update)(updates, bound.init(params), params)
+    assert update.dtype == dtype
+    after = np.asarray(params + update, np.float64)
+    assert size(after) <= 2.0
+    assert (after > 0).all()

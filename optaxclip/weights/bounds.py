@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from optaxclip.leaves import beside, counted, filled
-from optaxclip.magnitudes import Leaf, Number, widen
+from optaxclip.magnitudes import Leaf, Number, widen, widest
 
 
 def _rounded(x: Number, dtype: DTypeLike) -> Number:
@@ -66,7 +66,8 @@ def _reach(
     target = _toward_zero(target, types[0])
     found = _rounded(target - param, types[1])
     beyond = _applied(param, found, types) * jnp.sign(target) > jnp.abs(target)
-    less = _next(found, jnp.where(target > 0, -jnp.inf, jnp.inf), types[1])
+    most = float(jnp.finfo(types[1]).max)  # not every type has infinities
+    less = _next(found, jnp.where(target > 0, -most, most), types[1])
     return jnp.where(same, update, jnp.where(beyond, less, found))
 
 
@@ -88,8 +89,7 @@ class _Pair:
         self.dtype = update.dtype
         self.types = jnp.finfo(param.dtype).dtype, jnp.finfo(update.dtype).dtype
         update = widen(update, self.types[0])
-        with jax.numpy_dtype_promotion("standard"):
-            both = jnp.promote_types(update.dtype, param.dtype)
+        both = widest(update.dtype, param.dtype)
         self.update = _parts(update.astype(both))
         self.param = _parts(widen(param, self.types[1]).astype(both))
 
