@@ -89,7 +89,7 @@ class TrainState(NamedTuple):
 
 
 def make_train_step(
-    model: nnx.GraphDef[CNN], optimizer: optax.GradientTransformation, data: Images
+    model: nnx.GraphDef[CNN], optimizer: Strategy, data: Images
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Put augmentation, gradient, clipping, update and report into one function."""
 
@@ -103,7 +103,10 @@ def make_train_step(
         key, augment_key = jax.random.split(state.key)
         images = normalize(augment(images, augment_key, data.padding, data.flip))
         loss, grads = jax.value_and_grad(mean_loss)(state.params, images, labels)
-        updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
+        # Some strategies look at the loss; the others take no notice of it.
+        updates, opt_state = optimizer.update(
+            grads, state.optimizer, state.params, value=loss
+        )
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, **one_group(optaxclip.report(opt_state))}
         return TrainState(params, opt_state, key), metrics
@@ -177,21 +180,27 @@ def kinds_of_layers(params: nnx.State) -> Any:
     )
 
 
-def build(name: str, limit: float | None) -> tuple[Strategy, float]:
-    """Build a strategy of the library; without a limit with its own default, or 0.5."""
-    strategies = {
+def strategies() -> dict[str, Callable[..., Strategy]]:
+    """Find every strategy that clips gradients."""
+    rooms = ("optaxclip.strategies.", "optaxclip.spectral.")
+    return {
         name: function
         for name, function in inspect.getmembers(optaxclip, inspect.isfunction)
-        if function.__module__.startswith("optaxclip.strategies.")
+        if function.__module__.startswith(rooms)
     }
-    if name not in strategies:
-        raise ValueError(f"There is no strategy {name}, only {', '.join(strategies)}.")
-    parameters = inspect.signature(strategies[name]).parameters
-    own: Any = next(iter(parameters.values())).default
-    default: float = DEFAULT_LIMIT if own is inspect.Parameter.empty else own
-    limit = default if limit is None else limit
+
+
+def build(name: str, limit: float | None) -> tuple[Strategy, float]:
+    """Build a strategy of the library; without a limit with its own default, or 0.5."""
+    known = strategies()
+    if name not in known:
+        raise ValueError(f"There is no strategy {name}, only {', '.join(known)}.")
+    parameters = inspect.signature(known[name]).parameters
     labels = {"labels": kinds_of_layers} if "labels" in parameters else {}
-    return strategies[name](limit, **labels), limit
+    own = next(p for p in parameters.values() if p.name not in labels)
+    default = DEFAULT_LIMIT if own.default is inspect.Parameter.empty else own.default
+    limit = default if limit is None else limit
+    return known[name](**{own.name: limit}, **labels), limit
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,8 +10,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
+import optax
+import oracles
 import pytest
+from flax import nnx
+from zoo import STRATEGIES
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CLASSIFIER = EXAMPLES / "image_classification.py"
@@ -151,7 +156,9 @@ def test_digits_are_split_without_a_share(images):
     assert read.train_images.max() == read.test_images.max() == 255
 
 
-@pytest.mark.parametrize("strategy", ["agc", "clip_group_norm", "clip_value"])
+@pytest.mark.parametrize(
+    "strategy", ["agc", "aggc", "clip_group_norm", "clip_value", "greedy_clip"]
+)
 def test_the_classifier_trains_on_cifar_with_any_strategy(strategy, tmp_path):
     write_cifar(tmp_path, count=128)
     picture = tmp_path / "picture.png"
@@ -160,6 +167,30 @@ def test_the_classifier_trains_on_cifar_with_any_strategy(strategy, tmp_path):
     assert done.returncode == 0, done.stderr
     assert str(picture) in done.stdout
     assert is_picture(picture)
+
+
+@pytest.mark.parametrize("limit", [None, 0.5])
+def test_the_classifier_takes_every_strategy_of_the_library(limit, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = runpy.run_path(str(CLASSIFIER))
+    data = example["digits"]()
+    images, labels = data.train_images[:8], data.train_labels[:8]
+    offered = example["strategies"]()
+    clips = [s for s in STRATEGIES if not isinstance(s.oracle, oracles.OfWeights)]
+    # What has no limit, or clips what another transformation gives.
+    wrappers = {"error_feedback", "skip_nonfinite", "skip_spikes", "zero_nonfinite"}
+    assert set(offered) == {s.factory.__name__ for s in clips} - wrappers
+    model, params = nnx.split(example["CNN"](images.shape[1:], nnx.Rngs(0)))
+    for name in offered:
+        clip, _ = example["build"](name, limit)
+        optimizer = optax.chain(clip, optax.sgd(0.01, momentum=0.9))
+        step = example["make_train_step"](model, optimizer, data)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            state = example["TrainState"](
+                params, optimizer.init(params), jax.random.key(0)
+            )
+            after, _ = jax.eval_shape(step, state, images, labels)
+        assert jax.tree.structure(after) == jax.tree.structure(state), name
 
 
 class Malicious:

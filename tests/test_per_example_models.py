@@ -13,7 +13,7 @@ from per_example import (
     stacked_gradients,
     values_and_gradients,
 )
-from per_example_models import MODELS, mlp, tied
+from per_example_models import MODELS, lstm, mlp, tied
 
 import optaxclip
 
@@ -59,7 +59,7 @@ def test_gradients_and_norms_equal_those_of_every_example_clipped(model):
     assert kinds[0] == kinds[1]
 
 
-@pytest.mark.parametrize("model", [mlp, tied], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("model", [mlp, tied, lstm], ids=lambda m: m.__name__)
 def test_bfloat16_parameters_keep_their_type_and_are_summed_up_in_float32(model):
     loss, params, batch, *_ = example(model)
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)

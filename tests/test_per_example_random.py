@@ -73,7 +73,7 @@ PARAMS = {
 }
 
 
-@settings(max_examples=12)
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=4))
 def test_random_programs_equal_every_example_clipped(steps):
     def loss(params, x):

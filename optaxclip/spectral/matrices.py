@@ -73,7 +73,8 @@ def layouts(tree: PyTree, leading_axes: Any, axis: Any) -> list[Layout]:
       axis: the dimensions that make up the inputs of a matrix, all but the last if
         None, or a prefix tree.
     """
-    leading = of_leaves("leading_axes", leading_axes or 0, tree)
+    given = 0 if leading_axes is None else leading_axes
+    leading = of_leaves("leading_axes", given, tree)
     axes = of_leaves("axis", axis, tree, is_axes)
     return [
         _layout(shape, *each)

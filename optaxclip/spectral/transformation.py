@@ -121,8 +121,8 @@ def spectral_clipper(
         return jnp.concatenate([jnp.zeros(0, dtype), *(x.astype(dtype) for x in found)])
 
     def init(params: PyTree) -> ClipState:
-        layouts(params, leading_axes, axis)  # complains of what does not fit
         grouping = scope.arrange(params)
+        layouts(params, leading_axes, axis)  # complains of what does not fit
         leaves = counted(params)
         groups = grouping.like(leaves, measuring_dtype(leaves))
         return state_type(name, ClipState)(

@@ -17,8 +17,8 @@ from optaxclip.thresholds import Band
 def aggc(
     labels: PyTree[Hashable] | Callable[[PyTree], PyTree[Hashable]],
     *,
-    low: ArrayLike = 0.5,
     high: ArrayLike = 2.0,
+    low: ArrayLike = 0.5,
     min_norm: ArrayLike = 0.0,
     decay: ArrayLike = 0.98,
     ord: float | Norm = norms.l2,
@@ -42,8 +42,8 @@ def aggc(
       labels: a prefix tree of labels, or a function from the updates to one, as
         ``optax.partition`` takes them; the paper groups by the kind of module, such as
         all query projections.
-      low: the lower edge as a multiple of the average, $\alpha_{\mathrm{low}}$ >= 0.
       high: the upper edge as a multiple of the average, $\alpha_{\mathrm{high}}$ >= 0.
+      low: the lower edge as a multiple of the average, $\alpha_{\mathrm{low}}$ >= 0.
       min_norm: the floor under both edges, $n_{\min}$ >= 0.
       decay: β, at least 0 and below 1.
       ord: the order of the norm, at least 1 and maybe infinity, or a norm.
