@@ -15,15 +15,10 @@ from optaxclip.leaves import beside, counted, filled
 from optaxclip.magnitudes import Leaf, Magnitude, Number, widen
 from optaxclip.measuring import measuring_dtype
 from optaxclip.reports import ClipState, empty_report, next_report, state_type
+from optaxclip.spectral.bounds import frobenius, largest_singular_value, unit_of
 from optaxclip.spectral.matrices import Layout, layouts, unannotated
 from optaxclip.spectral.polar import Matrices, PerMatrix
-from optaxclip.spectral.singular_values import (
-    clip,
-    frobenius,
-    largest_singular_value,
-    soften,
-    unit_of,
-)
+from optaxclip.spectral.singular_values import clip, soften
 from optaxclip.thresholds import Observation, Threshold
 
 # Limits below this share of the largest number are taken at it, and the result scaled.

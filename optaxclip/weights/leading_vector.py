@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from optaxclip.reductions import vary, varying_axes
+from optaxclip.spectral.bounds import frobenius, irregular
 from optaxclip.spectral.polar import (
     Matrices,
     PerMatrix,
@@ -13,7 +14,6 @@ from optaxclip.spectral.polar import (
     matmul,
     scaled,
 )
-from optaxclip.spectral.singular_values import frobenius, irregular
 
 # How many vectors a round looks among.
 _VECTORS = 8

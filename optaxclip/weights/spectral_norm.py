@@ -16,9 +16,9 @@ from optaxclip.magnitudes import Leaf, Magnitude, Number, widen
 from optaxclip.measuring import measuring_dtype
 from optaxclip.reports import ClipState, empty_report, next_report, state_type
 from optaxclip.responses import shrink
+from optaxclip.spectral.bounds import frobenius, irregular, unit_of
 from optaxclip.spectral.matrices import Layout, layouts, unannotated
 from optaxclip.spectral.polar import Matrices, matmul
-from optaxclip.spectral.singular_values import frobenius, irregular, unit_of
 from optaxclip.thresholds import Observation, Threshold, as_threshold
 from optaxclip.weights.bounds import bound_weights
 from optaxclip.weights.leading_vector import leading_vector

@@ -1,0 +1,92 @@
+"""What products of a matrix tell about its singular values, without finding them."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from optaxclip.reductions import vary, varying_axes
+from optaxclip.spectral.polar import (
+    Matrices,
+    PerMatrix,
+    adjoint,
+    eye,
+    gram,
+    matmul,
+    scaled,
+)
+
+_POWER_STEPS = 8
+
+
+def frobenius(a: Matrices) -> PerMatrix:
+    """Give the Frobenius norm, of numbers that are not extreme; its slope at 0 is 0."""
+    squares = jnp.square(a.real) + jnp.square(a.imag)
+    total = jnp.sum(squares, axis=(-2, -1), keepdims=True)
+    root = jnp.sqrt(jnp.where(total == 0, jnp.ones_like(total), total))
+    return jnp.where(total == 0, jnp.zeros_like(total), root)
+
+
+def unit_of(a: Matrices) -> PerMatrix:
+    """Choose a power of two by which the largest number comes near to 1."""
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(a)), axis=(-2, -1), keepdims=True)
+    reach = jnp.finfo(largest.dtype).maxexp - 8
+    _, exponent = jnp.frexp(largest)
+    exponent = jnp.where(jnp.isfinite(largest), exponent, 0)
+    return jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent, -reach, reach))
+
+
+def irregular(a: Matrices | jax.ShapeDtypeStruct) -> Matrices:
+    """Give a vector for each matrix that no simple pattern is orthogonal to."""
+    golden = (5**0.5 - 1) / 2
+    stack, _, n = a.shape
+    steps = jnp.arange(1, n + 1, dtype=jnp.finfo(a.dtype).dtype) * golden
+    return jnp.broadcast_to((steps % 1).astype(a.dtype)[None, :, None], (stack, n, 1))
+
+
+def largest_singular_value(a: Matrices) -> PerMatrix:
+    """Estimate the largest singular value from below; no number may be extreme."""
+    a = jax.lax.stop_gradient(a)
+    if a.shape[-1] == 1:
+        return frobenius(a)
+
+    def turn(_: Array, vector: Matrices) -> Matrices:
+        size = frobenius(vector)
+        image = matmul(a, scaled(vector, 1 / jnp.where(size == 0, 1, size)))
+        return matmul(adjoint(a), image)
+
+    # What the last round multiplies a vector of length 1 with is the square.
+    start = vary(irregular(a), varying_axes(a))
+    return jnp.sqrt(frobenius(jax.lax.fori_loop(0, _POWER_STEPS, turn, start)))
+
+
+def within(a: Matrices, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
+    """Tell for certain, and in one pass, of most matrices that none is above the limit.
+
+    The largest singular value is neither above the Frobenius norm, nor above the
+    geometric mean of the largest sums of a column and of a row.
+    """
+    size = jnp.abs(a)
+    columns = jnp.max(jnp.sum(size, -2, keepdims=True), -1, keepdims=True)
+    rows = jnp.max(jnp.sum(size, -1, keepdims=True), -2, keepdims=True)
+    return (frobenius(a) <= limit) | (jnp.sqrt(columns) * jnp.sqrt(rows) <= limit)
+
+
+def upper_bound(square: Matrices) -> PerMatrix:
+    """Bound the largest singular value from above, by the Gram matrix."""
+    return jnp.sqrt(jnp.sqrt(frobenius(gram(square)))) * (1 + 1e-5)
+
+
+def exceeds(size: PerMatrix, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
+    """Compare, but for rounding errors."""
+    return size > limit * (1 + 32 * jnp.finfo(limit.dtype).eps)
+
+
+def any_above(square: Matrices, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
+    """Tell whether any singular value is above the limit, but for rounding errors.
+
+    There is none exactly if limit^2 I - A*A has a Cholesky factor.
+    """
+    finfo = jnp.finfo(square.dtype)
+    room = scaled(eye(square), jnp.square(limit) * (1 + 64 * finfo.eps)) - square
+    factor = jax.lax.linalg.cholesky(room, symmetrize_input=False)
+    return ~jnp.all(jnp.isfinite(factor), axis=(-2, -1), keepdims=True)

@@ -1,0 +1,142 @@
+"""Subspaces, what they tell of singular vectors, and how they come nearer to them."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from optaxclip.spectral.bounds import frobenius
+from optaxclip.spectral.polar import (
+    Matrices,
+    PerColumn,
+    PerMatrix,
+    adjoint,
+    gram,
+    matmul,
+    scaled,
+)
+
+_HIGHEST_DEGREE = 10
+# How much more than others a filter may enlarge a vector without drowning them, and
+# how many vectors tell.
+_CONTRAST = 1e6
+_SAMPLE = 8
+
+# Two polynomials of successive degrees, the degree, and whether it shall rise.
+_Recurrence = tuple[Matrices, Matrices, PerMatrix, Bool[Array, "_ 1 1"]]
+
+
+class Ritz(NamedTuple):
+    """Approximate singular vectors of A, in the order of the singular values.
+
+    Attributes:
+      sizes: the approximate singular values s, from below.
+      vectors: right singular vectors v.
+      images: $A^* A v$.
+      off: how far $A^* A v / s$ is from $s v$, beside which singular values are.
+    """
+
+    sizes: PerColumn
+    vectors: Matrices
+    images: Matrices
+    off: PerColumn
+
+
+def lengths(a: Matrices) -> PerColumn:
+    """Measure the columns."""
+    return jnp.linalg.norm(a, axis=-2, keepdims=True)
+
+
+def _divided(a: Matrices, by: PerColumn) -> Matrices:
+    """Divide where there is anything to divide by."""
+    return scaled(a, 1 / jnp.where(by == 0, 1, by))
+
+
+def best_in(square: Matrices, vectors: Matrices) -> Ritz:
+    """Find the best approximations in the span of vectors; linear algebra of few.
+
+    Args:
+      square: $A^* A$.
+      vectors: as columns.
+    """
+    vectors, _ = jnp.linalg.qr(vectors)
+    images = matmul(square, vectors)
+    squares, mix = jnp.linalg.eigh(matmul(adjoint(vectors), images))
+    squares = squares[..., None, :]
+    # What rounding errors leave unknown is taken at its most.
+    unknown = jnp.finfo(squares.dtype).eps * squares[..., -1:]
+    sizes = jnp.sqrt(jnp.maximum(squares, unknown))
+    vectors, images = matmul(vectors, mix), matmul(images, mix)
+    off = lengths(_divided(images, sizes) - scaled(vectors, sizes))
+    return Ritz(sizes, vectors, images, off)
+
+
+def all_above(
+    vectors: Matrices, images: Matrices, limit: PerMatrix
+) -> Bool[Array, "_ 1 1"]:
+    """Tell whether no combination of vectors has an image below the limit.
+
+    Then there are as many singular values above it at least.
+
+    Args:
+      vectors: as columns v.
+      images: $A^* A v$.
+      limit: how much A lengthens what is just at it.
+    """
+    least = scaled(gram(vectors), jnp.square(limit))
+    excess = matmul(adjoint(vectors), images) - least
+    factor = jax.lax.linalg.cholesky(excess, symmetrize_input=False)
+    return jnp.all(jnp.isfinite(factor), axis=(-2, -1), keepdims=True)
+
+
+def growth(sizes: PerColumn, damped: PerMatrix) -> PerColumn:
+    """Tell by which power of e a degree of a filter enlarges singular vectors."""
+    return jnp.arccosh(jnp.maximum(2 * jnp.square(sizes / damped) - 1, 1 + 1e-6))
+
+
+def filtered(
+    square: Matrices,
+    found: Ritz,
+    damped: PerMatrix,
+    limit: PerMatrix,
+    degree: PerMatrix,
+) -> tuple[Matrices, PerMatrix]:
+    r"""Apply a Chebyshev polynomial of $A^* A$, small below `damped`, to vectors.
+
+    Args:
+      square: $A^* A$.
+      found: the vectors, and their images.
+      damped: singular values below this are not enlarged.
+      limit: vectors of singular values above this must not drown.
+      degree: the degree that is wanted; it is at least 1.
+
+    Returns:
+      The vectors, and the degree up to which none drowned.
+    """
+    twice = 2 / jnp.square(damped)
+    slowest = growth(limit, damped)
+
+    def goes_on(before: Matrices, latest: Matrices, reached: PerMatrix) -> Array:
+        # Those of the largest are the last; and random vectors are all alike.
+        last, size = (frobenius(each[..., -_SAMPLE:]) for each in (before, latest))
+        contrast = jnp.log(size * (size / last)) - (reached + 1) * slowest
+        most = jnp.minimum(degree, _HIGHEST_DEGREE)
+        return (reached < most) & (contrast < math.log(_CONTRAST))
+
+    def raise_degree(state: _Recurrence) -> _Recurrence:
+        before, latest, reached, more = state
+        following = scaled(matmul(square, latest), 2 * twice) - 2 * latest - before
+        before = jnp.where(more, latest, before)
+        latest = jnp.where(more, following, latest)
+        reached = reached + more.astype(reached.dtype)
+        return before, latest, reached, more & goes_on(before, latest, reached)
+
+    one = jnp.ones_like(twice)
+    before, latest = found.vectors, scaled(found.images, twice) - found.vectors
+    start = before, latest, one, goes_on(before, latest, one)
+    _, latest, reached, _ = jax.lax.while_loop(
+        lambda state: jnp.any(state[-1]), raise_degree, start
+    )
+    return _divided(latest, lengths(latest)), reached
