@@ -277,6 +277,17 @@ class Spectral:
         """The updates as they must come back."""
         return [self.leaf(x, limit) for x in updates]
 
+    @staticmethod
+    def sizes(leaves):
+        """The largest singular value of every leaf."""
+        matrices = [x.reshape(-1, x.shape[-1] if x.ndim > 1 else 1) for x in leaves]
+        return [np.linalg.norm(x.astype(np.float64), 2) for x in matrices]
+
+    @staticmethod
+    def limits(params, limit):
+        """The limit of every leaf."""
+        return [limit for _ in params]
+
 
 @dataclass(frozen=True)
 class OfWeights:
