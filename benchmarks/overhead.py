@@ -1,14 +1,17 @@
 """What clipping adds to a training step: run time, the report, trace and compile time.
 
-Every variant is timed once a round, in turn, so that a noisy machine disturbs all of
-them alike; a ratio is the median over the rounds of what two of them took in the same
-round. Compile time is CPU time of the process, which other processes disturb least.
+Every variant is timed once a round, in any order, so that a noisy machine disturbs all
+of them alike; a ratio is the median over the rounds of what two of them took in the
+same round. All work on the same parameters and moments: where such buffers happen to
+lie in memory is worth up to a tenth of a step. Compile time is CPU time of the process,
+which other processes disturb least.
 
     python benchmarks/overhead.py              # all of it, about 20 minutes on 2 cores
     python benchmarks/overhead.py --part run   # or: compile
 """
 
 import argparse
+import random
 import time
 from collections.abc import Callable
 from statistics import median
@@ -73,23 +76,20 @@ def step_of(clip: optax.GradientTransformation) -> tuple[Callable[..., Any], Any
 
 
 def run_times(variants: Variants, grads: Tree, rounds: int) -> dict[str, list[float]]:
-    steps, carries = {}, {}
+    params, steps, clips = jax.tree.map(jnp.zeros_like, grads), {}, {}
     for name, clip in variants.items():
-        step, init = step_of(clip)
-        params = jax.tree.map(jnp.zeros_like, grads)
-        steps[name], carries[name] = step, step(params, init(params), grads)
+        steps[name], init = step_of(clip)
+        clips[name], moments = init(params)
     times: dict[str, list[float]] = {name: [] for name in variants}
-    names = list(steps)
-    for turn in range(rounds):
-        # Every variant comes first, second and so on equally often: who comes after
-        # whom is worth some percent.
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
-            jax.block_until_ready(carries[name])
+    shuffled = random.Random(0)
+    for _ in range(1 + rounds):
+        # Who comes after whom is worth some percent: what was freed, what is cached.
+        for name in shuffled.sample(list(steps), len(steps)):
             start = time.perf_counter()
-            carries[name] = jax.block_until_ready(steps[name](*carries[name], grads))
+            after = steps[name](params, (clips[name], moments), grads)
+            params, (clips[name], moments) = jax.block_until_ready(after)
             times[name].append(time.perf_counter() - start)
-    return times
+    return {name: seconds[1:] for name, seconds in times.items()}
 
 
 def compile_times(
