@@ -1,6 +1,6 @@
 """What the adaptive strategies add to a training step, beside `clip_global_norm`.
 
-As in overhead.py every variant is timed once a round, in turn, and a ratio is the
+As in overhead.py every variant is timed once a round, in any order, and a ratio is the
 median over the rounds of what two of them took in the same round.
 
     python benchmarks/memory.py               # about 5 minutes on 2 cores

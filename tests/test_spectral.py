@@ -230,9 +230,9 @@ def with_few_above(count, sizes=(1.05, 3.0), seed=0):
 
 def found(matrices, limit):
     """What the search for few singular values finds."""
-    a = jnp.asarray(matrices).reshape(-1, *matrices.shape[-2:])
-    limits = jnp.full((len(a), 1, 1), limit, jnp.float32)
-    return jax.jit(search)(gram(a), limits, jnp.ones_like(limits, bool))
+    squares = jax.vmap(gram)(jnp.asarray(matrices).reshape(-1, 1, *matrices.shape[-2:]))
+    limits = jnp.full((len(squares), 1, 1, 1), limit, jnp.float32)
+    return jax.jit(jax.vmap(search))(squares, limits)
 
 
 @pytest.mark.parametrize("count", [1, 4, 10])
@@ -273,6 +273,9 @@ def orderly():
         walsh = np.block([[walsh, walsh], [walsh, -walsh]])
     waves = np.cos(np.pi * np.outer(np.arange(n), np.arange(n) + 0.5) / n)
     yield 3.0 * one
+    for row, column in ((200, 5), (5, 200)):
+        yield 1e12 * np.outer(one[row], one[column])
+    yield 1e12 * np.outer(one[5], one[5] + one[-1])
     yield one * np.where(np.arange(n) == 77, 5.0, 0.9)
     yield one * np.where(np.arange(n) < 16, 1.5, 0.5)
     yield walsh / 16 * np.where(np.arange(n) == 200, 1.7, 0.99)

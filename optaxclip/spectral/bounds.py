@@ -16,6 +16,8 @@ from optaxclip.spectral.polar import (
 )
 
 _POWER_STEPS = 8
+# How far above a limit counts as at it, in roundings.
+_SLACK = 32
 
 
 def frobenius(a: Matrices) -> PerMatrix:
@@ -78,7 +80,7 @@ def upper_bound(square: Matrices) -> PerMatrix:
 
 def exceeds(size: PerMatrix, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
     """Compare, but for rounding errors."""
-    return size > limit * (1 + 32 * jnp.finfo(limit.dtype).eps)
+    return size > limit * (1 + _SLACK * jnp.finfo(limit.dtype).eps)
 
 
 def any_above(square: Matrices, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
@@ -87,6 +89,8 @@ def any_above(square: Matrices, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
     There is none exactly if limit^2 I - A*A has a Cholesky factor.
     """
     finfo = jnp.finfo(square.dtype)
-    room = scaled(eye(square), jnp.square(limit) * (1 + 64 * finfo.eps)) - square
+    room = (
+        scaled(eye(square), jnp.square(limit) * (1 + 2 * _SLACK * finfo.eps)) - square
+    )
     factor = jax.lax.linalg.cholesky(room, symmetrize_input=False)
     return ~jnp.all(jnp.isfinite(factor), axis=(-2, -1), keepdims=True)

@@ -64,17 +64,21 @@ def clip_singular_values(
 
     Note:
       In float32 or wider, and nowhere by a singular value decomposition. On a CPU, a
-      few singular values above the limit, up to about a twentieth of the columns, are
+      few singular values above the limit, fewer than a sixteenth of the columns, are
       looked for in a subspace, by polynomials whose degree follows from the gaps in the
       spectrum; more of them, or those of matrices of fewer than 256 columns, among the
-      eigenvectors of the Gram matrix. The subspace starts from random vectors, always
-      the same, which makes its finds all but certain, though no proof. On accelerators,
+      eigenvectors of the Gram matrix; and once more for each factor of 32 by which the
+      largest is above the limit. The subspace starts from random vectors, always the
+      same, which makes its finds all but certain, though no proof. On accelerators,
       products of matrices do it, whose number depends on the ratio of the largest
       singular value and the limit, after a Cholesky factor has told whether any are
-      needed. So do they for derivatives. In the spectral norm, the error is
-      below ``5e-4 * limit + 2e-6 * largest`` (float32, matrices up to 1024 rows): at
-      the kink, and by rounding, as in any algorithm that takes float32 numbers.
-      Matrices with no singular value above ``limit * (1 + 4e-6)`` keep their bits.
+      needed. So do they for derivatives.
+
+      In the spectral norm, the error is below ``5e-4 * limit + 2e-6 * largest``
+      (float32, matrices up to 1024 rows): at the kink, and by rounding, as in any
+      algorithm that takes float32 numbers. Matrices with no singular value above
+      ``limit * (1 + 4e-6)`` keep their bits; so may one with none above
+      ``limit * (1 + 4e-4)``, which the report then counts as within the limit.
       Inside ``jax.shard_map`` a matrix has to be whole on its device.
     """
     return spectral_clipper(

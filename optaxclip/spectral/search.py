@@ -10,7 +10,14 @@ from jaxtyping import Array, Bool
 from optaxclip.reductions import vary, varying_axes
 from optaxclip.spectral.bounds import any_above, exceeds
 from optaxclip.spectral.polar import Matrices, PerColumn, PerMatrix, matmul
-from optaxclip.spectral.subspace import Ritz, all_above, best_in, filtered, growth
+from optaxclip.spectral.subspace import (
+    Ritz,
+    all_above,
+    best_in,
+    filtered,
+    growth,
+    lengths,
+)
 
 # Squares are known to a rounding of the largest; so where the limit is further below it
 # than this, it is approached in several rounds.
@@ -23,15 +30,18 @@ _FEWEST = 16
 # the one that a filter is made for.
 _SETTLED = 4e-4
 _AIM = 1e-4
-# The work that a search may take, in degrees of polynomials: looking at what a filter
-# has left is as much as some.
+# The work that a search may take, in degrees of polynomials, before all eigenvectors
+# are cheaper: looking at what a filter has left is as much as some, and so no filter is
+# of a lower degree than the least.
 _MOST_WORK = 60
 _LOOK = 4
+_LEAST_DEGREE = 2
 # The first filter, which knows of no singular value yet, damps those below this share
 # of the limit.
 _FIRST_DEGREE = 9
 _FIRST_DAMPED = 0.75
-# Where a polynomial of a higher degree would be needed, there is no gap worth the name.
+# Where a polynomial of a higher degree would be needed, in one filter or two, there is
+# no gap worth the name.
 _MOST_AT_ONCE = 14
 # A filter damps singular values below this share of the limit at least.
 _LEAST_DAMPED = 0.25
@@ -44,13 +54,13 @@ class Found(NamedTuple):
 
     Attributes:
       vectors: right singular vectors.
-      top: the largest singular value.
+      top: the largest singular value, if settled; else something no larger, or NaN.
       settled: whether no singular value is above the limit but theirs.
     """
 
     vectors: Matrices
     top: PerMatrix
-    settled: Bool[Array, "_ 1 1"]
+    settled: Bool[Array, "1 1 1"]
 
 
 class _Search(NamedTuple):
@@ -103,35 +113,44 @@ def _noticed(limit: PerMatrix) -> PerMatrix:
     return limit * (1 + _SETTLED)
 
 
-def _judged(limit: PerMatrix, found: Ritz, spent: Array, raised: PerMatrix) -> _Search:
+def _for_errors(found: Ritz, limit: PerMatrix) -> PerMatrix:
+    """Estimate of which degree a filter would make the errors small enough."""
     errors = _errors(found, limit)
-    each = jnp.log(jnp.maximum(errors / _AIM, 1))
-    each = each / growth(found.sizes + found.off, _damped(found, limit))
+    powers = jnp.log(jnp.maximum(errors / _AIM, 1))
+    each = powers / growth(found.sizes + found.off, _damped(found, limit))
     need = jnp.max(each, -1, keepdims=True)
     # All of them above the limit: so may be others.
     need = jnp.where(found.sizes[..., :1] > limit, jnp.inf, need)
     total = jnp.sqrt(jnp.sum(jnp.square(errors), -1, keepdims=True))
-    need = jnp.where(total <= _SETTLED, 0, need)
-    # Vectors of others may hide one that has not been enlarged enough to stand out.
+    return jnp.where(total <= _SETTLED, 0, need)
+
+
+def _for_hidden(found: Ritz, limit: PerMatrix, raised: PerMatrix) -> PerMatrix:
+    """Tell of which degree a filter would show what others may still hide."""
     enough = math.log(_CERTAINTY * math.sqrt(found.vectors.shape[-2]))
-    unseen = (enough - raised) / growth(_noticed(limit), _damped(found, limit))
-    return _Search(found, jnp.maximum(need, jnp.maximum(unseen, 0)), spent, raised)
+    least = (enough - raised) / growth(_noticed(limit), _damped(found, limit))
+    return jnp.maximum(least, 0)
 
 
 def _start(square: Matrices, limit: PerMatrix) -> _Search:
-    """Begin with random vectors, of which nothing is known but how many are above."""
+    """Begin with random vectors, unless they show at once that many are above."""
     shape = square.shape[-1], few(square)
     vectors = jax.random.normal(jax.random.key(0), shape, limit.dtype)
-    vectors = vectors.astype(square.dtype)[None]
+    vectors = vary(vectors.astype(square.dtype)[None], varying_axes(square))
     images = matmul(square, vectors)
-    vectors = vary(jnp.broadcast_to(vectors, images.shape), varying_axes(square))
-    sizes = jnp.broadcast_to(_FIRST_DAMPED * limit, (len(images), 1, shape[-1]))
+    # Nothing is known of the sizes but that the largest is none below what any vector
+    # was lengthened by.
+    top = jnp.sqrt(jnp.max(lengths(images) / lengths(vectors), -1, keepdims=True))
+    first = jnp.broadcast_to(_FIRST_DAMPED * level(limit, top), (1, 1, shape[-1]))
+    sizes = jnp.concatenate([first[..., 1:], jnp.maximum(first[..., :1], top)], -1)
     none = vary(jnp.zeros_like(limit), varying_axes(square))
     need = jnp.where(all_above(vectors, images, limit), jnp.inf, _FIRST_DEGREE)
-    return _Search(Ritz(sizes, vectors, images, none * sizes), need, none, none)
+    return _Search(
+        Ritz(sizes, vectors, images, jnp.zeros_like(sizes)), need, none, none
+    )
 
 
-def search(square: Matrices, limit: PerMatrix, wanted: Bool[Array, "_ 1 1"]) -> Found:
+def search(square: Matrices, limit: PerMatrix) -> Found:
     r"""Find the singular vectors of few singular values, or find out that many are.
 
     Of the approximate singular vectors in a subspace, those of the largest singular
@@ -140,10 +159,9 @@ def search(square: Matrices, limit: PerMatrix, wanted: Bool[Array, "_ 1 1"]) -> 
     the gaps between what is found.
 
     Args:
-      square: $A^* A$, of so many columns that `few` is not 0.
+      square: $A^* A$ of one matrix, of so many columns that `few` is not 0.
       limit: above which singular values are looked for; or above the `level`, where
         the largest is far above it.
-      wanted: which of the matrices matter.
 
     References:
       Zhou et al., Self-consistent-field calculations using Chebyshev-filtered subspace
@@ -152,32 +170,30 @@ def search(square: Matrices, limit: PerMatrix, wanted: Bool[Array, "_ 1 1"]) -> 
       Halko et al., Finding structure with randomness, 2009, arXiv:0909.4061.
     """
 
-    def goes_on(search: _Search) -> Bool[Array, "_ 1 1"]:
+    def goes_on(search: _Search) -> Bool[Array, ""]:
         left = jnp.minimum(_MOST_WORK - search.spent, _MOST_AT_ONCE)
-        return wanted & (search.need > 0) & (search.need <= left)
+        return jnp.all((search.need > 0) & (search.need <= left))
 
     def go_on(search: _Search) -> _Search:
         to = level(limit, search.found.sizes[..., -1:])
         damped = _damped(search.found, to)
-        least = jnp.maximum(jnp.ceil(search.need), 2)
-        vectors, degree = filtered(square, search.found, damped, to, least)
+        wanted = jnp.maximum(jnp.ceil(search.need), _LEAST_DEGREE)
+        vectors, degree = filtered(square, search.found, damped, to, wanted)
         found = best_in(square, vectors)
         smallest = jnp.minimum(found.sizes[..., :1], _noticed(to))
         ahead = growth(_noticed(to), damped) - growth(smallest, damped)
         raised = search.raised + degree * ahead
-        spent = search.spent + degree + _LOOK
-        after = _judged(level(limit, found.sizes[..., -1:]), found, spent, raised)
-        on = goes_on(search)
-        return jax.tree.map(lambda new, old: jnp.where(on, new, old), after, search)
+        to = level(limit, found.sizes[..., -1:])
+        need = jnp.maximum(_for_errors(found, to), _for_hidden(found, to, raised))
+        return _Search(found, need, search.spent + degree + _LOOK, raised)
 
     start = _start(square, limit)
-    found, need, *_ = jax.lax.while_loop(lambda s: jnp.any(goes_on(s)), go_on, start)
-    top, settled = found.sizes[..., -1:], need <= 0
+    end = jax.lax.while_loop(goes_on, go_on, start)
+    top = end.found.sizes[..., -1:]
+    settled, many = end.need <= 0, jnp.isinf(start.need)
     # A factor costs little beside all eigenvectors, and tells if any are needed.
-    unclear = wanted & ~settled & (start.need < jnp.inf) & ~exceeds(top, limit)
-    settled |= jax.lax.cond(
-        jnp.any(unclear),
-        lambda: unclear & ~any_above(square, limit),
-        lambda: jnp.zeros_like(unclear),
+    unclear = ~settled & ~many & ~exceeds(top, limit)
+    none_above = jax.lax.cond(
+        jnp.all(unclear), lambda: ~any_above(square, limit), lambda: settled
     )
-    return Found(found.vectors, top, settled)
+    return Found(end.found.vectors, top, settled | none_above)

@@ -104,12 +104,27 @@ def clip_by_polynomials(
     return jax.lax.cond(jnp.any(above), act, lambda a: a, a), above
 
 
+def _each_by_vectors(
+    a: Matrices, limit: PerMatrix, unsure: Bool[Array, "_ 1 1"]
+) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
+    """Clip one matrix after another, as they need different things."""
+
+    def one(each: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        a, limit, unsure = (x[None] for x in each)
+        clipped, above = jax.lax.cond(
+            jnp.all(unsure), clip_by_vectors, lambda a, _: (a, unsure), a, limit
+        )
+        return clipped[0], above[0]
+
+    return jax.lax.map(one, (a, limit, unsure))
+
+
 @jax.custom_jvp
 def _clip(
     a: Matrices, limit: PerMatrix, unsure: Bool[Array, "_ 1 1"]
 ) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
     return jax.lax.platform_dependent(
-        a, limit, unsure, cpu=clip_by_vectors, default=clip_by_polynomials
+        a, limit, unsure, cpu=_each_by_vectors, default=clip_by_polynomials
     )
 
 

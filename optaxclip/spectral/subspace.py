@@ -24,9 +24,6 @@ _HIGHEST_DEGREE = 10
 _CONTRAST = 1e6
 _SAMPLE = 8
 
-# Two polynomials of successive degrees, the degree, and whether it shall rise.
-_Recurrence = tuple[Matrices, Matrices, PerMatrix, Bool[Array, "_ 1 1"]]
-
 
 class Ritz(NamedTuple):
     """Approximate singular vectors of A, in the order of the singular values.
@@ -42,6 +39,20 @@ class Ritz(NamedTuple):
     vectors: Matrices
     images: Matrices
     off: PerColumn
+
+
+class _Recurrence(NamedTuple):
+    """Polynomials of a matrix, applied to vectors.
+
+    Attributes:
+      previous: of the degree before.
+      current: of this degree.
+      degree: the degree.
+    """
+
+    previous: Matrices
+    current: Matrices
+    degree: PerMatrix
 
 
 def lengths(a: Matrices) -> PerColumn:
@@ -106,37 +117,37 @@ def filtered(
     r"""Apply a Chebyshev polynomial of $A^* A$, small below `damped`, to vectors.
 
     Args:
-      square: $A^* A$.
+      square: $A^* A$, of one matrix.
       found: the vectors, and their images.
       damped: singular values below this are not enlarged.
       limit: vectors of singular values above this must not drown.
-      degree: the degree that is wanted; it is at least 1.
+      degree: the degree that is wanted.
 
     Returns:
-      The vectors, and the degree up to which none drowned.
+      The vectors, of length 1 or of NaN, and the degree that was reached: 1 at least,
+      and no more than leaves all vectors in sight.
     """
     twice = 2 / jnp.square(damped)
     slowest = growth(limit, damped)
+    most = jnp.minimum(degree, _HIGHEST_DEGREE)
 
-    def goes_on(before: Matrices, latest: Matrices, reached: PerMatrix) -> Array:
-        # Those of the largest are the last; and random vectors are all alike.
-        last, size = (frobenius(each[..., -_SAMPLE:]) for each in (before, latest))
-        contrast = jnp.log(size * (size / last)) - (reached + 1) * slowest
-        most = jnp.minimum(degree, _HIGHEST_DEGREE)
-        return (reached < most) & (contrast < math.log(_CONTRAST))
+    def goes_on(state: _Recurrence) -> Bool[Array, ""]:
+        # The last columns are those of the largest; and random vectors are all alike.
+        previous, current = (frobenius(each[..., -_SAMPLE:]) for each in state[:2])
+        predicted = jnp.log(current * (current / previous))
+        contrast = predicted - (state.degree + 1) * slowest
+        return jnp.all((state.degree < most) & (contrast < math.log(_CONTRAST)))
 
     def raise_degree(state: _Recurrence) -> _Recurrence:
-        before, latest, reached, more = state
-        following = scaled(matmul(square, latest), 2 * twice) - 2 * latest - before
-        before = jnp.where(more, latest, before)
-        latest = jnp.where(more, following, latest)
-        reached = reached + more.astype(reached.dtype)
-        return before, latest, reached, more & goes_on(before, latest, reached)
+        previous, current, degree = state
+        images = matmul(square, current)
+        following = scaled(images, 2 * twice) - 2 * current - previous
+        return _Recurrence(current, following, degree + 1)
 
-    one = jnp.ones_like(twice)
-    before, latest = found.vectors, scaled(found.images, twice) - found.vectors
-    start = before, latest, one, goes_on(before, latest, one)
-    _, latest, reached, _ = jax.lax.while_loop(
-        lambda state: jnp.any(state[-1]), raise_degree, start
-    )
-    return _divided(latest, lengths(latest)), reached
+    current = scaled(found.images, twice) - found.vectors
+    start = _Recurrence(found.vectors, current, jnp.ones_like(twice))
+    _, vectors, reached = jax.lax.while_loop(goes_on, raise_degree, start)
+    size = lengths(vectors)
+    # Not 0, which would seem to be a vector of no image.
+    size = jnp.where(size < jnp.inf, size, jnp.nan)
+    return _divided(vectors, size), reached

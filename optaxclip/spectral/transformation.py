@@ -33,7 +33,8 @@ class SpectralMap(NamedTuple):
     Attributes:
       matrices: maps those of matrices, and tells which of these it had to change.
       value: maps a single one.
-      exact: whether it changes just the matrices with one above the limit.
+      exact: whether it changes just the matrices with one above the limit, as far as
+        it can tell.
     """
 
     matrices: Callable[[Matrices, PerMatrix], tuple[Matrices, Bool[Array, "_ 1 1"]]]
@@ -152,7 +153,7 @@ def spectral_clipper(
             )
         ]
         above = jnp.concatenate([jnp.zeros(0, bool), *(each[1] for each in done)])
-        if change.exact:  # It knows; the size is an estimate, and from below.
+        if change.exact:  # It knows better; the size is an estimate from below.
             over = limit * (1 + jnp.finfo(limit.dtype).eps)
             size = jnp.where(above, jnp.maximum(size, over), jnp.minimum(size, limit))
         after = change.value(size, limit)

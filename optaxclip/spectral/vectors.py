@@ -1,5 +1,8 @@
 """Singular values above a limit, brought down to it along their singular vectors."""
 
+from functools import partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
@@ -15,10 +18,11 @@ from optaxclip.spectral.polar import (
     matmul,
     scaled,
 )
-from optaxclip.spectral.search import few, level, search
+from optaxclip.spectral.search import Found, few, level, search
 from optaxclip.spectral.subspace import lengths
 
-# Of the vectors of all singular values, the products take one of these shares.
+# Of the vectors of all singular values, the products take one of these shares; each is
+# a program to compile, which small matrices are not worth.
 _SHARES = (8, 4, 2, 1)
 
 
@@ -26,7 +30,8 @@ def _lowered(a: Matrices, vectors: Matrices, to: PerMatrix) -> Matrices:
     r"""Bring singular values down along right singular vectors V.
 
     It is $A - A V \max(I - c \Sigma^{-1}, 0) V^*$. The singular values are measured
-    anew as lengths: they err by the square of what the vectors are off.
+    anew as lengths, which err by the square of what the vectors are off, and not by a
+    rounding of the largest.
     """
     images = matmul(a, vectors)
     share = 1 - to / jnp.maximum(lengths(images), to)
@@ -47,51 +52,73 @@ def _lowered_by_last(
     return jax.lax.switch(choice, choices, vectors)
 
 
+class _Round(NamedTuple):
+    """How far a matrix has come down.
+
+    Attributes:
+      a: the matrix, in a unit of its own.
+      limit: the limit in that unit.
+      above: whether any singular value was above it.
+      more: whether another round is needed.
+    """
+
+    a: Matrices
+    limit: PerMatrix
+    above: Bool[Array, "1 1 1"]
+    more: Bool[Array, "1 1 1"]
+
+
+def _lower(before: _Round) -> _Round:
+    """Find singular vectors, and bring down what they show above the limit."""
+    a, limit = before.a, before.limit
+    square = gram(a)
+
+    def along_all() -> tuple[Matrices, PerMatrix]:
+        squares, vectors = jnp.linalg.eigh(square)
+        sizes = jnp.sqrt(jnp.maximum(squares[..., None, :], 0))
+        top = sizes[..., -1:]
+        to = level(limit, top)
+        over = jnp.all(exceeds(top, limit))
+        lowered = partial(_lowered_by_last, a, sizes, vectors, to)
+        return jax.lax.cond(over, lowered, lambda: a), top
+
+    def along_few(found: Found) -> tuple[Matrices, PerMatrix]:
+        over = jnp.all(exceeds(found.top, limit))
+        lowered = partial(_lowered, a, found.vectors, level(limit, found.top))
+        return jax.lax.cond(over, lowered, lambda: a), found.top
+
+    if few(a):
+        found = search(square, limit)
+        lowered, top = jax.lax.cond(
+            jnp.all(found.settled), along_few, lambda _: along_all(), found
+        )
+    else:
+        lowered, top = along_all()
+    reached, above = level(limit, top), exceeds(top, limit)
+    more = above & (reached > limit)
+    # After many rounds, squares would be too small for floats.
+    unit = jnp.where(more, reached, 1)
+    lowered = jax.lax.cond(
+        jnp.all(more), lambda: scaled(lowered, 1 / unit), lambda: lowered
+    )
+    return _Round(lowered, limit / unit, before.above | above, more)
+
+
 def clip_by_vectors(
-    a: Matrices, limit: PerMatrix, wanted: Bool[Array, "_ 1 1"]
-) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
-    r"""Map singular values to $\min(\sigma, c)$, and tell where any was above.
+    a: Matrices, limit: PerMatrix
+) -> tuple[Matrices, Bool[Array, "1 1 1"]]:
+    r"""Map singular values to $\min(\sigma, c)$, and tell whether any was above.
 
     If there are few above, their vectors are found in a subspace; if there are more,
     among all eigenvectors of $A^* A$. Either way they come down to the limit in
     rounds, as squares do not tell of what is far below the largest.
 
     Args:
-      a: matrices no wider than tall, of numbers that are not extreme.
+      a: one matrix, no wider than tall, of numbers that are not extreme.
       limit: c, not 0.
-      wanted: which of the matrices to map.
     """
-
-    def lower(
-        state: tuple[Matrices, PerMatrix, Array, Array],
-    ) -> tuple[Matrices, PerMatrix, Array, Array]:
-        a, limit, above, wanted = state
-        square = gram(a)
-        rest, top = wanted, jnp.zeros_like(limit)
-        if few(a):
-            found = search(square, limit, wanted)
-            rest, top = wanted & ~found.settled, found.top
-            lowered = _lowered(a, found.vectors, level(limit, top))
-            a = jnp.where(wanted & found.settled & exceeds(top, limit), lowered, a)
-
-        def by_all(a: Matrices, top: PerMatrix) -> tuple[Matrices, PerMatrix]:
-            squares, vectors = jnp.linalg.eigh(square)
-            sizes = jnp.sqrt(jnp.maximum(squares[..., None, :], 0))
-            most = sizes[..., -1:]
-            lowered = _lowered_by_last(a, sizes, vectors, level(limit, most))
-            some = rest & exceeds(most, limit)
-            return jnp.where(some, lowered, a), jnp.where(rest, most, top)
-
-        a, top = jax.lax.cond(jnp.any(rest), by_all, lambda *same: same, a, top)
-        reached, over = level(limit, top), wanted & exceeds(top, limit)
-        wanted = over & (reached > limit)
-        # After many rounds, squares would be too small for floats.
-        unit = jnp.where(wanted, reached, 1)
-        a = jax.lax.cond(jnp.any(wanted), lambda a: scaled(a, 1 / unit), lambda a: a, a)
-        return a, limit / unit, above | over, wanted
-
-    none = vary(jnp.zeros_like(wanted), varying_axes(a))
-    lowered, least, above, _ = jax.lax.while_loop(
-        lambda state: jnp.any(state[-1]), lower, (a, limit, none, wanted)
-    )
-    return jnp.where(above, scaled(lowered, limit / least), a), above
+    axes = varying_axes(a)
+    none, one = (vary(jnp.full(limit.shape, x), axes) for x in (False, True))
+    start = _Round(a, limit, none, one)
+    end = jax.lax.while_loop(lambda state: jnp.all(state.more), _lower, start)
+    return jnp.where(end.above, scaled(end.a, limit / end.limit), a), end.above
