@@ -1,5 +1,6 @@
 """Singular values above a limit, brought down to it along their singular vectors."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -44,12 +45,13 @@ def _lowered_by_last(
     """Bring singular values down along the last vectors, no more than are needed."""
     columns = a.shape[-1]
     widths = [columns // share for share in (_SHARES if few(a) else (1,))]
-    needed = jnp.max(jnp.sum(sizes > to, -1))
+    needed = jnp.sum(sizes > to)
     choice = jnp.sum(needed > jnp.asarray(widths[:-1], needed.dtype))
-    choices = [
-        lambda v, width=width: _lowered(a, v[..., -width:], to) for width in widths
-    ]
-    return jax.lax.switch(choice, choices, vectors)
+
+    def lowered(width: int) -> Matrices:
+        return _lowered(a, vectors[..., -width:], to)
+
+    return jax.lax.switch(choice, [partial(lowered, width) for width in widths])
 
 
 class _Round(NamedTuple):
@@ -73,19 +75,20 @@ def _lower(before: _Round) -> _Round:
     a, limit = before.a, before.limit
     square = gram(a)
 
+    def down(
+        top: PerMatrix, lowered: Callable[[PerMatrix], Matrices]
+    ) -> tuple[Matrices, PerMatrix]:
+        over = jnp.all(exceeds(top, limit))
+        to = level(limit, top)
+        return jax.lax.cond(over, lambda: lowered(to), lambda: a), top
+
+    def along_few(found: Found) -> tuple[Matrices, PerMatrix]:
+        return down(found.top, lambda to: _lowered(a, found.vectors, to))
+
     def along_all() -> tuple[Matrices, PerMatrix]:
         squares, vectors = jnp.linalg.eigh(square)
         sizes = jnp.sqrt(jnp.maximum(squares[..., None, :], 0))
-        top = sizes[..., -1:]
-        to = level(limit, top)
-        over = jnp.all(exceeds(top, limit))
-        lowered = partial(_lowered_by_last, a, sizes, vectors, to)
-        return jax.lax.cond(over, lowered, lambda: a), top
-
-    def along_few(found: Found) -> tuple[Matrices, PerMatrix]:
-        over = jnp.all(exceeds(found.top, limit))
-        lowered = partial(_lowered, a, found.vectors, level(limit, found.top))
-        return jax.lax.cond(over, lowered, lambda: a), found.top
+        return down(sizes[..., -1:], lambda to: _lowered_by_last(a, sizes, vectors, to))
 
     if few(a):
         found = search(square, limit)
