@@ -102,8 +102,8 @@ def accuracy():
 def seconds(pause, run, *arguments):
     """The time of one call, after a pause.
 
-    Threads of LAPACK, which the decomposition calls, stay awake for some 50 ms after
-    its end, and take half of the processors from whatever comes next.
+    Threads of LAPACK, which both ways may call, stay awake for 50 ms and more after its
+    end, and take processors from whatever comes next.
     """
     time.sleep(pause)
     start = time.perf_counter()

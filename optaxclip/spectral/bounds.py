@@ -88,9 +88,7 @@ def any_above(square: Matrices, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
 
     There is none exactly if limit^2 I - A*A has a Cholesky factor.
     """
-    finfo = jnp.finfo(square.dtype)
-    room = (
-        scaled(eye(square), jnp.square(limit) * (1 + 2 * _SLACK * finfo.eps)) - square
-    )
+    slack = 2 * _SLACK * jnp.finfo(square.dtype).eps
+    room = scaled(eye(square), jnp.square(limit) * (1 + slack)) - square
     factor = jax.lax.linalg.cholesky(room, symmetrize_input=False)
     return ~jnp.all(jnp.isfinite(factor), axis=(-2, -1), keepdims=True)
