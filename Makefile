@@ -25,7 +25,7 @@ demo: $(INSTALLED)-examples
 	@$(RUN) examples/image_classification.py
 
 test: $(INSTALLED)-test
-	@$(RUN) -m pytest -n 2 --dist worksteal
+	@$(RUN) -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)-test $(INSTALLED)-lint
 	@$(RUN) -m ruff check --quiet .

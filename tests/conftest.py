@@ -1,4 +1,9 @@
-"""Four fake devices, and no silent promotion of ranks or dtypes."""
+"""Four fake devices, no silent promotion of ranks or dtypes, and a share of programs.
+
+Most of the time goes into compiling. What one worker compiled the other finds in
+pytest's cache, and so does the next run; and each worker takes whole strategies and
+whole files, whose tests run the same programs.
+"""
 
 import os
 
@@ -21,7 +26,35 @@ settings.register_profile("laws", derandomize=True, deadline=None, max_examples=
 settings.load_profile("laws")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _caches_do_not_pile_up():
-    yield
-    jax.clear_caches()
+def pytest_configure(config):
+    """Keep every program, small ones too, for all workers and what they start."""
+    for option, value in {
+        "jax_compilation_cache_dir": str(config.cache.mkdir("jax")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        jax.config.update(option, value)
+        os.environ[option.upper()] = str(value)
+
+
+def group_of(item):
+    """The strategy that a row of the matrix is asked of, or else the test's file."""
+    called = getattr(item, "callspec", None)
+    strategy = called.params.get("strategy") if called else None
+    return strategy.name if strategy else item.path.name
+
+
+def pytest_collection_modifyitems(items):
+    """Keep together what runs the same programs, on one worker."""
+    items.sort(key=group_of)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Forget programs that no later test runs, lest they pile up."""
+    done = yield
+    if nextitem is None or group_of(nextitem) != group_of(item):
+        jax.clear_caches()
+    return done

@@ -167,7 +167,8 @@ class KernelGram(_Kernel):
         # One after another, since XLA would rather hold the views of all places.
         seen = jax.lax.fori_loop(1, len(starts), seen_from, seen_from(0, 0.0))
         terms = seen * gram(cotangent, cotangent)
-        return added([terms])
+        inputs, outputs = self.channels
+        return added([terms], len(starts) * inputs + outputs)
 
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`; all examples are one image of a larger batch."""

@@ -140,9 +140,10 @@ class Gram(_Products):
             for x, axes in zip(kept, (letters.first, letters.second), strict=True)
         ]
         terms = grams[0] * grams[1]
-        if counts(self.products)[1] == 1:
+        _, positions, first, second = counts(self.products)
+        if positions == 1:
             return Squares(jnp.sum(terms.reshape(len(terms), -1), axis=1))
-        return added([terms])
+        return added([terms], first + second)
 
     def _gram(self, x: Array, axes: str, letters: Letters) -> Array:
         """Multiply all positions with each other, apart for each shared entry."""

@@ -150,7 +150,8 @@ class Table:
             found = jnp.minimum(rows, self._rows - 1)[:, None, :]
             at_rows = widen(jnp.take_along_axis(a, found, axis=2))
             terms += [2 * at_rows * gram(b, read), gram(a, a) * gram(b, b)]
-        return added(terms)
+        tied = self._rows if self.products else 0
+        return added(terms, self._entries + tied)
 
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`."""

@@ -12,6 +12,7 @@ from optaxclip.clipper import tidy
 from optaxclip.magnitudes import Magnitude
 from optaxclip.per_example.limits import Limits
 from optaxclip.per_example.ways import (
+    PRECISION,
     Factors,
     Kept,
     Squares,
@@ -55,9 +56,9 @@ def measure(
 ) -> list[Magnitude]:
     """Measure each group of leaves.
 
-    Where a square overflowed or all but vanished, or its terms all but cancel each
-    other, everything is measured again in a way in which that is no matter. Usual
-    gradients are measured once.
+    Where a square overflowed or all but vanished, or its terms cancel each other so far
+    that rounding shows, everything is measured again in a way in which that is no
+    matter. Usual gradients are measured once.
     """
     over = varying_axes(mask)
     zero = vary(jnp.zeros(mask.shape, dtype), over)
@@ -72,9 +73,12 @@ def measure(
         Squares(zero) if way is None else way.squares(held)
         for way, held in zip(ways, kept, strict=True)
     ]
+    errors = [zero if s.error is None else s.error.astype(dtype) for s in plain]
     found = [in_group([s.total.astype(dtype) for s in plain], g) for g in groups]
-    usual = [(s >= faint) & (s < jnp.inf) for s in found]
-    usual += [~s.cancelled for s in plain if s.cancelled is not None]
+    usual = [
+        (s >= faint) & (s < jnp.inf) & (in_group(errors, g) <= PRECISION * s)
+        for s, g in zip(found, groups, strict=True)
+    ]
 
     def precisely(kept: list[Kept]) -> Sums:
         squares, units = [], []
