@@ -1,5 +1,7 @@
 """The edge table: every dtype is kept, and the arithmetic is float32 or better."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from trees import (
     clip,
     constant_clip,
     expected,
+    in_case,
     params_for,
     traced_clip,
     tree_of,
@@ -26,18 +29,13 @@ def mixed_tree(size=1.0):
     return tree
 
 
-TREES = {  # float32 alone is everywhere else
+TREES = {  # float32 alone is everywhere else, and a mixed tree takes all limits below
     "bf16": lambda: tree_of(jnp.bfloat16),
     "f16": lambda: tree_of(jnp.float16),
     "c64": lambda: tree_of(jnp.complex64),
-    "mixed": mixed_tree,
 }
-LIMITS = {  # floats, and float32 arrays, are everywhere else
-    "int": 1,
-    "np64": np.float64(0.5),
-    "bf16": jnp.asarray(0.5, jnp.bfloat16),
-    "i32": jnp.asarray(1, jnp.int32),
-}
+KNOWN_LIMITS = [1000, np.float64(0.5), 0.0, np.inf]
+TRACED_LIMITS = [jnp.asarray(0.5, jnp.bfloat16), jnp.asarray(1, jnp.int32)]
 every_tree = pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 
 
@@ -55,19 +53,36 @@ def test_each_leaf_keeps_its_dtype(strategy, tree):
     assert_close(clipped, expected(strategy, updates, 0.5))
 
 
-@pytest.mark.parametrize("limit", LIMITS.values(), ids=LIMITS)
+@cache
+def mixed_clipped(strategy):
+    """A mixed tree, clipped to each limit."""
+
+    @jax.jit
+    def to_each(updates, traced):
+        return [clip(strategy, updates, limit) for limit in (*KNOWN_LIMITS, *traced)]
+
+    return to_each(mixed_tree(), TRACED_LIMITS)
+
+
 @every_strategy
-def test_a_limit_of_any_dtype_works_on_leaves_of_any_dtype(strategy, limit):
+def test_a_limit_of_any_dtype_works_on_leaves_of_any_dtype(strategy):
     updates = mixed_tree()
-    clipped = clip(strategy, updates, limit)
-    assert dtypes(clipped) == dtypes(updates)
-    assert_close(clipped, expected(strategy, updates, float(limit)))
+    limits = (*KNOWN_LIMITS, *TRACED_LIMITS)
+    for limit, clipped in zip(limits, mixed_clipped(strategy), strict=True):
+        with in_case(limit):
+            assert dtypes(clipped) == dtypes(updates)
+            assert_close(clipped, expected(strategy, updates, float(limit)))
 
 
 @every_tree
 @every_strategy
 def test_a_group_within_its_limit_keeps_its_bits_in_every_dtype(strategy, tree):
     assert_same_bits(traced_clip(strategy, tree(), 1e3), tree())
+
+
+@every_strategy
+def test_a_mixed_tree_within_its_limit_keeps_its_bits(strategy):
+    assert_same_bits(mixed_clipped(strategy)[KNOWN_LIMITS.index(1000)], mixed_tree())
 
 
 @every_strategy
@@ -96,8 +111,12 @@ def test_float64_beside_float16_keeps_both(strategy):
     with jax.enable_x64(True):
         updates = mixed_tree()
         updates["scale"] = jnp.asarray(0.7, jnp.float64)
-        for limit in (0.3, jnp.asarray(0.3, jnp.float64)):
-            clipped = constant_clip(strategy, updates, limit)
+
+        @jax.jit
+        def clipped_to_both(updates, limit):
+            return [clip(strategy, updates, one) for one in (0.3, limit)]
+
+        for clipped in clipped_to_both(updates, jnp.asarray(0.3, jnp.float64)):
             assert dtypes(clipped) == dtypes(updates)
             assert_close(clipped, expected(strategy, updates, 0.3))
 
@@ -106,11 +125,13 @@ def test_float64_beside_float16_keeps_both(strategy):
 def test_the_norm_of_many_small_leaves_is_not_rounded_to_their_dtype(strategy):
     """In bfloat16 a sum of ones stops at 256."""
     ones = [jnp.ones((), jnp.bfloat16)] * 8
-    for updates in (
-        [jnp.full((), 16, jnp.bfloat16), *ones],
-        jnp.ones(300, jnp.bfloat16),
-    ):
-        clipped = traced_clip(strategy, updates, 0.5)
+    trees = [[jnp.full((), 16, jnp.bfloat16), *ones], jnp.ones(300, jnp.bfloat16)]
+
+    @jax.jit
+    def each_clipped(trees, limit):
+        return [clip(strategy, updates, limit) for updates in trees]
+
+    for clipped, updates in zip(each_clipped(trees, 0.5), trees, strict=True):
         assert_close(clipped, expected(strategy, updates, 0.5))
 
 

@@ -1,12 +1,25 @@
 """The edge table: leaves and trees that are not ordinary arrays."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from trees import assert_close, assert_same_bits, clip, expected, traced_clip, tree_of
-from zoo import STRATEGIES, every_strategy, named
+from trees import (
+    as_limit,
+    assert_close,
+    assert_same_bits,
+    clip,
+    expected,
+    in_case,
+    start,
+    step,
+    traced_clip,
+    tree_of,
+)
+from zoo import STRATEGIES, every_scope_and_memory, every_strategy, named
 
 OTHERS = {
     "integer": lambda: jnp.arange(3),
@@ -40,55 +53,113 @@ def without_keys(leaf):
     return jax.random.key_data(leaf) if is_key else leaf
 
 
+def assert_passed(passed, others):
+    """Leaves that nobody clips are the same."""
+    for name, other in others.items():
+        with in_case(name):
+            assert_same_bits(without_keys(passed[name]), without_keys(other))
+
+
+def others():
+    """One leaf of each kind."""
+    return {name: other() for name, other in OTHERS.items()}
+
+
+def with_others():
+    """An ordinary tree, and beside it all that cannot be clipped.
+
+    What jit takes as an argument becomes an array.
+    """
+    made = {name: other() for name, other in OTHERS.items()}
+    arrays = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, int) else x, made)
+    empty = [jnp.zeros(shape) for shape in ((0,), (0, 3), (3, 0), (2, 0, 3))]
+    return {**tree_of(jnp.float32), "others": arrays, "zero-size": empty}
+
+
 @every_strategy
 def test_leaves_that_cannot_be_clipped_pass_through_uncounted(strategy):
-    updates = tree_of(jnp.float32)
-    others = {name: other() for name, other in OTHERS.items()}
+    updates = with_others()
     for limit in (0.3, 0.0):
-        clipped = clip(strategy, {**updates, "others": others}, limit)
-        passed = clipped.pop("others")
-        for name, other in others.items():
-            assert_same_bits(without_keys(passed[name]), without_keys(other))
-        assert_close(clipped, expected(strategy, updates, limit))
+        clipped = traced_clip(strategy, updates, limit)
+        assert_passed(clipped.pop("others"), updates["others"])
+        del clipped["zero-size"]
+        assert_close(clipped, expected(strategy, tree_of(jnp.float32), limit))
 
 
 @every_strategy
 def test_zero_size_leaves_pass_through_uncounted(strategy):
-    updates = tree_of(jnp.float32)
-    empty = [jnp.zeros(shape) for shape in ((0,), (0, 3), (3, 0), (2, 0, 3))]
-    clipped = clip(strategy, {**updates, "other": empty}, 0.3)
-    assert_same_bits(clipped.pop("other"), empty)
-    assert_close(clipped, expected(strategy, updates, 0.3))
+    updates = with_others()
+    clipped = traced_clip(strategy, updates, 0.3)
+    assert_same_bits(clipped["zero-size"], updates["zero-size"])
+    numbers = {key: clipped[key] for key in ("conv", "dense", "scale")}
+    assert_close(numbers, expected(strategy, tree_of(jnp.float32), 0.3))
 
 
-@pytest.mark.parametrize("tree", EMPTY_TREES.values(), ids=EMPTY_TREES)
+@every_scope_and_memory
+def test_leaves_that_cannot_be_clipped_pass_through_by_hand_too(strategy):
+    clipped = clip(strategy, {"x": jnp.ones(2), "others": others()}, 0.3)
+    assert_passed(clipped["others"], others())
+
+
 @every_strategy
-def test_a_tree_without_numbers_comes_back_as_it_was(strategy, tree):
+def test_a_tree_without_numbers_comes_back_as_it_was(strategy):
+    trees = {name: tree() for name, tree in EMPTY_TREES.items()}
+
+    @jax.jit
+    def all_clipped(limit):
+        return {name: clip(strategy, tree, limit) for name, tree in trees.items()}
+
     for limit in (0.0, 1.0, jnp.inf):
-        assert_same_bits(clip(strategy, tree(), limit), tree())
-    assert_same_bits(traced_clip(strategy, tree(), 0.0), tree())
+        for name, clipped in all_clipped(limit).items():
+            with in_case((name, limit)):
+                assert_same_bits(clipped, trees[name])
+
+
+@every_scope_and_memory
+def test_a_tree_without_numbers_comes_back_by_hand_too(strategy):
+    for name, tree in EMPTY_TREES.items():
+        with in_case(name):
+            assert_same_bits(clip(strategy, tree(), 1.0), tree())
 
 
 @every_strategy
 def test_a_bare_array_is_a_tree(strategy):
-    for array in (jnp.asarray(-2.0), jnp.arange(1.0, 4.0), jnp.ones((3, 2))):
-        for limit in (0.3, 100.0):
-            clipped = clip(strategy, array, limit)
+    arrays = (jnp.asarray(-2.0), jnp.arange(1.0, 4.0), jnp.ones((3, 2)))
+
+    @jax.jit
+    def each_clipped(limit):
+        return [clip(strategy, array, limit) for array in arrays]
+
+    for limit in (0.3, 100.0):
+        for clipped, array in zip(each_clipped(limit), arrays, strict=True):
             assert clipped.shape == array.shape
             assert_close(clipped, expected(strategy, array, limit))
 
 
+@cache
+def with_constants(strategy):
+    """Clip what is known while the program is traced, and so is no traced array.
+
+    One program for the two rows below, each of which looks at what is its own.
+    """
+    updates = {**jax.tree.map(np.asarray, tree_of(jnp.float32)), "gain": -0.75}
+    clipped = jax.jit(lambda limit: clip(strategy, updates, limit))(0.3)
+    names = ["conv", "dense", "dense", "gain", "scale"]
+    wanted = expected(strategy, updates, 0.3)
+    return list(zip(names, jax.tree.leaves(clipped), wanted, strict=True))
+
+
 @every_strategy
 def test_a_python_float_is_a_scalar_leaf(strategy):
-    updates = {"gain": -0.75, "w": jnp.arange(1.0, 4.0)}
-    assert_close(clip(strategy, updates, 0.3), expected(strategy, updates, 0.3))
+    ((got, want),) = [(a, b) for n, a, b in with_constants(strategy) if n == "gain"]
+    assert_close(got, want)
 
 
 @every_strategy
 def test_numpy_leaves_are_clipped_like_others(strategy):
-    updates = tree_of(jnp.float32)
-    as_numpy = jax.tree.map(np.asarray, updates)
-    assert_close(clip(strategy, as_numpy, 0.3), expected(strategy, updates, 0.3))
+    for name, got, want in with_constants(strategy):
+        if name != "gain":
+            assert_close(got, want)
 
 
 needing_params = pytest.mark.parametrize(
@@ -99,7 +170,7 @@ needing_params = pytest.mark.parametrize(
 @needing_params
 def test_missing_params_are_asked_for(strategy):
     updates, transformation = tree_of(jnp.float32), strategy.make(1.0)
-    state = transformation.init(updates)
+    state = start(strategy, updates)
     with pytest.raises(ValueError, match="params"):
         transformation.update(updates, state)
 
@@ -107,7 +178,7 @@ def test_missing_params_are_asked_for(strategy):
 @needing_params
 def test_params_of_another_structure_are_refused(strategy):
     updates, transformation = tree_of(jnp.float32), strategy.make(1.0)
-    state = transformation.init(updates)
+    state = start(strategy, updates)
     deeper = {**updates, "conv": {"kernel": updates["conv"]}}
     fewer = {"conv": updates["conv"]}
     for params in (fewer, deeper, [updates], list(updates.values()), updates["conv"]):
@@ -118,7 +189,7 @@ def test_params_of_another_structure_are_refused(strategy):
 @needing_params
 def test_params_in_a_container_are_no_params_of_a_bare_array(strategy):
     array, transformation = jnp.ones((3, 2)), strategy.make(1.0)
-    state = transformation.init(array)
+    state = start(strategy, array)
     with pytest.raises(ValueError, match="needs params of the same structure as the "):
         transformation.update(array, state, {"w": array})
 
@@ -127,6 +198,7 @@ def test_params_in_a_container_are_no_params_of_a_bare_array(strategy):
     "strategy", [s for s in STRATEGIES if not s.needs_params], ids=named
 )
 def test_a_strategy_that_needs_no_params_takes_none(strategy):
-    updates, transformation = tree_of(jnp.float32), strategy.make(0.3)
-    clipped, _ = transformation.update(updates, transformation.init(updates))
+    updates = tree_of(jnp.float32)
+    state = start(strategy, updates)
+    clipped, _ = step(strategy, updates, state, None, as_limit(0.3))
     assert_close(clipped, expected(strategy, updates, 0.3))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from trees import assert_close, expected, params_for
+from trees import as_limit, assert_close, expected, params_for, start, step
 from zoo import every_strategy
 
 import optaxclip
@@ -50,9 +50,9 @@ def placed(tree, mesh):
 @cache
 def on_one_device(strategy):
     """What clipping gives where there is no mesh: updates and state."""
-    updates, transformation = sharded_tree(), strategy.make(0.2)
+    updates = sharded_tree()
     params = params_for(updates)
-    return jax.jit(transformation.update)(updates, transformation.init(params), params)
+    return step(strategy, updates, start(strategy, params), params, as_limit(0.2))
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
@@ -61,16 +61,16 @@ def test_under_jit_sharded_updates_are_clipped_as_on_one_device(strategy, axis_t
     updates, mesh = sharded_tree(), mesh_of(axis_type)
     transformation = strategy.make(0.2)
     wanted = expected(strategy, updates, 0.2)
-    _, wanted_state = on_one_device(strategy)
+    wanted_state = jax.eval_shape(transformation.init, params_for(updates))
     with jax.set_mesh(mesh):
         on_mesh = placed(updates, mesh)
         params = placed(params_for(updates), mesh)
-        state = transformation.init(params)
+        first = jax.jit(transformation.init)(params)
         update = jax.jit(transformation.update)
-        clipped, state = update(on_mesh, state, params)
+        clipped, state = update(on_mesh, first, params)
         jax.eval_shape(update, on_mesh, state, params)  # the state goes in again
         updates["conv"] = updates["conv"].at[0, 3, 0].set(jnp.nan)
-        with_nan, _ = update(placed(updates, mesh), transformation.init(params), params)
+        with_nan, _ = update(placed(updates, mesh), first, params)
     assert_close(with_nan, expected(strategy, updates, 0.2))
     assert_close(clipped, wanted)
     for got, had in zip(
@@ -113,11 +113,17 @@ def in_shard_map(transformation, **options):
     )
 
 
+@cache
+def checked(strategy):
+    """Clip in shard_map, where JAX knows what varies; compiled once."""
+    return in_shard_map(strategy.make(0.2, axis_name="x"))
+
+
 @every_strategy
 def test_in_shard_map_an_axis_name_counts_every_leaf_once(strategy):
     updates = sharded_tree()
-    update = in_shard_map(strategy.make(0.2, axis_name="x"))
-    assert_close(update(updates, params_for(updates)), on_one_device(strategy))
+    clipped = checked(strategy)(updates, params_for(updates))
+    assert_close(clipped, on_one_device(strategy))
 
 
 @every_strategy
@@ -132,9 +138,8 @@ def test_in_shard_map_extremes_and_nan_are_as_on_one_device(strategy):
     updates = sharded_tree()
     updates["dense"]["kernel"] = updates["dense"]["kernel"] * 1e20
     params = params_for(updates)
-    update = in_shard_map(strategy.make(0.2, axis_name="x"))
     for _ in range(2):
-        clipped, _ = update(updates, params)
+        clipped, _ = checked(strategy)(updates, params)
         assert_close(clipped, expected(strategy, updates, 0.2))
         updates["conv"] = updates["conv"].at[0, 3, 0].set(jnp.nan)
 

@@ -1,11 +1,21 @@
 """The edge table: every place where optax may put a transformation."""
 
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from trees import assert_close, assert_same_bits, expected, params_for, tree_of
+from trees import (
+    assert_close,
+    assert_same_bits,
+    expected,
+    params_for,
+    result_of,
+    together,
+    tree_of,
+)
 from zoo import every_strategy
 
 import optaxclip
@@ -18,41 +28,125 @@ def promoting():
     return jax.numpy_dtype_promotion("standard")
 
 
-def updated(transformation, updates):
+def once(transformation, updates, params):
     """One update from a fresh state."""
-    params = params_for(updates)
+    return transformation.update(updates, transformation.init(params), params)[0]
+
+
+def doubled(tree):
+    return jax.tree.map(lambda x: 2 * x, tree)
+
+
+MASK = {"conv": False, "dense": True, "scale": True}
+LABELS_OF_PARTS = {"conv": "tight", "dense": "loose", "scale": "tight"}
+
+
+def in_a_chain(strategy, updates, params):
+    chain = optax.chain(optax.scale(2.0), strategy.make(LIMIT), optax.scale(-0.5))
+    return once(chain, updates, params)
+
+
+def masked(strategy, updates, params):
+    """By a tree, and by a function that gives one."""
+    return [
+        once(optax.masked(strategy.make(LIMIT), chosen), updates, params)
+        for chosen in (MASK, lambda _: MASK)
+    ]
+
+
+def partitioned(strategy, updates, params):
+    limits = {"tight": strategy.make(0.1), "loose": strategy.make(0.4)}
+    return once(optax.partition(limits, LABELS_OF_PARTS), updates, params)
+
+
+def injected(strategy, updates, params):
+    """With the first limit, and with another one that was set in the state."""
+    outer = optax.inject_hyperparams(lambda limit: strategy.make(limit))(LIMIT)
+    first, state = outer.update(updates, outer.init(params), params)
+    state.hyperparams["limit"] = jnp.asarray(0.05, jnp.float32)
+    return first, outer.update(updates, state, params)[0]
+
+
+def in_multi_steps(strategy, updates, params):
+    """Of two steps, the second with updates twice as large."""
+    outer = optax.MultiSteps(strategy.make(LIMIT), every_k_schedule=2)
+    first, state = outer.update(updates, outer.init(params), params)
+    return first, outer.update(doubled(updates), state, params)[0]
+
+
+def applied_if_finite(strategy, updates, params):
+    """A good step and a bad one, and the state before and after the bad one."""
+    outer = optax.apply_if_finite(strategy.make(LIMIT), 3)
+    bad = {**updates, "scale": jnp.asarray(jnp.nan)}
+    good_step, before = outer.update(updates, outer.init(params), params)
+    bad_step, after = outer.update(bad, before, params)
+    return good_step, bad_step, before.inner_state, after.inner_state
+
+
+def loss(params):
+    return sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
+
+
+def trained(strategy, updates, params):
+    """The loss before and after five steps: chain, jit, apply_updates."""
+    del params
+    optimizer = optax.chain(strategy.make(1.0), optax.adam(0.1))
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    first = doubled(updates)
+    (last, _), _ = jax.lax.scan(step, (first, optimizer.init(first)), length=5)
+    return loss(first), loss(last)
+
+
+PLACES = (
+    in_a_chain,
+    masked,
+    partitioned,
+    injected,
+    in_multi_steps,
+    applied_if_finite,
+    trained,
+)
+
+
+@cache
+def everywhere(strategy):
+    """What the strategy does in each place, as one program."""
+    programs = {place: partial(place, strategy) for place in PLACES}
+    updates = tree_of(jnp.float32)
     with promoting():
-        return transformation.update(updates, transformation.init(params), params)[0]
+        return together(programs, updates, params_for(updates))
+
+
+def found(place, strategy):
+    """What the strategy does in one place."""
+    return result_of(everywhere(strategy), place)
 
 
 @every_strategy
 def test_in_a_chain_it_clips_what_the_earlier_ones_give(strategy):
-    updates = tree_of(jnp.float32)
-    chain = optax.chain(optax.scale(2.0), strategy.make(LIMIT), optax.scale(-0.5))
-    doubled = jax.tree.map(lambda x: 2 * x, updates)
-    wanted = [-0.5 * x for x in expected(strategy, doubled, LIMIT)]
-    assert_close(updated(chain, updates), wanted)
+    twice = doubled(tree_of(jnp.float32))
+    wanted = [-0.5 * x for x in expected(strategy, twice, LIMIT)]
+    assert_close(found(in_a_chain, strategy), wanted)
 
 
 @every_strategy
 def test_under_masked_it_measures_and_clips_the_chosen_leaves_alone(strategy):
     updates = tree_of(jnp.float32)
-    mask = {"conv": False, "dense": True, "scale": True}
-    for chosen in (mask, lambda _: mask):
-        clipped = updated(optax.masked(strategy.make(LIMIT), chosen), updates)
-        assert_same_bits(clipped.pop("conv"), updates["conv"])
-        inside = {key: updates[key] for key in ("dense", "scale")}
-        assert_close(clipped, expected(strategy, inside, LIMIT))
+    inside = {key: updates[key] for key in ("dense", "scale")}
+    for clipped in found(masked, strategy):
+        left = {key: x for key, x in clipped.items() if key != "conv"}
+        assert_same_bits(clipped["conv"], updates["conv"])
+        assert_close(left, expected(strategy, inside, LIMIT))
 
 
 @every_strategy
 def test_under_partition_each_part_is_clipped_alone(strategy):
-    updates = tree_of(jnp.float32)
-    labels = {"conv": "tight", "dense": "loose", "scale": "tight"}
-    parts = optax.partition(
-        {"tight": strategy.make(0.1), "loose": strategy.make(0.4)}, labels
-    )
-    clipped = updated(parts, updates)
+    updates, clipped = tree_of(jnp.float32), found(partitioned, strategy)
     for limit, keys in ((0.1, ("conv", "scale")), (0.4, ("dense",))):
         part = {key: updates[key] for key in keys}
         assert_close(
@@ -63,15 +157,33 @@ def test_under_partition_each_part_is_clipped_alone(strategy):
 @every_strategy
 def test_inject_hyperparams_sets_the_limit(strategy):
     updates = tree_of(jnp.float32)
-    params = params_for(updates)
-    with promoting():
-        injected = optax.inject_hyperparams(lambda limit: strategy.make(limit))(LIMIT)
-        state, update = injected.init(params), jax.jit(injected.update)
-        clipped, state = update(updates, state, params)
-        assert_close(clipped, expected(strategy, updates, LIMIT))
-        state.hyperparams["limit"] = jnp.asarray(0.05, jnp.float32)
-        clipped, state = update(updates, state, params)
-    assert_close(clipped, expected(strategy, updates, 0.05))
+    for clipped, limit in zip(found(injected, strategy), (LIMIT, 0.05), strict=True):
+        assert_close(clipped, expected(strategy, updates, limit))
+
+
+@every_strategy
+def test_under_multi_steps_the_mean_is_clipped(strategy):
+    updates = tree_of(jnp.float32)
+    first, second = found(in_multi_steps, strategy)
+    for leaf in jax.tree.leaves(first):
+        np.testing.assert_array_equal(leaf, 0.0)
+    mean = jax.tree.map(lambda x: 1.5 * x, updates)
+    assert_close(second, expected(strategy, mean, LIMIT))
+
+
+@every_strategy
+def test_under_apply_if_finite_a_bad_step_leaves_no_trace(strategy):
+    good_step, bad_step, before, after = found(applied_if_finite, strategy)
+    assert_close(good_step, expected(strategy, tree_of(jnp.float32), LIMIT))
+    for leaf in jax.tree.leaves(bad_step):
+        np.testing.assert_array_equal(leaf, 0.0)
+    assert_same_bits(after, before)
+
+
+@every_strategy
+def test_before_an_optimizer_it_trains(strategy):
+    before, after = found(trained, strategy)
+    assert after < before / 2
 
 
 LABELS = {"conv": "a", "dense": "b", "scale": "a"}
@@ -104,59 +216,12 @@ FACTORIES = [
 def test_inject_hyperparams_takes_a_factory_as_it_is(factory, limit):
     """With every default in place and no static_args."""
     updates = tree_of(jnp.float32)
-    injected = updated(optax.inject_hyperparams(factory)(**limit), updates)
-    assert_close(injected, updated(factory(**limit), updates))
-
-
-@every_strategy
-def test_under_multi_steps_the_mean_is_clipped(strategy):
-    several = [tree_of(jnp.float32), tree_of(jnp.float32, 2.0)]
-    params = params_for(several[0])
-    mean = jax.tree.map(lambda x: 1.5 * x, several[0])
-    with promoting():
-        steps = optax.MultiSteps(strategy.make(LIMIT), every_k_schedule=2)
-        state, update = steps.init(params), jax.jit(steps.update)
-        clipped, state = update(several[0], state, params)
-        for leaf in jax.tree.leaves(clipped):
-            np.testing.assert_array_equal(leaf, 0.0)
-        clipped, state = update(several[1], state, params)
-    assert_close(clipped, expected(strategy, mean, LIMIT))
-
-
-@every_strategy
-def test_under_apply_if_finite_a_bad_step_leaves_no_trace(strategy):
-    updates = tree_of(jnp.float32)
     params = params_for(updates)
-    bad = {**updates, "scale": jnp.asarray(jnp.nan)}
-    with promoting():
-        guarded = optax.apply_if_finite(strategy.make(LIMIT), 3)
-        state, update = guarded.init(params), jax.jit(guarded.update)
-        clipped, state = update(updates, state, params)
-        assert_close(clipped, expected(strategy, updates, LIMIT))
-        inner = state.inner_state
-        skipped, state = update(bad, state, params)
-        for leaf in jax.tree.leaves(skipped):
-            np.testing.assert_array_equal(leaf, 0.0)
-        assert_same_bits(state.inner_state, inner)
-
-
-@every_strategy
-def test_before_an_optimizer_it_trains(strategy):
-    """The whole way: chain, jit, apply_updates."""
-    params = tree_of(jnp.float32, 2.0)
-    optimizer = optax.chain(strategy.make(1.0), optax.adam(0.1))
-
-    def loss(params):
-        return sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
+    injected = optax.inject_hyperparams(factory)(**limit)
 
     @jax.jit
-    def step(params, state):
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, updates), state
+    def both(updates, params):
+        return once(injected, updates, params), once(factory(**limit), updates, params)
 
-    before = loss(params)
     with promoting():
-        state = optimizer.init(params)
-        for _ in range(5):
-            params, state = step(params, state)
-    assert loss(params) < before / 2
+        assert_close(*both(updates, params))

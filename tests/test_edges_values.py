@@ -7,43 +7,44 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from trees import (
+    as_limit,
     assert_close,
     assert_same_bits,
     clip,
     expected,
+    in_case,
     params_for,
+    step,
     traced_clip,
     tree_of,
     wide,
 )
-from zoo import every_strategy
+from zoo import every_scope_and_memory, every_strategy
 
 import optaxclip
 
-both_ways = pytest.mark.parametrize("run", [clip, traced_clip], ids=["eager", "traced"])
 
-
-@both_ways
 @every_strategy
-def test_ordinary_values_are_clipped_as_float64_would(strategy, run):
+def test_ordinary_values_are_clipped_as_float64_would(strategy):
     updates = tree_of(jnp.float32)
     for limit in (0.3, 1.0, 30.0):
-        assert_close(run(strategy, updates, limit), expected(strategy, updates, limit))
+        with in_case(limit):
+            clipped = traced_clip(strategy, updates, limit)
+            assert_close(clipped, expected(strategy, updates, limit))
 
 
-@both_ways
 @every_strategy
-def test_a_group_within_its_limit_keeps_its_bits(strategy, run):
+def test_a_group_within_its_limit_keeps_its_bits(strategy):
     updates = tree_of(jnp.float32)
-    assert_same_bits(run(strategy, updates, 1e3), updates)
+    assert_same_bits(traced_clip(strategy, updates, 1e3), updates)
 
 
-@both_ways
 @every_strategy
-def test_zero_updates_stay_zero(strategy, run):
+def test_zero_updates_stay_zero(strategy):
     zeros = jax.tree.map(jnp.zeros_like, tree_of(jnp.float32))
     for limit in (0.0, 1.0, jnp.inf):
-        assert_same_bits(run(strategy, zeros, limit), zeros)
+        with in_case(limit):
+            assert_same_bits(traced_clip(strategy, zeros, limit), zeros)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -70,30 +71,28 @@ def test_the_derivative_is_finite_at_limit_zero_and_at_a_zero_leaf(strategy):
             assert np.isfinite(leaf).all(), limit
 
 
-@both_ways
 @every_strategy
-def test_limit_zero_gives_zeros(strategy, run):
-    for leaf in jax.tree.leaves(run(strategy, tree_of(jnp.float32), 0.0)):
+def test_limit_zero_gives_zeros(strategy):
+    for leaf in jax.tree.leaves(traced_clip(strategy, tree_of(jnp.float32), 0.0)):
         np.testing.assert_array_equal(leaf, 0.0)
 
 
-@both_ways
 @every_strategy
-def test_limit_inf_changes_no_bit_even_of_inf_and_nan(strategy, run):
+def test_limit_inf_changes_no_bit_even_of_inf_and_nan(strategy):
     updates = tree_of(jnp.float32)
-    assert_same_bits(run(strategy, updates, jnp.inf), updates)
+    assert_same_bits(traced_clip(strategy, updates, jnp.inf), updates)
     updates["conv"] = updates["conv"].at[0, 0, 0].set(jnp.inf)
     updates["dense"]["bias"] = updates["dense"]["bias"].at[1].set(-jnp.inf)
-    assert_same_bits(run(strategy, updates, jnp.inf), updates)
+    assert_same_bits(traced_clip(strategy, updates, jnp.inf), updates)
     updates["scale"] = jnp.full_like(updates["scale"], jnp.nan)
-    assert_same_bits(run(strategy, updates, jnp.inf), updates)
+    assert_same_bits(traced_clip(strategy, updates, jnp.inf), updates)
 
 
-@pytest.mark.parametrize("limit", [-1.0, -1, float("-inf"), float("nan")])
 @every_strategy
-def test_a_negative_or_nan_limit_is_refused_at_construction(strategy, limit):
-    with pytest.raises(ValueError, match=strategy.limit):
-        strategy.make(limit)
+def test_a_negative_or_nan_limit_is_refused_at_construction(strategy):
+    for limit in (-1.0, -1, float("-inf"), float("nan")):
+        with in_case(limit), pytest.raises(ValueError, match=strategy.limit):
+            strategy.make(limit)
 
 
 @every_strategy
@@ -122,12 +121,13 @@ EXTREMES = [
 ]
 
 
-@pytest.mark.parametrize(("dtype", "size", "limit"), EXTREMES)
 @every_strategy
-def test_finite_extremes_are_clipped_as_float64_would(strategy, dtype, size, limit):
-    updates = tree_of(dtype, size)
-    clipped = traced_clip(strategy, updates, limit)
-    assert_close(clipped, expected(strategy, updates, limit))
+def test_finite_extremes_are_clipped_as_float64_would(strategy):
+    for dtype, size, limit in EXTREMES:
+        with in_case((dtype, size, limit)):
+            updates = tree_of(dtype, size)
+            clipped = traced_clip(strategy, updates, limit)
+            assert_close(clipped, expected(strategy, updates, limit))
 
 
 @every_strategy
@@ -150,27 +150,43 @@ def with_a_bad_element(bad):
     return {**updates, "conv": updates["conv"].at[0, 1, 2].set(bad)}
 
 
-@both_ways
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 @every_strategy
-def test_a_bad_element_makes_its_whole_group_nan_and_no_other(strategy, bad, run):
-    updates = with_a_bad_element(bad)
-    for limit in (0.5, 1e3):
-        assert_close(run(strategy, updates, limit), expected(strategy, updates, limit))
+def test_a_bad_element_makes_its_whole_group_nan_and_no_other(strategy):
+    for bad in (jnp.nan, jnp.inf, -jnp.inf):
+        updates = with_a_bad_element(bad)
+        for limit in (0.5, 1e3):
+            with in_case((bad, limit)):
+                clipped = traced_clip(strategy, updates, limit)
+                assert_close(clipped, expected(strategy, updates, limit))
 
 
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 @every_strategy
-def test_what_a_bad_element_leaves_alone_keeps_its_bits(strategy, bad):
-    updates = with_a_bad_element(bad)
-    for got, had, want in zip(
-        jax.tree.leaves(traced_clip(strategy, updates, 1e3)),
-        jax.tree.leaves(updates),
-        expected(strategy, updates, 1e3),
-        strict=True,
-    ):
-        alone = np.isfinite(had) & ~np.isnan(want)
-        np.testing.assert_array_equal(np.asarray(got)[alone], np.asarray(had)[alone])
+def test_what_a_bad_element_leaves_alone_keeps_its_bits(strategy):
+    for bad in (jnp.nan, jnp.inf):
+        updates = with_a_bad_element(bad)
+        for got, had, want in zip(
+            jax.tree.leaves(traced_clip(strategy, updates, 1e3)),
+            jax.tree.leaves(updates),
+            expected(strategy, updates, 1e3),
+            strict=True,
+        ):
+            alone = np.isfinite(had) & ~np.isnan(want)
+            kept, own = np.asarray(got)[alone], np.asarray(had)[alone]
+            np.testing.assert_array_equal(kept, own, str(bad))
+
+
+@every_scope_and_memory
+def test_a_clip_by_hand_gives_what_a_jitted_one_gives(strategy):
+    """Eagerly, as one tries things out: every step of it is a program of its own."""
+    ordinary, bad = tree_of(jnp.float32), with_a_bad_element(jnp.nan)
+    transformation = strategy.make(0.3)
+    params = params_for(ordinary)
+    state = traced = transformation.init(params)
+    for updates in (ordinary, bad):
+        clipped, state = transformation.update(updates, state, params)
+        wanted, traced = step(strategy, updates, traced, params, as_limit(0.3))
+        assert_close(clipped, wanted)
+        assert_close(state, traced)
 
 
 @pytest.mark.parametrize("order", [1, 1.0, 1.5, 2, 3, 7.5, jnp.inf])

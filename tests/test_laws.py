@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from trees import traced_clip, wide
+from trees import SHAPES, params_for, traced_clip, tree_of, wide
 from zoo import every_strategy
 
 EPS = float(jnp.finfo(jnp.float32).eps)
@@ -16,17 +16,21 @@ numbers = st.one_of(
     st.floats(2.0**-10, 2.0**10, width=32),
     st.floats(-(2.0**10), -(2.0**-10), width=32),
 )
-updates_of_any_size = st.fixed_dictionaries(
-    {
-        "bias": arrays(np.float32, (4,), elements=numbers),
-        "kernel": arrays(np.float32, (3, 2), elements=numbers),
-    }
-)
+
+
+def with_shapes(tree):
+    """The tree of the other rows, whose compiled programs serve here too."""
+    if isinstance(tree, dict):
+        return st.fixed_dictionaries({k: with_shapes(v) for k, v in tree.items()})
+    return arrays(np.float32, tree, elements=numbers)
+
+
+updates_of_any_size = with_shapes(SHAPES)
 limits = st.floats(2.0**-10, 2.0**14, width=32)
 anything = given(updates=updates_of_any_size, limit=limits)
 
 
-PARAMS = [np.full((4,), 2.0), np.full((3, 2), 2.0)]  # what traced_clip clips beside
+PARAMS = [wide(x) for x in jax.tree.leaves(params_for(tree_of(jnp.float32)))]
 
 
 def leaves(tree):

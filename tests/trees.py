@@ -1,5 +1,6 @@
 """The small trees of the matrix, the ways to clip them, and how results compare."""
 
+from contextlib import contextmanager
 from functools import partial
 
 import chex
@@ -36,7 +37,7 @@ def params_for(updates):
 
 
 def clip(strategy, updates, limit, params=None, **options):
-    """Clip once, eagerly; a number as limit is known at construction."""
+    """Clip once, eagerly or in a trace; a number as limit is known at construction."""
     params = params_for(updates) if params is None else params
     transformation = strategy.make(limit, **options)
     return transformation.update(updates, transformation.init(params), params)[0]
@@ -49,14 +50,61 @@ def constant_clip(strategy, updates, limit, params=None):
 
 
 @partial(jax.jit, static_argnums=0)
-def _traced(strategy, updates, limit, params):
-    return clip(strategy, updates, limit, params)
+def start(strategy, params):
+    """The first state, under jit."""
+    return strategy.make(1.0).init(params)
+
+
+@partial(jax.jit, static_argnums=0)
+def step(strategy, updates, state, params, limit):
+    """One step under jit with a traced limit: one program for each kind of tree."""
+    return strategy.make(limit).update(updates, state, params)
+
+
+def as_limit(limit):
+    """A limit that can be traced: float32, if it is a number."""
+    return limit if isinstance(limit, jax.Array) else jnp.asarray(limit, jnp.float32)
 
 
 def traced_clip(strategy, updates, limit):
-    """Clip once, under jit, with a traced limit: float32, if it is a number."""
-    limit = limit if isinstance(limit, jax.Array) else jnp.asarray(limit, jnp.float32)
-    return _traced(strategy, updates, limit, params_for(updates))
+    """Clip once, under jit, with a traced limit."""
+    params = params_for(updates)
+    state = start(strategy, params)
+    return step(strategy, updates, state, params, as_limit(limit))[0]
+
+
+def together(programs, *args):
+    """Call functions of the same arguments as one program, which compiles sooner.
+
+    What fails while it is traced fails alone: its exception stands for its result.
+    """
+    results, sound = {}, {}
+    for name, program in programs.items():
+        jitted = jax.jit(program)
+        try:
+            jitted.eval_shape(*args)
+            sound[name] = jitted
+        except Exception as error:
+            results[name] = error
+    run = jax.jit(lambda *args: [call(*args) for call in sound.values()])
+    return results | dict(zip(sound, run(*args), strict=True))
+
+
+def result_of(results, name):
+    """One result of `together`."""
+    if isinstance(results[name], Exception):
+        raise results[name]
+    return results[name]
+
+
+@contextmanager
+def in_case(case):
+    """Say of a loop's failure in which case it was."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"in the case of {case}")
+        raise
 
 
 def wide(leaf):

@@ -68,6 +68,7 @@ SOFT = exempt(
     "it bends values below the limit too",
     "test_a_group_within_its_limit_keeps_its_bits",
     "test_a_group_within_its_limit_keeps_its_bits_in_every_dtype",
+    "test_a_mixed_tree_within_its_limit_keeps_its_bits",
     "test_tiny_values_within_the_limit_keep_their_bits",
     "test_what_a_bad_element_leaves_alone_keeps_its_bits",
     "test_clipping_twice_is_clipping_once",
@@ -449,4 +450,34 @@ def every_strategy(row):
     """Ask a row of every strategy that is not exempt from it."""
     ROWS[row.__name__] = row
     asked = [s for s in STRATEGIES if row.__name__ not in s.exempt]
+    return pytest.mark.parametrize("strategy", asked, ids=named)(row)
+
+
+# One for each scope, each kind of memory and each module that goes a way of its own.
+REPRESENTATIVES = {
+    "clip_value",
+    "clip_global_norm",
+    "clip_tensor_norm",
+    "clip_unit_norm",
+    "clip_group_norm",
+    "autoclip",
+    "zclip",
+    "adagc",
+    "aggc",
+    "quantile_clip",
+    "greedy_clip",
+    "spam_clip",
+    "clippy",
+    "scale_by_stable_adam",
+    "error_feedback",
+    "skip_nonfinite",
+    "clip_singular_values",
+    "clip_weights",
+}
+
+
+def every_scope_and_memory(row):
+    """Ask a row of one strategy for each scope and each kind of memory."""
+    ROWS[row.__name__] = row
+    asked = [s for s in STRATEGIES if s.name in REPRESENTATIVES]
     return pytest.mark.parametrize("strategy", asked, ids=named)(row)
