@@ -18,12 +18,12 @@ def opened(traced: Traced) -> tuple[Jaxpr, Sequence[Any]]:
     return getattr(traced, "jaxpr", traced), getattr(traced, "consts", ())
 
 
-def programs_in(eqn: JaxprEqn) -> list[Any]:
-    """Find the programs that an equation carries, or what it carries holds."""
+def is_call(eqn: JaxprEqn) -> bool:
+    """Tell whether an equation carries a program, or what it carries holds one."""
     found: list[Any] = []
     for param in eqn.params.values():
         found += param if isinstance(param, tuple | list) else (param,)
-    return [each for each in found if hasattr(opened(each)[0], "eqns")]
+    return any(isinstance(getattr(each, "jaxpr", each), Jaxpr) for each in found)
 
 
 def program_of(eqn: JaxprEqn) -> Traced:
