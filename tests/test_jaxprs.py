@@ -84,11 +84,17 @@ def traced_before(params, x):
     return jnp.sum(jax.jit(layers).trace(params, x)(params, x) ** 2)
 
 
+def test_a_gradient_by_the_input_is_a_closed_call():
+    params, x = jnp.ones((2, 8, 8)), jnp.ones((3, 8))
+    primitives = str(jax.make_jaxpr(jax.grad(by_the_slope))(params, x))
+    assert "closed_call" in primitives or "eval_jaxpr" in primitives
+
+
 @pytest.mark.parametrize("loss", [by_the_slope, traced_before])
 def test_products_inside_a_closed_call_are_found(loss, capsys):
+    if loss is traced_before and "__call__" not in vars(jax.stages.Traced):
+        pytest.skip("this JAX calls nothing that it traced before")
     params, x = random(0, 2, 64, 64, scale=0.1), random(1, 2, 3, 64)
-    primitives = str(jax.make_jaxpr(jax.grad(by_the_slope))(params, x[0]))
-    assert "closed_call" in primitives or "eval_jaxpr" in primitives
     assert told(capsys, loss, params, x[0])[0] == "inner products"
     assert is_right(loss, params, x)
 
