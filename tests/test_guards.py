@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import Jaxpr
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from trees import assert_same_bits, tree_of
 from unchecked import unchecked
 
 import optaxclip
+from optaxclip import jaxprs
+from optaxclip.guards import holding
 
 GUARDS = {
     "skip_nonfinite": optaxclip.skip_nonfinite,
@@ -116,6 +119,61 @@ def test_a_guard_holds_no_second_copy_of_the_state(guard):
     parameters = sum(x.nbytes for x in params.values())
     assert memory is not None
     assert memory.temp_size_in_bytes < parameters / 2
+
+
+# A class that only newer ones of JAX give a public name.
+DEBUG_INFO = type(jaxprs.opened(jax.make_jaxpr(lambda: ())())[0].debug_info)
+
+
+def refused(*args, **options):
+    raise TypeError("replace() got an unexpected keyword argument")
+
+
+def another_jax(change):
+    """Cut as in a JAX where something that it does not document is otherwise."""
+
+    def cut(*args):
+        with pytest.MonkeyPatch.context() as patch:
+            change(patch)
+            parts = jaxprs.cut(*args)
+        assert parts is None
+        return parts
+
+    return cut
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setattr(Jaxpr, "replace", refused),
+        lambda patch: patch.delattr(Jaxpr, "replace"),
+        lambda patch: patch.delattr(DEBUG_INFO, "with_unknown_names"),
+    ],
+    ids=["other arguments", "no replace", "other names"],
+)
+def test_where_jax_lets_no_program_be_cut_a_guard_does_the_same(change, monkeypatch):
+    guard = optaxclip.skip_nonfinite
+    several = [mixed(), broken(mixed(), jnp.nan), mixed(), mixed()]
+    wanted, wanted_state = steps_of(guard(noisy()), several)
+    monkeypatch.setattr(holding, "cut", another_jax(change))
+    got, state = steps_of(guard(noisy()), several)
+    assert_same_bits(got, wanted)
+    assert_same_bits(bits(state), bits(wanted_state))
+
+
+@pytest.mark.parametrize("error", [AttributeError, TypeError, NotImplementedError])
+@every_guard
+def test_an_error_of_the_optimizer_inside_comes_through(guard, error):
+    """Also one of the kinds that tell that a program cannot be cut."""
+    own = error("of the optimizer inside")
+
+    def update(updates, state, params=None):
+        raise own
+
+    optimizer = guard(optax.GradientTransformation(lambda params: ONE, update))
+    with pytest.raises(error) as caught:
+        jax.jit(optimizer.update)(ONE, optimizer.init(ONE))
+    assert caught.value is own
 
 
 @pytest.mark.parametrize("wrong", [optax.adam, None, "adam"])

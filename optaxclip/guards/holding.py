@@ -4,16 +4,19 @@ To choose between the old state and the new one in the end, XLA has to keep both
 copies what was donated. So each array of the state is chosen as soon as it is known,
 and what follows from it is computed from the chosen one. Where the new one is taken
 that is the same, bit for bit; where the old one is held the rest is of no use anyway.
+Where JAX does not let us cut a program for that, the copy is the price.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import Literal, jaxpr_as_fun
 from jaxtyping import Array, Bool, PyTree
+
+from optaxclip.jaxprs import Traced, cut, opened
 
 
 def held_if(
@@ -41,34 +44,16 @@ def held_if(
         # What is no array of JAX's, such as float0, is handed on beside the program.
         return [x for x in leaves if isinstance(x, jax.Array)], new
 
-    closed, (computed, new) = jax.make_jaxpr(staged, return_shape=True)(state)
-    program: Any = getattr(closed, "jaxpr", closed)  # one class since JAX 0.12
-    results = program.outvars[: len(computed)]
-    before, after = jax.tree.leaves(state), program.outvars[len(computed) :]
-    old = {id(atom): was for atom, was in zip(after, before, strict=True)}
-    known = dict(zip(program.invars, before, strict=True))
-    known |= zip(program.constvars, getattr(closed, "consts", ()), strict=True)
-    chosen: dict[int, Array] = {}
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else known[atom]
-
-    for part in _parts(program, old.keys()):
-        found = jaxpr_as_fun(ClosedJaxpr(part, ()))(*map(read, part.invars))
-        for atom, value in zip(part.outvars, found, strict=True):
-            was = old.get(id(atom))
-            choice = value if was is None else jnp.where(hold, was, value)
-            # In the end only, if it changes the type, as of what a mesh varies over.
-            fits = jax.typeof(choice) == jax.typeof(value)
-            known[atom] = choice if fits else value
-            if was is not None and fits:
-                chosen[id(atom)] = was
-
-    kept = [
-        read(atom) if chosen.get(id(atom)) is was else jnp.where(hold, was, read(atom))
-        for was, atom in zip(before, after, strict=True)
-    ]
-    values = iter([read(atom) for atom in results])
+    traced, (computed, new) = jax.make_jaxpr(staged, return_shape=True)(state)
+    before = jax.tree.leaves(state)
+    after = opened(traced)[0].outvars[len(computed) :]
+    parts = cut(traced, set(map(id, after)))
+    if parts is None:
+        found = jaxpr_as_fun(traced)(*before)
+        kept = keep_if(hold, before, found[len(computed) :])
+    else:
+        found, kept = _held_on_the_way(hold, traced, parts, before)
+    values = iter(found)
     leaves, structure = given
     return (
         structure.unflatten(
@@ -83,30 +68,39 @@ def keep_if(hold: Bool[Array, ""], before: PyTree, after: PyTree) -> PyTree:
     return jax.tree.map(lambda old, new: jnp.where(hold, old, new), before, after)
 
 
-def _variables(atoms: Iterable[Any]) -> list[Any]:
-    return [x for x in atoms if not isinstance(x, Literal)]
+def _held_on_the_way(
+    hold: Bool[Array, ""], traced: Traced, parts: list[Traced], before: list[Any]
+) -> tuple[list[Any], list[Any]]:
+    """Evaluate a program part by part, and choose each array of the state behind its.
 
+    Returns:
+      The results in front of the state, and the state.
+    """
+    program, consts = opened(traced)
+    first = len(program.outvars) - len(before)
+    results, after = program.outvars[:first], program.outvars[first:]
+    old = {id(atom): was for atom, was in zip(after, before, strict=True)}
+    known: dict[Any, Any] = dict(zip(program.invars, before, strict=True))
+    known |= zip(program.constvars, consts, strict=True)
+    chosen: dict[int, Array] = {}
 
-def _parts(program: Jaxpr, after: Set[int]) -> Iterator[Jaxpr]:
-    """Cut a program behind every equation that gives an array of the new state."""
-    used = {*_variables(program.outvars)}
-    used.update(x for eqn in program.eqns for x in _variables(eqn.invars))
-    debug_info, eqns = program.debug_info.with_unknown_names(), []
-    for position, eqn in enumerate(program.eqns, start=1):
-        eqns.append(eqn)
-        if position < len(program.eqns) and not after & set(map(id, eqn.outvars)):
-            continue
-        outvars = [x for each in eqns for x in each.outvars if x in used]
-        read = (x for each in eqns for x in _variables(each.invars))
-        made = {*outvars}
-        invars = [x for x in dict.fromkeys(read) if x not in made]
-        effects = frozenset().union(*(each.effects for each in eqns))
-        yield program.replace(
-            constvars=[],
-            invars=invars,
-            outvars=outvars,
-            eqns=eqns,
-            effects=effects,
-            debug_info=debug_info,
-        )
-        eqns = []
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else known[atom]
+
+    for part in parts:
+        inside, _ = opened(part)
+        found = jaxpr_as_fun(part)(*map(read, inside.invars))
+        for atom, value in zip(inside.outvars, found, strict=True):
+            was = old.get(id(atom))
+            choice = value if was is None else jnp.where(hold, was, value)
+            # In the end only, if it changes the type, as of what a mesh varies over.
+            fits = jax.typeof(choice) == jax.typeof(value)
+            known[atom] = choice if fits else value
+            if was is not None and fits:
+                chosen[id(atom)] = was
+
+    kept = [
+        read(atom) if chosen.get(id(atom)) is was else jnp.where(hold, was, read(atom))
+        for was, atom in zip(before, after, strict=True)
+    ]
+    return [read(atom) for atom in results], kept

@@ -10,6 +10,7 @@ from functools import partial
 
 from jax.extend.core import JaxprEqn, Literal
 
+from optaxclip.jaxprs import is_call
 from optaxclip.per_example.program import Atom, Choice, Inlined, Loop, Program
 from optaxclip.per_example.rules import RULES, is_float, is_zero
 from optaxclip.per_example.terms import Axis, Convolution, Opaque, Passed, Product, Term
@@ -48,6 +49,9 @@ def _origins_of_summand(
     if isinstance(call, Choice):
         return _through_choice(call, position)
     rule = RULES.get(eqn.primitive.name)
+    if rule is None and is_call(eqn):
+        name = eqn.primitive.name
+        return [Opaque(f"it comes out of the call {name}, whose inside is not known")]
     if rule is None or not is_float(eqn.outvars[0]):
         return [Opaque(f"it is made by {eqn.primitive.name}, which has no rule")]
     return rule(eqn, partial(origins, program))

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import JaxprEqn, Literal, Var
 
-from optaxclip.per_example.equations import evaluate
+from optaxclip.jaxprs import Traced, evaluate, opened, program_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +40,8 @@ def aval_of(atom: Any) -> Any:
 class Program:
     """A jaxpr, evaluated on demand: what nobody asks for is not computed."""
 
-    def __init__(self, traced: Jaxpr | ClosedJaxpr):
-        opened: Any = getattr(traced, "jaxpr", traced)  # one class since JAX 0.12
-        self.jaxpr: Jaxpr = opened
-        self.consts: Sequence[Any] = getattr(traced, "consts", ())
+    def __init__(self, traced: Traced):
+        self.jaxpr, self.consts = opened(traced)
         self.producer: dict[Any, JaxprEqn] = {}
         for eqn in self.jaxpr.eqns:
             self.producer |= dict.fromkeys(eqn.outvars, eqn)
@@ -53,7 +51,10 @@ class Program:
         """Give what lies inside an equation, if we can look into it."""
         if id(eqn) not in self._calls:
             kind = CALLS.get(eqn.primitive.name)
-            self._calls[id(eqn)] = None if kind is None else kind(eqn)
+            try:
+                self._calls[id(eqn)] = None if kind is None else kind(eqn)
+            except KeyError:  # another JAX, with other names for its parameters
+                self._calls[id(eqn)] = None
         return self._calls[id(eqn)]
 
     def needs(self, wanted: Iterable[Atom]) -> tuple[list[Live], set[Var]]:
@@ -98,8 +99,7 @@ class Inlined:
 
     def __init__(self, eqn: JaxprEqn):
         self.eqn = eqn
-        params = eqn.params
-        self.program = Program(params["jaxpr" if "jaxpr" in params else "call_jaxpr"])
+        self.program = Program(program_of(eqn))
 
     def outside(self, atom: Atom) -> Atom:
         """Name an inner value from outside."""
@@ -126,6 +126,7 @@ class Loop:
         self.eqn = eqn
         self.program = Program(eqn.params["jaxpr"])
         self.length: int = eqn.params["length"]
+        self.order = {name: eqn.params[name] for name in ("reverse", "unroll")}
         inside = self.program.jaxpr
         # Stacked ones have a dimension more outside; so no parameter need tell.
         rank = [aval_of(atom).ndim for atom in (*eqn.invars, *eqn.outvars)]
@@ -186,9 +187,7 @@ class Loop:
             body,
             [start[i] for i in kept],
             values[first:],
-            length=self.length,
-            reverse=self.eqn.params["reverse"],
-            unroll=self.eqn.params["unroll"],
+            **self.order,
         )
         found: dict[Any, Any] = dict(zip(stacked, stacks, strict=True))
         found |= zip([outvars[i] for i in kept], last, strict=True)
@@ -235,12 +234,13 @@ class Choice:
 Call = Inlined | Loop | Choice
 
 # Rules for derivatives, which are taken already: these are evaluated as they stand.
-CUSTOM = ("closed_call", "custom_jvp_call", "custom_vjp_call")
+CUSTOM = ("closed_call", "eval_jaxpr", "custom_jvp_call", "custom_vjp_call")
 
 CALLS: dict[str, type[Inlined] | type[Loop] | type[Choice]] = {
     "jit": Inlined,
     "pjit": Inlined,  # called so before JAX 0.7.2
     "closed_call": Inlined,
+    "eval_jaxpr": Inlined,  # which the closed call became in JAX 0.11.1
     "custom_jvp_call": Inlined,
     "custom_vjp_call": Inlined,
     "checkpoint": Inlined,

@@ -1,0 +1,89 @@
+"""Traced programs opened: the one place that knows how JAX's versions differ there."""
+
+from collections.abc import Iterable, Iterator, Sequence, Set
+from typing import Any
+
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+# A program with its constants: before JAX 0.11 a class of its own round a jaxpr, whose
+# name may go, so that it is not imported.
+Traced = Any
+
+# What is raised where JAX has renamed, moved or dropped what it does not document.
+_CHANGED = (AttributeError, NotImplementedError, TypeError, ValueError)
+
+
+def opened(traced: Traced) -> tuple[Jaxpr, Sequence[Any]]:
+    """Give a traced program, and its constants."""
+    return getattr(traced, "jaxpr", traced), getattr(traced, "consts", ())
+
+
+def is_call(eqn: JaxprEqn) -> bool:
+    """Tell whether an equation carries a program, or what it carries holds one."""
+    found: list[Any] = []
+    for param in eqn.params.values():
+        found += param if isinstance(param, tuple | list) else (param,)
+    return any(isinstance(getattr(each, "jaxpr", each), Jaxpr) for each in found)
+
+
+def program_of(eqn: JaxprEqn) -> Traced:
+    """Give the program that a call evaluates once, whatever parameter holds it."""
+    return eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
+
+
+def evaluate(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """Evaluate an equation as JAX does; values are what its operands stand for."""
+    primitive = eqn.primitive
+    # A call is not taken as it was traced; each primitive knows its own way back.
+    bound: Any = getattr(primitive, "get_bind_params", dict)(eqn.params)
+    # Before JAX 0.11 the functions that a call takes stand apart.
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)
+    result = primitive.bind(*functions, *values, **params)
+    return list(result) if primitive.multiple_results else [result]
+
+
+def cut(traced: Traced, behind: Set[int]) -> list[Traced] | None:
+    """Cut a program behind every equation that gives one of some variables.
+
+    Args:
+      traced: the program.
+      behind: the variables, by their `id`.
+
+    Returns:
+      The parts, without constants of their own; nothing where JAX does not let us, as
+      it documents none of this.
+    """
+    try:
+        parts = list(_parts(opened(traced)[0], behind))
+        closed = all(hasattr(part, "consts") for part in parts)
+        return parts if closed else [type(traced)(part, ()) for part in parts]
+    except _CHANGED:
+        return None
+
+
+def _variables(atoms: Iterable[Any]) -> list[Any]:
+    return [x for x in atoms if not isinstance(x, Literal)]
+
+
+def _parts(program: Jaxpr, behind: Set[int]) -> Iterator[Jaxpr]:
+    used = {*_variables(program.outvars)}
+    used.update(x for eqn in program.eqns for x in _variables(eqn.invars))
+    debug_info, eqns = program.debug_info.with_unknown_names(), []
+    for position, eqn in enumerate(program.eqns, start=1):
+        eqns.append(eqn)
+        if position < len(program.eqns) and not behind & set(map(id, eqn.outvars)):
+            continue
+        outvars = [x for each in eqns for x in each.outvars if x in used]
+        read = (x for each in eqns for x in _variables(each.invars))
+        made = {*outvars}
+        invars = [x for x in dict.fromkeys(read) if x not in made]
+        effects = frozenset().union(*(each.effects for each in eqns))
+        yield program.replace(
+            constvars=[],
+            invars=invars,
+            outvars=outvars,
+            eqns=eqns,
+            effects=effects,
+            debug_info=debug_info,
+        )
+        eqns = []
