@@ -189,7 +189,7 @@ class GeneralNorm:
 
 @dataclass(frozen=True)
 class Averaged:
-    r"""A norm of the mean: $(\frac1n \sum_i |x_i|^p)^{1/p}$ of the n numbers in a group.
+    r"""The norm of a mean, $(\frac1n \sum_i |x_i|^p)^{1/p}$, of n numbers in a group.
 
     The mean is taken before the root, which halves its rounding; the root of n, and the
     division by it, would each add one of their own.
