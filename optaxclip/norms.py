@@ -80,7 +80,7 @@ class PowerNorm:
         # If it were not scaled, XLA would move this out of the loop, to memory.
         return power + jax.lax.min(_kept(x), jnp.finfo(power.dtype).tiny)
 
-    def measure(self, pool: Pool) -> Magnitude:
+    def total(self, pool: Pool) -> Magnitude:
         """Sum in a unit that suits usual gradients; rescale where it does not.
 
         Zeros, which are usual among many groups, must not send the loop round again.
@@ -116,13 +116,24 @@ class PowerNorm:
         # loop's first round, so that the sum is traced and compiled once.
         sizes = pool.sizes()
         start = pool.full(jnp.inf), pool.full(smallest)
-        total, unit = jax.lax.while_loop(unsettled, rescale, start)
-        return Magnitude(jax.tree.map(lambda t: _root(t, self.order), total), unit)
+        return Magnitude(*jax.lax.while_loop(unsettled, rescale, start))
+
+    def total_in(self, pool: Pool, unit: PerGroup) -> PerGroup:
+        """Sum in a known unit."""
+        return pool.sum(self._power, _reciprocal(unit))
+
+    def root(self, total: PerGroup) -> PerGroup:
+        """Give the norm whose power is this sum."""
+        return jax.tree.map(lambda t: _root(t, self.order), total)
+
+    def measure(self, pool: Pool) -> Magnitude:
+        """See `Norm.measure`."""
+        total, unit = self.total(pool)
+        return Magnitude(self.root(total), unit)
 
     def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
         """See `Norm.value`."""
-        total = pool.sum(self._power, _reciprocal(unit))
-        return jax.tree.map(lambda t: _root(t, self.order), total)
+        return self.root(self.total_in(pool, unit))
 
 
 @dataclass(frozen=True)
@@ -178,7 +189,10 @@ class GeneralNorm:
 
 @dataclass(frozen=True)
 class Averaged:
-    r"""A norm divided by $n^{1/p}$, n being the numbers in the group.
+    r"""The norm of a mean, $(\frac1n \sum_i |x_i|^p)^{1/p}$, of n numbers in a group.
+
+    The mean is taken before the root, which halves its rounding; the root of n, and the
+    division by it, would each add one of their own.
 
     Attributes:
       norm: the norm, of order p.
@@ -186,21 +200,18 @@ class Averaged:
 
     norm: PowerNorm
 
-    def _average(self, pool: Pool, value: PerGroup) -> PerGroup:
-        return jax.tree.map(
-            lambda v, n: v / _root(jnp.maximum(n, 1), self.norm.order),
-            value,
-            pool.sizes(),
-        )
+    def _root_of_mean(self, pool: Pool, total: PerGroup) -> PerGroup:
+        average = jax.tree.map(lambda t, n: t / jnp.maximum(n, 1), total, pool.sizes())
+        return self.norm.root(average)
 
     def measure(self, pool: Pool) -> Magnitude:
         """See `Norm.measure`."""
-        value, unit = self.norm.measure(pool)
-        return Magnitude(self._average(pool, value), unit)
+        total, unit = self.norm.total(pool)
+        return Magnitude(self._root_of_mean(pool, total), unit)
 
     def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
         """See `Norm.value`."""
-        return self._average(pool, self.norm.value(pool, unit))
+        return self._root_of_mean(pool, self.norm.total_in(pool, unit))
 
 
 l1: Norm = PowerNorm(1)

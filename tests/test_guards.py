@@ -67,7 +67,8 @@ def bits(state):
 def broken(tree, bad, place="f32"):
     """The tree with one number that is not finite."""
     leaves, structure = jax.tree.flatten(tree[place])
-    leaves[0] = leaves[0].ravel().at[0].set(bad).reshape(leaves[0].shape)
+    leaves[0] = np.array(leaves[0])
+    leaves[0].flat[0] = bad
     return {**tree, place: jax.tree.unflatten(structure, leaves)}
 
 
@@ -75,15 +76,21 @@ def broken(tree, bad, place="f32"):
 def test_a_skipped_step_leaves_parameters_and_inner_state_bit_for_bit(guard):
     optimizer, params = guard(noisy()), mixed()
     with promoting():
-        step, state = jax.jit(optimizer.update), optimizer.init(params)
+
+        @jax.jit
+        def step(updates, state, params):
+            updates, state = optimizer.update(updates, state, params)
+            return updates, state, optax.apply_updates(params, updates)
+
+        state, given = jax.jit(optimizer.init)(params), mixed()
         for _ in range(3):
-            updates, state = step(mixed(), state, params)
-            params = optax.apply_updates(params, updates)
-        for bad in (jnp.nan, jnp.inf, -jnp.inf):
-            for place in mixed():
-                updates, after = step(broken(mixed(), bad, place), state, params)
-                assert_same_bits(updates, jax.tree.map(jnp.zeros_like, params))
-                assert_same_bits(optax.apply_updates(params, updates), params)
+            _, state, params = step(given, state, params)
+        zeros = jax.tree.map(np.zeros_like, params)
+        for bad in (np.nan, np.inf, -np.inf):
+            for place in given:
+                updates, after, left = step(broken(given, bad, place), state, params)
+                assert_same_bits(updates, zeros)
+                assert_same_bits(left, params)
                 assert_same_bits(bits(after.inner_state), bits(state.inner_state))
                 assert_same_bits(after.memory, state.memory)
 
@@ -193,19 +200,25 @@ def test_a_bad_step_is_never_accepted_however_long_the_streak(guard):
     bad = {**start, "scale": jnp.asarray(jnp.nan)}
 
     @jax.jit
-    def step(params, state, scale):
-        grads = jax.tree.map(
-            lambda x, y: jnp.where(scale > 0, scale * x, y), params, bad
-        )
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+    def five_steps(params, state, scales):
+        def step(carry, scale):
+            params, state = carry
+            grads = jax.tree.map(
+                lambda x, y: jnp.where(scale > 0, scale * x, y), params, bad
+            )
+            updates, state = optimizer.update(grads, state, params)
+            carry = optax.apply_updates(params, updates), state
+            return carry, optaxclip.report(state)
+
+        return jax.lax.scan(step, (params, state), scales)
 
     def run(streak):
-        params, state, reports = start, optimizer.init(start), []
-        for scale in (1.0, 2.0, 3.0, *[0.0] * streak, 4.0, 5.0):
-            params, state = step(params, state, scale)
-            reports.append(optaxclip.report(state))
-        return params, state, jax.tree.map(lambda *x: np.stack(x), *reports)
+        scales = np.array([1, 2, 3, *[0] * streak, 4, 5], np.float32)
+        carry, reports = (start, jax.jit(optimizer.init)(start)), []
+        for five in scales.reshape(-1, 5):
+            carry, report = five_steps(*carry, five)
+            reports.append(report)
+        return *carry, jax.tree.map(lambda *x: np.concatenate(x), *reports)
 
     with promoting():
         wanted, wanted_state, _ = run(0)
@@ -237,8 +250,9 @@ def test_under_vmap_each_run_skips_its_own_bad_steps(guard):
 
     with promoting():
         state, updates = jax.jit(jax.vmap(run))(steps)
+        run_alone = jax.jit(run)
         for i, each in enumerate(steps):
-            alone_state, alone = jax.jit(run)(each)
+            alone_state, alone = run_alone(each)
             np.testing.assert_allclose(updates[i], alone, rtol=1e-5)
             for got, want in zip(
                 jax.tree.leaves(state), jax.tree.leaves(alone_state), strict=True

@@ -1,7 +1,7 @@
 """Thresholds that remember, each of them at every scope."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -86,15 +86,23 @@ SCOPES = {
     "unit": scopes.unit(),
     "whole": scopes.whole(),
 }
-every_scope = pytest.mark.parametrize("scope", SCOPES.values(), ids=SCOPES)
+every_scope = pytest.mark.parametrize("scope", SCOPES)
 
 STEPS = 14
 SHAPES = {"a": (3,), "b": (2, 2), "c": ()}
+# Units are compiled leaf by leaf; here a vector and a matrix stand for all.
+LEAVES = {"unit": ("a", "b")}
 
 
 def all_at(scope):
     """All thresholds at a scope."""
     return optaxclip.clipper(scope, norms.l2, AllOfThem(), responses.shrink)
+
+
+@cache
+def all_under(name):
+    """The same at a scope of this name, one for all tests."""
+    return all_at(SCOPES[name])
 
 
 def gradients(steps=STEPS):
@@ -124,6 +132,26 @@ def run(clip, state, updates, loss):
     return jax.lax.scan(step, state, (updates, loss))
 
 
+@cache
+def run_of(clip):
+    """The same under jit, compiled once for all tests that give these shapes."""
+    return jax.jit(partial(run, clip))
+
+
+def gradients_at(name):
+    """The usual gradients of the leaves that a scope is asked of."""
+    return {
+        leaf: x for leaf, x in gradients().items() if leaf in LEAVES.get(name, SHAPES)
+    }
+
+
+@cache
+def usual_run(name):
+    """The states of all steps with the usual gradients at a scope."""
+    clip, updates = all_under(name), gradients_at(name)
+    return run_of(clip)(clip.init(at(updates, 0)), updates, losses())[1][1]
+
+
 def at(tree, place):
     """A slice of the leading axis."""
     return jax.tree.map(lambda x: x[place], tree)
@@ -131,10 +159,10 @@ def at(tree, place):
 
 @every_scope
 def test_every_threshold_works_in_scan_under_jit_and_from_a_checkpoint(scope):
-    clip, updates, loss = all_at(scope), gradients(), losses()
+    clip, updates, loss = all_under(scope), gradients_at(scope), losses()
     state = clip.init(at(updates, 0))
     form = jax.tree.structure(state)
-    _, (_, scanned) = jax.jit(lambda s: run(clip, s, updates, loss))(state)
+    scanned = usual_run(scope)
     update = jax.jit(lambda u, s, value: clip.update(u, s, value=value)[1])
     for step in range(STEPS):
         state = update(at(updates, step), state, loss[step])
@@ -158,7 +186,7 @@ def test_on_a_mesh_the_memory_of_units_is_sharded_as_they_are():
     """Where shardings are types, a scan refuses a state that changes its own."""
     clip, loss = all_at(scopes.unit()), losses()
     updates = np.random.default_rng(6).normal(size=(STEPS, 3, 8)).astype(np.float32)
-    _, (wanted, _) = run(clip, clip.init(updates[0]), updates, loss)
+    _, (wanted, _) = run_of(clip)(clip.init(updates[0]), updates, loss)
     devices = np.array(jax.devices("cpu")[:4])
     mesh = jax.sharding.Mesh(devices, "x", axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
@@ -203,7 +231,7 @@ def assert_no_trace(clip):
 
 @pytest.mark.parametrize("scope", ["tensor", "whole"])
 def test_a_bad_step_leaves_no_trace_in_any_threshold_wherever_it_comes(scope):
-    assert_no_trace(all_at(SCOPES[scope]))
+    assert_no_trace(all_under(scope))
 
 
 def test_a_bad_step_leaves_no_trace_in_either_stage_of_adagc():
@@ -213,11 +241,11 @@ def test_a_bad_step_leaves_no_trace_in_either_stage_of_adagc():
 def test_a_tensor_that_is_not_finite_leaves_no_trace_in_the_warm_up_of_the_others():
     clip = optaxclip.adagc(1.0, warmup_steps=4)
     updates = gradients()
-    state = clip.init(at(updates, 0))
+    state, update = clip.init(at(updates, 0)), jax.jit(clip.update)
     for step in range(2):
-        _, state = clip.update(at(updates, step), state)
+        _, state = update(at(updates, step), state)
     bad = {**at(updates, 2), "a": np.full(3, np.nan, np.float32)}
-    _, after = clip.update(bad, state)
+    _, after = update(bad, state)
     assert_same_bits(after.threshold, state.threshold)
 
 
@@ -233,7 +261,7 @@ def test_a_loss_that_is_not_finite_leaves_no_trace():
 
 def test_a_finite_extreme_poisons_no_memory_for_ever():
     """All that is remembered stays finite, and every limit comes down again."""
-    clip, steps = all_at(scopes.whole()), 3000
+    clip, steps = all_under("whole"), 3000
     loss = np.resize(np.array([1, 2], np.float32), steps)
     start = clip.init(jnp.zeros(()))
     states_of = jax.jit(lambda updates: run(clip, start, updates, loss)[1][1])
@@ -250,8 +278,7 @@ def test_a_finite_extreme_poisons_no_memory_for_ever():
 
 
 def test_a_group_has_no_limit_before_it_has_a_history():
-    clip, updates = all_at(scopes.whole()), gradients()
-    _, (_, states) = run(clip, clip.init(at(updates, 0)), updates, losses())
+    states = usual_run("whole")
     free = {"band": 1, "ema": 1, "sigma": 4, "z_percentile": 3}
     for name, steps in free.items():
         limits = np.asarray(states.threshold[name][1])
@@ -263,15 +290,15 @@ def test_each_group_keeps_its_own_statistics():
     """A tensor gets the same limits whatever stands beside it."""
     updates, loss = gradients(), losses()
     only = {"a": updates["a"]}
-    clip = all_at(scopes.tensor())
-    _, (_, together) = run(clip, clip.init(at(updates, 0)), updates, loss)
-    _, (_, alone) = run(clip, clip.init(at(only, 0)), only, loss)
+    clip, together = all_under("tensor"), usual_run("tensor")
+    _, (_, alone) = run_of(clip)(clip.init(at(only, 0)), only, loss)
     for name in THRESHOLDS:
         found, wanted = together.threshold[name][1], alone.threshold[name][1]
         np.testing.assert_allclose(found[:, 0], wanted[:, 0], rtol=1e-6, err_msg=name)
 
 
-def limits_of(threshold, sizes):
+@partial(jax.jit, static_argnums=0)
+def limits_in_scan(threshold, sizes):
     """The limits that one group of these magnitudes gets, without clipping anything."""
 
     def step(state, size):
@@ -288,7 +315,12 @@ def limits_of(threshold, sizes):
         return state, limit
 
     state = threshold.init(jax.ShapeDtypeStruct((), jnp.float32))
-    return np.asarray(jax.lax.scan(step, state, jnp.asarray(sizes))[1])
+    return jax.lax.scan(step, state, sizes)[1]
+
+
+def limits_of(threshold, sizes):
+    """The same, for NumPy."""
+    return np.asarray(limits_in_scan(threshold, sizes))
 
 
 SIZES = np.abs(np.random.default_rng(2).normal(2, 1, 60)).astype(np.float32)
@@ -444,8 +476,9 @@ def test_hyperparameters_may_be_traced(name):
             return state, clipped
 
         start = injected.init(at(updates, 0))
-        _, found = jax.lax.scan(step, start, (updates, loss))
-    _, (wanted, _) = run(plain, plain.init(at(updates, 0)), updates, loss)
+        given = updates, loss
+        _, found = jax.jit(lambda s, x: jax.lax.scan(step, s, x))(start, given)
+    _, (wanted, _) = run_of(plain)(plain.init(at(updates, 0)), updates, loss)
     for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5)
 

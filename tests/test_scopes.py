@@ -1,4 +1,7 @@
-"""Which numbers are measured together."""
+"""Which numbers are measured together.
+
+What a test compares is computed by one program, which is compiled once.
+"""
 
 from typing import Any
 
@@ -22,7 +25,12 @@ RANKS = [jnp.arange(1.0, 1 + 2**n).reshape((2,) * n) for n in range(6)]
 def sizes_of(scope, tree, norm=norms.l2):
     """The magnitude of every number's group, in the shape of each leaf."""
     grouping = scope.arrange(tree)
-    spread = grouping.spread(measure(norm, grouping, counted(tree)).plain)
+
+    @jax.jit
+    def measured(leaves):
+        return grouping.spread(measure(norm, grouping, leaves).plain)
+
+    spread = measured(counted(tree))
     return [
         np.broadcast_to(wide(size), leaf.shape)
         for size, leaf in zip(spread, counted(tree), strict=True)
@@ -33,6 +41,11 @@ def clip(scope, updates, limit: Any = 0.3):
     """Shrink every group to its limit."""
     transformation = optaxclip.clipper(scope, norms.l2, limit, responses.shrink)
     return transformation.update(updates, transformation.init(updates))[0]
+
+
+def clips(updates, *scopes):
+    """Shrink under each of several scopes, in one program."""
+    return jax.jit(lambda u: [clip(scope, u) for scope in scopes])(updates)
 
 
 SCOPES = {
@@ -75,27 +88,34 @@ def test_a_scope_arranges_shapes_as_it_arranges_arrays(scope):
 
 def test_one_label_for_all_groups_the_whole_tree():
     updates = tree_of(jnp.float32)
-    for labels in ("all", lambda tree: jax.tree.map(lambda _: "all", tree)):
-        assert_close(
-            clip(scopes.groups(labels), updates), clip(scopes.whole(), updates)
-        )
+    labels = "all", lambda tree: jax.tree.map(lambda _: "all", tree)
+    *found, wanted = clips(updates, *map(scopes.groups, labels), scopes.whole())
+    for clipped in found:
+        assert_close(clipped, wanted)
 
 
 def test_a_label_for_each_leaf_groups_as_tensors():
     updates = tree_of(jnp.float32)
     labels = jax.tree.unflatten(jax.tree.structure(updates), "dcab")
-    assert_close(clip(scopes.groups(labels), updates), clip(scopes.tensor(), updates))
+    assert_close(*clips(updates, scopes.groups(labels), scopes.tensor()))
 
 
 def test_a_single_leaf_is_the_whole_tree():
-    for leaf in RANKS:
-        assert_close(clip(scopes.tensor(), leaf), clip(scopes.whole(), leaf))
+    both = jax.jit(
+        lambda leaves: [
+            [clip(scope, leaf) for leaf in leaves]
+            for scope in (scopes.tensor(), scopes.whole())
+        ]
+    )
+    assert_close(*both(RANKS))
 
 
 def test_one_element_is_the_whole_tree():
-    for scope in (scopes.element(), scopes.unit(), scopes.tensor(), scopes.groups("")):
-        for leaf in (jnp.asarray(-3.0), jnp.array([[3.0]])):
-            assert_same_bits(clip(scope, leaf), clip(scopes.whole(), leaf))
+    several = scopes.element(), scopes.unit(), scopes.tensor(), scopes.groups("")
+    for leaf in (jnp.asarray(-3.0), jnp.array([[3.0]])):
+        *found, wanted = clips(leaf, *several, scopes.whole())
+        for clipped in found:
+            assert_same_bits(clipped, wanted)
 
 
 @pytest.mark.parametrize("leaf", RANKS, ids=lambda leaf: f"rank {leaf.ndim}")
@@ -123,9 +143,14 @@ def test_vectors_and_scalars_are_whole_whatever_the_axis():
 
 def test_axis_may_be_a_prefix_tree():
     tree = {"a": RANKS[2], "b": {"x": RANKS[3], "y": RANKS[3]}}
-    mixed = clip(scopes.unit(axis={"a": None, "b": (0, 1)}), tree)
-    assert_same_bits(mixed["a"], clip(scopes.unit(), tree["a"]))
-    assert_same_bits(mixed["b"], clip(scopes.unit(axis=(0, 1)), tree["b"]))
+    mixed, usual, pairs = clips(
+        tree,
+        scopes.unit(axis={"a": None, "b": (0, 1)}),
+        scopes.unit(),
+        scopes.unit(axis=(0, 1)),
+    )
+    assert_same_bits(mixed["a"], usual["a"])
+    assert_same_bits(mixed["b"], pairs["b"])
 
 
 @pytest.mark.parametrize("axis", [2, -3, (0, 2), "0", 0.5, [0]])
@@ -137,18 +162,22 @@ def test_an_axis_that_a_leaf_does_not_have_is_refused(axis):
 def test_a_stack_of_layers_is_clipped_as_each_layer_alone():
     layers = [tree_of(jnp.float32, 2.0**seed, seed) for seed in range(3)]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-    alone = [clip(scopes.tensor(), layer, 2.0) for layer in layers]
-    wanted = jax.tree.map(lambda *leaves: np.stack(leaves), *alone)
-    assert_close(clip(scopes.tensor(leading_axes=1), stack, 2.0), wanted)
-    experts = jax.tree.map(lambda x: x[None], stack)
-    clipped = clip(scopes.tensor(leading_axes=2), experts, 2.0)
-    assert_close(clipped, jax.tree.map(lambda x: x[None], wanted))
+    alone_of = jax.jit(lambda layer: clip(scopes.tensor(), layer, 2.0))
+    wanted = jax.tree.map(lambda *leaves: np.stack(leaves), *map(alone_of, layers))
+
+    @jax.jit
+    def stacked(stack):
+        experts = jax.tree.map(lambda x: x[None], stack)
+        clipped = clip(scopes.tensor(leading_axes=1), stack, 2.0)
+        return clipped, clip(scopes.tensor(leading_axes=2), experts, 2.0)
+
+    clipped, experts = stacked(stack)
+    assert_close(clipped, wanted)
+    assert_close(experts, jax.tree.map(lambda x: x[None], wanted))
 
 
 def test_all_leading_axes_leave_single_elements():
-    leaf = RANKS[3]
-    clipped = clip(scopes.tensor(leading_axes=3), leaf)
-    assert_close(clipped, clip(scopes.element(), leaf))
+    assert_close(*clips(RANKS[3], scopes.tensor(leading_axes=3), scopes.element()))
 
 
 @pytest.mark.parametrize("leading", [-1, 3, 1.0, "1", {"w": 3}])
@@ -173,16 +202,17 @@ def test_a_number_that_shapes_depend_on_is_refused_with_the_way_out(argument, ma
     with unchecked(), pytest.raises(TypeError, match=sentence):
         jax.jit(lambda u: injected.update(u, injected.init(u)))(updates)
     static = optax.inject_hyperparams(make, static_args=(argument,))(1.0, **numbers)
-    static.update(updates, static.init(updates))
+    jax.jit(lambda u: static.update(u, static.init(u)))(updates)
 
 
 def test_labels_may_be_a_tree_a_prefix_tree_or_a_function():
     updates = tree_of(jnp.float32)
     prefix = {"conv": "x", "dense": "y", "scale": "x"}
     full = {"conv": "x", "dense": {"bias": "y", "kernel": "y"}, "scale": "x"}
-    wanted = clip(scopes.groups(full), updates)
-    for labels in (prefix, lambda tree: full, lambda tree: prefix):
-        assert_same_bits(clip(scopes.groups(labels), updates), wanted)
+    labels = full, prefix, lambda tree: full, lambda tree: prefix
+    wanted, *found = clips(updates, *map(scopes.groups, labels))
+    for clipped in found:
+        assert_same_bits(clipped, wanted)
 
 
 def test_a_group_is_measured_together_across_its_leaves():
@@ -199,9 +229,13 @@ def test_a_group_is_measured_together_across_its_leaves():
 def test_any_hashable_is_a_label():
     updates = tree_of(jnp.float32)
     labels = {"conv": 1, "dense": "1", "scale": 2.5}
-    clipped = clip(scopes.groups(labels), updates)
-    for key in SHAPES:
-        assert_close(clipped[key], clip(scopes.whole(), updates[key]))
+    clipped, alone = jax.jit(
+        lambda updates: (
+            clip(scopes.groups(labels), updates),
+            {key: clip(scopes.whole(), updates[key]) for key in SHAPES},
+        )
+    )(updates)
+    assert_close(clipped, alone)
 
 
 @pytest.mark.parametrize("spec", [{"w": "x"}, ["x", "y"], {"conv": {"no": "x"}}])
@@ -225,21 +259,20 @@ def test_a_tuple_is_a_tree_of_labels_and_no_label():
     with pytest.raises(ValueError, match="has a tree for their one leaf; give one"):
         clip(scopes.groups(("x", 1)), RANKS[1])
     pair = tuple(tree_of(jnp.float32).values())
-    assert_same_bits(
-        clip(scopes.groups(("x", "y", "x")), pair),
-        tuple(
-            clip(
-                scopes.groups({"conv": "x", "dense": "y", "scale": "x"}),
-                tree_of(jnp.float32),
-            ).values()
-        ),
-    )
+    named = scopes.groups({"conv": "x", "dense": "y", "scale": "x"})
+    found, wanted = jax.jit(
+        lambda pair, tree: (
+            clip(scopes.groups(("x", "y", "x")), pair),
+            tuple(clip(named, tree).values()),
+        )
+    )(pair, tree_of(jnp.float32))
+    assert_same_bits(found, wanted)
 
 
 def test_a_limit_for_each_label():
     updates = tree_of(jnp.float32)
     limits = {"a": 0.1, "b": optax.constant_schedule(0.2), "c": np.inf, "unused": 1.0}
-    clipped = clip(scopes.groups(LABELS), updates, limits)
+    clipped = jax.jit(lambda u: clip(scopes.groups(LABELS), u, limits))(updates)
     assert_close(clipped["scale"], updates["scale"])
     for size, label in zip(
         sizes_of(scopes.groups(LABELS), clipped), jax.tree.leaves(LABELS), strict=True
@@ -262,9 +295,14 @@ def test_limits_of_leaves_are_a_prefix_tree_of_numbers_arrays_and_schedules(name
         "dense": lambda step: jnp.where(step == 0, 0.2, 9.0),
         "scale": jnp.asarray(0.3),
     }
-    clipped = clip(scope, updates, limits)
-    for key, limit in (("conv", 0.1), ("dense", 0.2), ("scale", 0.3)):
-        assert_close(clipped[key], clip(scope, updates[key], limit))
+    single = {"conv": 0.1, "dense": 0.2, "scale": 0.3}
+    clipped, alone = jax.jit(
+        lambda updates: (
+            clip(scope, updates, limits),
+            {key: clip(scope, updates[key], limit) for key, limit in single.items()},
+        )
+    )(updates)
+    assert_close(clipped, alone)
 
 
 def test_a_stack_may_have_a_limit_for_each_layer():

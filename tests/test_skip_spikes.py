@@ -120,7 +120,7 @@ def test_a_constant_loss_and_a_constant_gradient_are_never_skipped():
         return run(guard, losses, grads)[1]["skip_spikes/total"][-1]
 
     over_sizes = jax.vmap(total, in_axes=(None, 0))
-    totals = jax.vmap(over_sizes, in_axes=(0, None))(losses, sizes)
+    totals = jax.jit(jax.vmap(over_sizes, in_axes=(0, None)))(losses, sizes)
     np.testing.assert_array_equal(totals, np.zeros((5, 5)))
 
 
@@ -152,10 +152,9 @@ def test_a_level_that_lasts_is_skipped_for_as_long_as_it_lasts():
     assert report["skip_spikes/consecutive"][-1] == 0
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_one_bad_step_at_any_point_leaves_no_trace(bad):
-    losses, grads = seen()
-    losses, grads = losses[40:90], grads[40:90]
+@jax.jit
+def memories(losses, grads):
+    """What a guard remembers after each step, in one program for all that is asked."""
     guard = optaxclip.skip_spikes(optax.sgd(1.0), window=16, min_steps=8)
 
     def step(state, given):
@@ -163,11 +162,21 @@ def test_one_bad_step_at_any_point_leaves_no_trace(bad):
         _, state = guard.update(grad, state, value=loss)
         return state, state.memory
 
-    scan = jax.jit(lambda *x: jax.lax.scan(step, guard.init(jnp.zeros(6)), x)[1])
-    clean = scan(np.r_[losses, 1.0].astype(np.float32), np.r_[grads, grads[:1]])
+    return jax.lax.scan(step, guard.init(jnp.zeros(6)), (losses, grads))[1]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_bad_step_at_any_point_leaves_no_trace(bad):
+    losses, grads = seen()
+    losses, grads = losses[40:90], grads[40:90]
+    clean = memories(np.r_[losses, 1.0].astype(np.float32), np.r_[grads, grads[:1]])
     for place in (0, 1, 7, 8, 9, 30, 50):
-        with_loss = scan(np.insert(losses, place, bad), np.insert(grads, place, 1.0, 0))
-        with_grad = scan(np.insert(losses, place, 1.0), np.insert(grads, place, bad, 0))
+        with_loss = memories(
+            np.insert(losses, place, bad), np.insert(grads, place, 1.0, 0)
+        )
+        with_grad = memories(
+            np.insert(losses, place, 1.0), np.insert(grads, place, bad, 0)
+        )
         for after in (with_loss, with_grad):
             for got, want in zip(
                 jax.tree.leaves(after), jax.tree.leaves(clean), strict=True
@@ -177,7 +186,7 @@ def test_one_bad_step_at_any_point_leaves_no_trace(bad):
 
 def test_without_a_value_the_norm_alone_is_judged():
     guard = optaxclip.skip_spikes(optax.sgd(1.0), window=8, min_steps=4)
-    state = guard.init(jnp.zeros(()))
+    state, update = guard.init(jnp.zeros(())), jax.jit(guard.update)
     for gradient, skipped in (
         (1.0, 0),
         (1.1, 0),
@@ -186,7 +195,7 @@ def test_without_a_value_the_norm_alone_is_judged():
         (9.0, 1),
         (1.0, 0),
     ):
-        _, state = guard.update(jnp.asarray(gradient), state)
+        _, state = update(jnp.asarray(gradient), state)
         assert state.report.skipped == skipped
     assert state.report.value_score == 0
 
@@ -219,7 +228,7 @@ def test_sigmas_may_be_traced_and_injected():
         return run(guard, losses[40:100], grads[40:100])[1]["skip_spikes/total"][-1]
 
     several = jnp.array([-1.0, 0.0, 3.0, jnp.inf])
-    totals = jax.vmap(total)(several)
+    totals = jax.jit(jax.vmap(total))(several)
     assert totals[0] == totals[1] > totals[2] > totals[3] == 0
     injected = optax.inject_hyperparams(
         optaxclip.skip_spikes, static_args=("window", "min_steps")
