@@ -157,12 +157,12 @@ def test_digits_are_split_without_a_share(images):
 
 
 @pytest.mark.parametrize(
-    "strategy", ["agc", "aggc", "clip_group_norm", "clip_value", "greedy_clip"]
+    "name", ["agc", "aggc", "clip_group_norm", "clip_value", "greedy_clip"]
 )
-def test_the_classifier_trains_on_cifar_with_any_strategy(strategy, tmp_path):
+def test_the_classifier_trains_on_cifar_with_any_strategy(name, tmp_path):
     write_cifar(tmp_path, count=128)
     picture = tmp_path / "picture.png"
-    options = ("--epochs", 1, "--strategy", strategy, "--output", picture)
+    options = ("--epochs", 1, "--strategy", name, "--output", picture)
     done = run(CLASSIFIER, "--data", tmp_path, *options, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert str(picture) in done.stdout
