@@ -62,9 +62,7 @@ def spectra(shape):
 
 HARD = (optaxclip.clip_singular_values, projected)
 SOFT = (optaxclip.soft_clip_singular_values, bent)
-both = pytest.mark.parametrize(
-    ("make", "value"), [HARD, SOFT], ids=["hard", "soft"]
-)
+both = pytest.mark.parametrize(("make", "value"), [HARD, SOFT], ids=["hard", "soft"])
 
 
 def error(make, value, matrix, limit):
@@ -90,7 +88,7 @@ def test_every_kind_of_matrix_is_mapped_as_a_decomposition_would(make, value, sh
             assert error(make, value, matrix, top / ratio) < 5e-4, (kind, ratio)
 
 
-# Sums of so many products, each rounded at random, err by the root of so many roundings.
+# Sums of so many products err at random, by the root of so many roundings.
 ROUNDING = max(WIDE) ** 0.5 * EPS / 2
 
 
@@ -227,7 +225,7 @@ def test_mapped_matrices_and_limits_are_each_as_accurate(make, value):
 def with_few_above(count, sizes=(1.05, 3.0), seed=0):
     """Normal numbers of norm 0.95, with so many directions above 1 added."""
     noise = np.random.default_rng(seed).normal(size=LARGE)
-    spikes = with_singular_values(LARGE, np.linspace(*sizes, count), seed)
+    spikes = with_singular_values(LARGE, np.linspace(sizes[0], sizes[1], count), seed)
     return (0.95 * noise / np.linalg.norm(noise, 2) + spikes).astype(np.float32)
 
 
