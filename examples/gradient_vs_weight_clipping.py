@@ -35,42 +35,54 @@ class Network(nnx.Module):
         return self.output(nnx.relu(self.hidden(inputs)))
 
 
-def sgd(gradients=None, weights=None):
-    """Give plain SGD: gradients are clipped before it, weights after."""
-    parts = [gradients, optax.sgd(LEARNING_RATE), weights]
-    return optax.chain(*(part for part in parts if part))
+def by_value(max_gradient, max_weight):
+    """Give plain SGD with bounds on single numbers."""
+    return optax.chain(
+        optaxclip.clip_value(max_gradient),
+        optax.sgd(LEARNING_RATE),
+        optaxclip.clip_weights(max_weight),
+    )
 
 
-def by_value():
-    """Give the four ways with bounds on single numbers."""
-    gradients = optaxclip.clip_value(MAX_GRADIENT_VALUE)
-    weights = optaxclip.clip_weights(MAX_WEIGHT_VALUE)
-    return four_ways(gradients, weights)
+def by_norm(max_gradient, max_weight):
+    """Give plain SGD with bounds on norms: the gradient's, and each tensor's."""
+    return optax.chain(
+        optaxclip.clip_global_norm(max_gradient),
+        optax.sgd(LEARNING_RATE),
+        optaxclip.clip_weight_norm(max_weight),
+    )
 
 
-def by_norm():
-    """Give the four ways with bounds on norms: the gradient's, and each tensor's."""
-    gradients = optaxclip.clip_global_norm(MAX_GRADIENT_NORM)
-    weights = optaxclip.clip_weight_norm(MAX_WEIGHT_NORM)
-    return four_ways(gradients, weights)
+def four_ways(clipped_sgd, max_gradient, max_weight, inputs):
+    """Train with none, one and both of two clips; an infinite bound clips nothing."""
+    none = jnp.inf
+    bounds = {
+        "no clipping": (none, none),
+        "gradients": (max_gradient, none),
+        "weights": (none, max_weight),
+        "both": (max_gradient, max_weight),
+    }
+    shuffle = np.random.default_rng(0)
+    orders = [shuffle.permutation(EXAMPLES) for _ in range(EPOCHS)]
+    batches = inputs[np.concatenate(orders)].reshape(-1, BATCH, inputs.shape[-1])
 
+    @jax.jit
+    @jax.vmap
+    def trained(bounds):
+        return train(clipped_sgd(*bounds), batches)
 
-def four_ways(gradients, weights):
-    """Give SGD with none, one and both of two clips."""
+    histories = trained(jnp.array(list(bounds.values())))
     return {
-        "no clipping": sgd(),
-        "gradients": sgd(gradients),
-        "weights": sgd(weights=weights),
-        "both": sgd(gradients, weights),
+        way: {name: np.asarray(values[i]) for name, values in histories.items()}
+        for i, way in enumerate(bounds)
     }
 
 
-def train(transformation, inputs):
+def train(transformation, batches):
     """Train a fresh network; each step's loss, gradient norm and weight extremes."""
     model = Network(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
 
-    @nnx.jit
     @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
     def steps(carry, batch):
         model, optimizer = carry
@@ -91,11 +103,7 @@ def train(transformation, inputs):
             ),
         }
 
-    shuffle = np.random.default_rng(0)
-    orders = [shuffle.permutation(EXAMPLES) for _ in range(EPOCHS)]
-    batches = inputs[np.concatenate(orders)].reshape(-1, BATCH, inputs.shape[-1])
-    _, history = steps((model, optimizer), batches)
-    return {name: np.asarray(values) for name, values in history.items()}
+    return steps((model, optimizer), batches)[1]
 
 
 def table(title, histories):
@@ -143,8 +151,12 @@ def main():
     """Train eight times, print both tables, draw the picture, check the claims."""
     inputs = jax.random.normal(jax.random.key(0), (EXAMPLES, 10))
     versions = {
-        "clipped by value": {w: train(t, inputs) for w, t in by_value().items()},
-        "clipped by norm": {w: train(t, inputs) for w, t in by_norm().items()},
+        "clipped by value": four_ways(
+            by_value, MAX_GRADIENT_VALUE, MAX_WEIGHT_VALUE, inputs
+        ),
+        "clipped by norm": four_ways(
+            by_norm, MAX_GRADIENT_NORM, MAX_WEIGHT_NORM, inputs
+        ),
     }
     for title, histories in versions.items():
         table(title, histories)

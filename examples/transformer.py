@@ -116,19 +116,24 @@ def losses_of(model: nnx.GraphDef[Transformer], params: Any, rows: jax.Array):
     return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:])
 
 
-def make_train_step(
-    model: nnx.GraphDef[Transformer], optimizer: optax.GradientTransformationExtraArgs
-) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
-    """Put gradient, clipping, update and report into one function."""
+@partial(jax.jit, static_argnums=0)
+@partial(jax.value_and_grad, argnums=1)
+def loss_and_gradient(
+    model: nnx.GraphDef[Transformer], params: Any, rows: jax.Array, factor: jax.Array
+):
+    """Tell the mean loss and its gradient: the same program for all six runs."""
+    return factor * losses_of(model, params, rows).mean()
 
-    def mean_loss(params: Any, rows: jax.Array, factor: jax.Array):
-        return factor * losses_of(model, params, rows).mean()
+
+def make_train_step(
+    optimizer: optax.GradientTransformationExtraArgs,
+) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+    """Put clipping, update and report into one function."""
 
     # Donated: the new state is written where the old one was, which saves memory.
     @partial(jax.jit, donate_argnames="state")
-    def train_step(state: tuple[Any, Any], rows: jax.Array, factor: jax.Array):
+    def train_step(state: tuple[Any, Any], loss: jax.Array, grads: Any):
         params, opt_state = state
-        loss, grads = jax.value_and_grad(mean_loss)(params, rows, factor)
         updates, opt_state = optimizer.update(grads, opt_state, params, value=loss)
         params = optax.apply_updates(params, updates)
         return (params, opt_state), {"loss": loss, **norms(opt_state)}
@@ -154,11 +159,12 @@ def train(
     bar: tqdm,
 ) -> tuple[History, Any]:
     """Train once, and return what was seen in all steps and the last parameters."""
-    train_step = make_train_step(model, optimizer)
+    train_step = make_train_step(optimizer)
     params = jax.tree.map(jnp.copy, start)  # donated, while others still need these
     state, metrics, history = (params, optimizer.init(params)), [], []
     for number, batch in enumerate(zip(*batches, strict=True), start=1):
-        state, step_metrics = train_step(state, *batch)
+        loss, grads = loss_and_gradient(model, state[0], *batch)
+        state, step_metrics = train_step(state, loss, grads)
         metrics.append(step_metrics)
         # To read a number is to wait for it, so read those of many steps.
         if number % FETCH_EVERY == 0 or number == len(batches.factors):

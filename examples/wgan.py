@@ -74,16 +74,20 @@ def train(critic_clip):
         fake = generated(generator, noise_key)
         return jnp.mean(critic(real(real_key))) - jnp.mean(critic(fake))
 
+    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    def critic_steps(carry, key):
+        generator, critic, critic_optimizer = carry
+        grads = nnx.grad(lambda c: -advantage(c, generator, key))(critic)
+        critic_optimizer.update(critic, grads)
+        return carry
+
     @nnx.jit
     @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
     def steps(carry, key):
         generator, critic, generator_optimizer, critic_optimizer = carry
-        *critic_keys, generator_key = jax.random.split(key, CRITIC_STEPS + 1)
-        for critic_key in critic_keys:
-            grads = nnx.grad(lambda c, k=critic_key: -advantage(c, generator, k))(
-                critic
-            )
-            critic_optimizer.update(critic, grads)
+        keys = jax.random.split(key, CRITIC_STEPS + 1)
+        critic_keys, generator_key = keys[:-1], keys[-1]
+        critic_steps((generator, critic, critic_optimizer), critic_keys)
         estimate, grads = nnx.value_and_grad(
             lambda g: advantage(critic, g, generator_key)
         )(generator)

@@ -23,8 +23,8 @@ CLASSIFIER = EXAMPLES / "image_classification.py"
 TRANSFORMER = EXAMPLES / "transformer.py"
 
 
-def run(script, *arguments, folder):
-    """Run a script as a user does, in a folder of its own."""
+def started(script, *arguments, folder):
+    """Start a script as a user does, in a folder of its own."""
     return subprocess.run(
         [sys.executable, str(script), *map(str, arguments)],
         cwd=folder,
@@ -35,13 +35,32 @@ def run(script, *arguments, folder):
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["mlp_regression", "linear_regression", "static_dynamic", "recurrent"]
-)
-def test_an_example_runs_and_its_own_assertions_hold(name, tmp_path):
-    done = run(EXAMPLES / f"{name}.py", folder=tmp_path)
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a script in this process, which has JAX already; what it prints."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.chdir(tmp_path)
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        # As a user has them.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            runpy.run_path(str(script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_an_example_starts_by_its_name_alone(tmp_path):
+    done = started(EXAMPLES / "mlp_regression.py", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["linear_regression", "static_dynamic", "recurrent"])
+def test_an_example_runs_and_its_own_assertions_hold(run, name, tmp_path):
+    assert run(EXAMPLES / f"{name}.py").strip()
     assert not list(tmp_path.iterdir())
 
 
@@ -67,26 +86,20 @@ def is_picture(file):
 
 
 @pytest.mark.parametrize("name", ["gradient_vs_weight_clipping", "wgan"])
-def test_an_example_draws_a_picture_and_its_own_assertions_hold(name, tmp_path):
-    done = run(EXAMPLES / f"{name}.py", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+def test_an_example_draws_a_picture_and_its_own_assertions_hold(run, name, tmp_path):
+    assert run(EXAMPLES / f"{name}.py").strip()
     assert [f.name for f in tmp_path.iterdir()] == [f"{name}.png"]
     assert is_picture(tmp_path / f"{name}.png")
 
 
-def test_the_classifier_learns_digits_and_draws_a_picture(tmp_path):
-    done = run(CLASSIFIER, "--epochs", 1, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "limit of 0.5" in done.stdout
+def test_the_classifier_learns_digits_and_draws_a_picture(run, tmp_path):
+    assert "limit of 0.5" in run(CLASSIFIER, "--epochs", 1)
     assert [f.name for f in tmp_path.iterdir()] == ["image_classification.png"]
     assert is_picture(tmp_path / "image_classification.png")
 
 
-def test_per_example_clipping_withstands_broken_digits(tmp_path):
-    done = run(EXAMPLES / "noisy_labels.py", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "per-example clipping" in done.stdout
+def test_per_example_clipping_withstands_broken_digits(run, tmp_path):
+    assert "per-example clipping" in run(EXAMPLES / "noisy_labels.py")
     assert is_picture(tmp_path / "noisy_labels.png")
 
 
@@ -157,15 +170,13 @@ def test_digits_are_split_without_a_share(images):
 
 
 @pytest.mark.parametrize(
-    "strategy", ["agc", "aggc", "clip_group_norm", "clip_value", "greedy_clip"]
+    "name", ["agc", "aggc", "clip_group_norm", "clip_value", "greedy_clip"]
 )
-def test_the_classifier_trains_on_cifar_with_any_strategy(strategy, tmp_path):
+def test_the_classifier_trains_on_cifar_with_any_strategy(run, name, tmp_path):
     write_cifar(tmp_path, count=128)
     picture = tmp_path / "picture.png"
-    options = ("--epochs", 1, "--strategy", strategy, "--output", picture)
-    done = run(CLASSIFIER, "--data", tmp_path, *options, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert str(picture) in done.stdout
+    options = ("--epochs", 1, "--strategy", name, "--output", picture)
+    assert str(picture) in run(CLASSIFIER, "--data", tmp_path, *options)
     assert is_picture(picture)
 
 
@@ -275,15 +286,13 @@ def test_a_wrong_option_is_named(refusal, tmp_path):
 
 
 def test_a_refusal_is_one_sentence_for_the_shell_too(tmp_path):
-    done = run(CLASSIFIER, "--strategy", "clip_all", folder=tmp_path)
+    done = started(CLASSIFIER, "--strategy", "clip_all", folder=tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "There is no strategy clip_all" in done.stderr
 
 
-def test_the_transformer_learns_python_and_draws_a_picture(tmp_path):
-    done = run(TRANSFORMER, "--steps", 60, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "skip_spikes skipped 3 of the 3" in done.stdout
+def test_the_transformer_learns_python_and_draws_a_picture(run, tmp_path):
+    assert "skip_spikes skipped 3 of the 3" in run(TRANSFORMER, "--steps", 60)
     assert [f.name for f in tmp_path.iterdir()] == ["transformer.png"]
     assert is_picture(tmp_path / "transformer.png")
 
