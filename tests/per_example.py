@@ -1,5 +1,7 @@
 """The oracle of per-example clipping: JAX's own gradients, clipped in float64."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +14,22 @@ def stacked_gradients(loss, params, batch, in_axes=None, has_aux=False):
 
 def values_and_gradients(loss, params, batch, in_axes=None, has_aux=False):
     """The loss of every example, and the gradients."""
-    in_axes = (0,) * len(batch) if in_axes is None else in_axes
-    both = jax.value_and_grad(loss, has_aux=has_aux)
-    values, found = jax.jit(jax.vmap(both, (None, *in_axes)))(params, *batch)
+    if in_axes is None:
+        oracle = _oracle(loss, len(batch), has_aux)
+    else:
+        oracle = jax.jit(jax.vmap(_both(loss, has_aux), (None, *in_axes)))
+    values, found = oracle(params, *batch)
     return values, [np.asarray(g, np.float64) for g in jax.tree.leaves(found)]
+
+
+def _both(loss, has_aux):
+    return jax.value_and_grad(loss, has_aux=has_aux)
+
+
+@cache
+def _oracle(loss, arguments, has_aux):
+    """Compiled once for each loss."""
+    return jax.jit(jax.vmap(_both(loss, has_aux), (None, *(0,) * arguments)))
 
 
 def norms_of(gradients):
@@ -37,10 +51,14 @@ def distance(actual, desired):
     return max(np.linalg.norm(a - b) for a, b in pairs) / whole
 
 
-def random(seed, *shape, scale=1.0, dtype=jnp.float32):
+def numbers(seed, *shape):
+    """Normal numbers, in float64."""
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def random(seed, *shape, scale=1.0):
     """Normal numbers."""
-    number = np.random.default_rng(seed).normal(size=shape) * scale
-    return jnp.asarray(number, dtype)
+    return jnp.asarray(numbers(seed, *shape) * scale, jnp.float32)
 
 
 def integers(seed, high, *shape):
