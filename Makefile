@@ -8,14 +8,16 @@ RUN := $(VENV)/bin/python
 MADE := $(VENV)/.made-with-$(subst /,-,$(PYTHON))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format docs site bench clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    train an image classifier with clipping, and draw what clipping did"
-	@echo "make test    run all tests and the examples of every docstring"
+	@echo "make test    run all tests, the examples of every docstring and the code of every page"
 	@echo "make lint    check style, spelling and types"
 	@echo "make format  repair what the linter can repair"
+	@echo "make docs    build the documentation and serve it on this machine"
+	@echo "make site    build the documentation alone"
 	@echo "make bench   time a training step beside Optax's own clipping, and jax-privacy's"
 	@echo "make clean   remove the environment and everything that was built"
 	@echo
@@ -37,13 +39,19 @@ format: $(INSTALLED)-lint
 	@$(RUN) -m ruff check --quiet --fix .
 	@$(RUN) -m ruff format --quiet .
 
+docs: site
+	@$(RUN) -m mkdocs serve
+
+site: $(INSTALLED)-docs
+	@$(RUN) -m mkdocs build --quiet
+
 bench: $(INSTALLED)-bench
 	@$(RUN) benchmarks/overhead.py
 	@$(RUN) benchmarks/memory.py
 	@$(RUN) benchmarks/per_example.py --slow
 
 clean:
-	@rm -rf $(VENV) build dist .hypothesis .pytest_cache .ruff_cache *.png
+	@rm -rf $(VENV) build dist site .hypothesis .pytest_cache .ruff_cache *.png
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each extra. It is older than pyproject.toml when that has changed.

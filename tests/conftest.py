@@ -37,6 +37,10 @@ def pytest_configure(config):
         os.environ[option.upper()] = str(value)
 
 
+def pytest_report_header():
+    return f"jax: {jax.__version__}"
+
+
 def group_of(item):
     """The strategy that a row of the matrix is asked of, or else the test's file."""
     called = getattr(item, "callspec", None)

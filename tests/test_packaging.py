@@ -1,0 +1,16 @@
+"""What is said of the package in several places is the same in all of them."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_citation_and_the_changelog_name_the_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\nversion: {project['version']}\n" in citation
+    (newest, *_) = re.findall(r"^## \[(.*?)\]", changes, re.MULTILINE)
+    assert newest == project["version"]
