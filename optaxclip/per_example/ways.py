@@ -32,7 +32,8 @@ class Squares(NamedTuple):
     error: PerExample | None = None
 
 
-# A square with a larger relative error is measured again: norms are right to 1e-5.
+# A square with a larger relative error is measured again, so that norms are right to
+# 1e-5, or as right as the gradient that is multiplied out then.
 PRECISION = 2e-5
 
 
