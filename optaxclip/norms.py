@@ -118,22 +118,15 @@ class PowerNorm:
         start = pool.full(jnp.inf), pool.full(smallest)
         return Magnitude(*jax.lax.while_loop(unsettled, rescale, start))
 
-    def total_in(self, pool: Pool, unit: PerGroup) -> PerGroup:
-        """Sum in a known unit."""
-        return pool.sum(self._power, _reciprocal(unit))
-
-    def root(self, total: PerGroup) -> PerGroup:
-        """Give the norm whose power is this sum."""
-        return jax.tree.map(lambda t: _root(t, self.order), total)
-
     def measure(self, pool: Pool) -> Magnitude:
         """See `Norm.measure`."""
         total, unit = self.total(pool)
-        return Magnitude(self.root(total), unit)
+        return Magnitude(jax.tree.map(lambda t: _root(t, self.order), total), unit)
 
     def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
         """See `Norm.value`."""
-        return self.root(self.total_in(pool, unit))
+        total = pool.sum(self._power, _reciprocal(unit))
+        return jax.tree.map(lambda t: _root(t, self.order), total)
 
 
 @dataclass(frozen=True)
@@ -189,20 +182,15 @@ class GeneralNorm:
 
 @dataclass(frozen=True)
 class Averaged:
-    r"""The norm of a mean, $(\frac1n \sum_i |x_i|^p)^{1/p}$, of n numbers in a group.
-
-    The mean is taken before the root, which halves its rounding; the root of n, and the
-    division by it, would each add one of their own.
-
-    Attributes:
-      norm: the norm, of order p.
-    """
+    r"""The root of a mean, $(\frac1n \sum_i |x_i|^p)^{1/p}$, which halves its rounding."""
 
     norm: PowerNorm
 
     def _root_of_mean(self, pool: Pool, total: PerGroup) -> PerGroup:
-        average = jax.tree.map(lambda t, n: t / jnp.maximum(n, 1), total, pool.sizes())
-        return self.norm.root(average)
+        def root_of_mean(total: Number, number: Number) -> Number:
+            return _root(total / jnp.maximum(number, 1), self.norm.order)
+
+        return jax.tree.map(root_of_mean, total, pool.sizes())
 
     def measure(self, pool: Pool) -> Magnitude:
         """See `Norm.measure`."""
@@ -211,7 +199,7 @@ class Averaged:
 
     def value(self, pool: Pool, unit: PerGroup) -> PerGroup:
         """See `Norm.value`."""
-        return self._root_of_mean(pool, self.norm.total_in(pool, unit))
+        return self._root_of_mean(pool, pool.sum(self.norm._power, _reciprocal(unit)))
 
 
 l1: Norm = PowerNorm(1)

@@ -18,7 +18,7 @@ from trees import (
     tree_of,
     wide,
 )
-from zoo import every_strategy
+from zoo import every_kind, every_strategy
 
 
 def mixed_tree(size=1.0):
@@ -64,7 +64,7 @@ def mixed_clipped(strategy):
     return to_each(mixed_tree(), TRACED_LIMITS)
 
 
-@every_strategy
+@every_kind
 def test_a_limit_of_any_dtype_works_on_leaves_of_any_dtype(strategy):
     updates = mixed_tree()
     limits = (*KNOWN_LIMITS, *TRACED_LIMITS)
@@ -80,12 +80,12 @@ def test_a_group_within_its_limit_keeps_its_bits_in_every_dtype(strategy, tree):
     assert_same_bits(traced_clip(strategy, tree(), 1e3), tree())
 
 
-@every_strategy
+@every_kind
 def test_a_mixed_tree_within_its_limit_keeps_its_bits(strategy):
     assert_same_bits(mixed_clipped(strategy)[KNOWN_LIMITS.index(1000)], mixed_tree())
 
 
-@every_strategy
+@every_kind
 def test_params_may_have_another_dtype_than_the_updates(strategy):
     updates = tree_of(jnp.bfloat16)
     params = params_for(tree_of(jnp.float32))
@@ -106,7 +106,7 @@ def test_float64_is_clipped_in_float64(strategy):
             assert_close(clipped, wanted, working=jnp.float64)
 
 
-@every_strategy
+@every_kind
 def test_float64_beside_float16_keeps_both(strategy):
     with jax.enable_x64(True):
         updates = mixed_tree()
@@ -121,7 +121,7 @@ def test_float64_beside_float16_keeps_both(strategy):
             assert_close(clipped, expected(strategy, updates, 0.3))
 
 
-@every_strategy
+@every_kind
 def test_the_norm_of_many_small_leaves_is_not_rounded_to_their_dtype(strategy):
     """In bfloat16 a sum of ones stops at 256."""
     ones = [jnp.ones((), jnp.bfloat16)] * 8
@@ -148,7 +148,7 @@ def test_a_complex_number_is_clipped_by_its_modulus_and_keeps_its_phase(strategy
         np.testing.assert_allclose(ratio.imag, 0.0, atol=1e-6)
 
 
-@every_strategy
+@every_kind
 def test_a_complex_leaf_may_stand_beside_a_real_one(strategy):
     updates = {
         "real": tree_of(jnp.float32),

@@ -19,7 +19,7 @@ from trees import (
     traced_clip,
     tree_of,
 )
-from zoo import STRATEGIES, every_scope_and_memory, every_strategy, named
+from zoo import STRATEGIES, every_kind, every_strategy, named
 
 OTHERS = {
     "integer": lambda: jnp.arange(3),
@@ -95,7 +95,7 @@ def test_zero_size_leaves_pass_through_uncounted(strategy):
     assert_close(numbers, expected(strategy, tree_of(jnp.float32), 0.3))
 
 
-@every_scope_and_memory
+@every_kind
 def test_leaves_that_cannot_be_clipped_pass_through_by_hand_too(strategy):
     clipped = clip(strategy, {"x": jnp.ones(2), "others": others()}, 0.3)
     assert_passed(clipped["others"], others())
@@ -115,14 +115,14 @@ def test_a_tree_without_numbers_comes_back_as_it_was(strategy):
                 assert_same_bits(clipped, trees[name])
 
 
-@every_scope_and_memory
+@every_kind
 def test_a_tree_without_numbers_comes_back_by_hand_too(strategy):
     for name, tree in EMPTY_TREES.items():
         with in_case(name):
             assert_same_bits(clip(strategy, tree(), 1.0), tree())
 
 
-@every_strategy
+@every_kind
 def test_a_bare_array_is_a_tree(strategy):
     arrays = (jnp.asarray(-2.0), jnp.arange(1.0, 4.0), jnp.ones((3, 2)))
 
@@ -149,13 +149,13 @@ def with_constants(strategy):
     return list(zip(names, jax.tree.leaves(clipped), wanted, strict=True))
 
 
-@every_strategy
+@every_kind
 def test_a_python_float_is_a_scalar_leaf(strategy):
     ((got, want),) = [(a, b) for n, a, b in with_constants(strategy) if n == "gain"]
     assert_close(got, want)
 
 
-@every_strategy
+@every_kind
 def test_numpy_leaves_are_clipped_like_others(strategy):
     for name, got, want in with_constants(strategy):
         if name != "gain":

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from trees import as_limit, assert_close, expected, params_for, start, step
-from zoo import every_strategy
+from zoo import every_kind, every_strategy
 
 import optaxclip
 
@@ -55,10 +55,9 @@ def on_one_device(strategy):
     return step(strategy, updates, start(strategy, params), params, as_limit(0.2))
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@every_strategy
-def test_under_jit_sharded_updates_are_clipped_as_on_one_device(strategy, axis_type):
-    updates, mesh = sharded_tree(), mesh_of(axis_type)
+def assert_as_on_one_device(strategy, mesh):
+    """Clip what is spread over a mesh, whole groups and a broken one."""
+    updates = sharded_tree()
     transformation = strategy.make(0.2)
     wanted = expected(strategy, updates, 0.2)
     wanted_state = jax.eval_shape(transformation.init, params_for(updates))
@@ -78,6 +77,16 @@ def test_under_jit_sharded_updates_are_clipped_as_on_one_device(strategy, axis_t
     ):
         assert got.sharding.is_equivalent_to(had.sharding, had.ndim)
     assert jax.tree.structure(state) == jax.tree.structure(wanted_state)
+
+
+@every_strategy
+def test_under_jit_sharded_updates_are_clipped_as_on_one_device(strategy):
+    assert_as_on_one_device(strategy, mesh_of(AxisType.Explicit))
+
+
+@every_kind
+def test_under_jit_where_xla_chooses_shardings_it_is_as_on_one_device(strategy):
+    assert_as_on_one_device(strategy, mesh_of(AxisType.Auto))
 
 
 def all_reduces(compiled):
@@ -126,7 +135,7 @@ def test_in_shard_map_an_axis_name_counts_every_leaf_once(strategy):
     assert_close(clipped, on_one_device(strategy))
 
 
-@every_strategy
+@every_kind
 def test_in_shard_map_unchecked_a_tree_of_axis_names_counts_every_leaf_once(strategy):
     updates = sharded_tree()
     update = in_shard_map(strategy.make(0.2, axis_name=AXES), check_vma=False)

@@ -16,7 +16,7 @@ from trees import (
     together,
     tree_of,
 )
-from zoo import every_strategy
+from zoo import every_kind, every_strategy, is_a_kind
 
 import optaxclip
 
@@ -55,8 +55,9 @@ def masked(strategy, updates, params):
 
 
 def partitioned(strategy, updates, params):
-    limits = {"tight": strategy.make(0.1), "loose": strategy.make(0.4)}
-    return once(optax.partition(limits, LABELS_OF_PARTS), updates, params)
+    tight, loose = strategy.make(0.1), strategy.make(0.4)
+    parts = optax.partition({"tight": tight, "loose": loose}, LABELS_OF_PARTS)
+    return once(parts, updates, params)
 
 
 def injected(strategy, updates, params):
@@ -102,21 +103,15 @@ def trained(strategy, updates, params):
     return loss(first), loss(last)
 
 
-PLACES = (
-    in_a_chain,
-    masked,
-    partitioned,
-    injected,
-    in_multi_steps,
-    applied_if_finite,
-    trained,
-)
+OF_EVERY_STRATEGY = (in_a_chain, injected, trained)
+OF_EVERY_KIND = (masked, partitioned, in_multi_steps, applied_if_finite)
 
 
 @cache
 def everywhere(strategy):
     """What the strategy does in each place, as one program."""
-    programs = {place: partial(place, strategy) for place in PLACES}
+    places = OF_EVERY_STRATEGY + OF_EVERY_KIND * is_a_kind(strategy)
+    programs = {place: partial(place, strategy) for place in places}
     updates = tree_of(jnp.float32)
     with promoting():
         return together(programs, updates, params_for(updates))
@@ -134,7 +129,7 @@ def test_in_a_chain_it_clips_what_the_earlier_ones_give(strategy):
     assert_close(found(in_a_chain, strategy), wanted)
 
 
-@every_strategy
+@every_kind
 def test_under_masked_it_measures_and_clips_the_chosen_leaves_alone(strategy):
     updates = tree_of(jnp.float32)
     inside = {key: updates[key] for key in ("dense", "scale")}
@@ -144,7 +139,7 @@ def test_under_masked_it_measures_and_clips_the_chosen_leaves_alone(strategy):
         assert_close(left, expected(strategy, inside, LIMIT))
 
 
-@every_strategy
+@every_kind
 def test_under_partition_each_part_is_clipped_alone(strategy):
     updates, clipped = tree_of(jnp.float32), found(partitioned, strategy)
     for limit, keys in ((0.1, ("conv", "scale")), (0.4, ("dense",))):
@@ -161,7 +156,7 @@ def test_inject_hyperparams_sets_the_limit(strategy):
         assert_close(clipped, expected(strategy, updates, limit))
 
 
-@every_strategy
+@every_kind
 def test_under_multi_steps_the_mean_is_clipped(strategy):
     updates = tree_of(jnp.float32)
     first, second = found(in_multi_steps, strategy)
@@ -171,7 +166,7 @@ def test_under_multi_steps_the_mean_is_clipped(strategy):
     assert_close(second, expected(strategy, mean, LIMIT))
 
 
-@every_strategy
+@every_kind
 def test_under_apply_if_finite_a_bad_step_leaves_no_trace(strategy):
     good_step, bad_step, before, after = found(applied_if_finite, strategy)
     assert_close(good_step, expected(strategy, tree_of(jnp.float32), LIMIT))

@@ -22,7 +22,7 @@ from trees import (
     together,
     tree_of,
 )
-from zoo import every_scope_and_memory, every_strategy
+from zoo import every_kind, every_strategy, is_a_kind
 
 
 def form(state):
@@ -126,10 +126,8 @@ def mapped_over_limits(strategy, several, _, params):
 @cache
 def in_loops(strategy):
     """Scan and both vmaps, as one program."""
-    programs = {
-        loop: partial(loop, strategy)
-        for loop in (scanned, mapped_over_seeds, mapped_over_limits)
-    }
+    loops = (scanned, mapped_over_limits) + (mapped_over_seeds,) * is_a_kind(strategy)
+    programs = {loop: partial(loop, strategy) for loop in loops}
     _, state, params = started(strategy)
     return together(programs, stacked(SEVERAL), state, params)
 
@@ -144,7 +142,7 @@ def test_a_scan_gives_what_a_loop_gives(strategy):
     assert_close(result_of(in_loops(strategy), scanned), (state, stacked(looped)))
 
 
-@every_strategy
+@every_kind
 def test_a_vmap_over_seeds_gives_what_a_loop_gives(strategy):
     _, state, params = started(strategy)
     looped = [step(strategy, each, state, params, LIMIT) for each in SEVERAL]
@@ -169,7 +167,7 @@ def test_the_state_can_be_donated(strategy):
     donating.lower(strategy, tree_of(jnp.float32), state, params, LIMIT)
 
 
-@every_scope_and_memory
+@every_kind
 def test_a_donated_state_goes_on_as_a_kept_one(strategy):
     _, state, params = started(strategy)
     wanted, wanted_state = tree_of(jnp.float32), state

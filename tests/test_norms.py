@@ -197,7 +197,7 @@ def test_each_of_many_groups_has_a_unit_that_suits_it(x, exponents, zero):
     """The first column keeps both magnitudes, another may be all zeros."""
     x[:, 1:] = np.sign(x[:, 1:]) * np.float32(2) ** np.array(exponents[1:], np.float32)
     x[:, 3] *= not zero
-    names, rtol = ("l1", "l2"), len(x) * EPS / 2 + 4 * EPS
+    names, rtol = ("l1", "l2"), roundings(len(x))
     units = magnitudes(x, names, scopes.unit())
     tensors = magnitudes(list(x.T), names, scopes.tensor())
     for name in names:
