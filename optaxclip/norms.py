@@ -182,7 +182,7 @@ class GeneralNorm:
 
 @dataclass(frozen=True)
 class Averaged:
-    r"""The root of a mean, $(\frac1n \sum_i |x_i|^p)^{1/p}$, which halves its rounding."""
+    r"""The root of a mean, $(\frac1n \sum_i |x_i|^p)^{1/p}$: one rounding, not two."""
 
     norm: PowerNorm
 
