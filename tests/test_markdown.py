@@ -13,7 +13,6 @@ import io
 import re
 import symtable
 import tokenize
-import tomllib
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -97,6 +96,8 @@ def read(request, tmp_path, monkeypatch):
         yield run_page
 
 
+# JAX 0.8 tells what make_mesh will do from 0.9 on, which suits the pages as well.
+@pytest.mark.filterwarnings("ignore:The default axis_types:DeprecationWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_runs_and_prints_what_it_says(page, read):
     read(page)
@@ -181,15 +182,3 @@ def test_a_name_that_no_block_defines_is_refused(read, tmp_path):
         read(page)
     assert str(refused.traceback[-1].path) == str(page)
     assert refused.traceback[-1].lineno == 3  # which pytest counts from 0
-
-
-def test_readme_links_work_on_the_package_index_too():
-    """There is no folder there that a relative link could start from."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    ours = project["urls"]["Repository"]
-    links = re.findall(r"\]\((.*?)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert links
-    for link in links:
-        assert link.startswith("https://"), link
-        if link.startswith(ours):
-            assert (ROOT / link.removeprefix(f"{ours}/blob/main/")).is_file(), link

@@ -14,3 +14,15 @@ def test_the_citation_and_the_changelog_name_the_version():
     assert f"\nversion: {project['version']}\n" in citation
     (newest, *_) = re.findall(r"^## \[(.*?)\]", changes, re.MULTILINE)
     assert newest == project["version"]
+
+
+def test_readme_links_work_on_the_package_index_too():
+    """There is no folder there that a relative link could start from."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ours = project["urls"]["Repository"]
+    links = re.findall(r"\]\((.*?)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert links
+    for link in links:
+        assert link.startswith("https://"), link
+        if link.startswith(ours):
+            assert (ROOT / link.removeprefix(f"{ours}/blob/main/")).is_file(), link
