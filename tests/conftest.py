@@ -28,6 +28,8 @@ settings.load_profile("laws")
 
 def pytest_configure(config):
     """Keep every program, small ones too, for all workers and what they start."""
+    if not hasattr(config, "cache"):  # pytest may run without one
+        return
     for option, value in {
         "jax_compilation_cache_dir": str(config.cache.mkdir("jax")),
         "jax_persistent_cache_min_compile_time_secs": 0,
