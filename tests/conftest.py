@@ -50,11 +50,14 @@ def group_of(item):
     return strategy.name if strategy else item.path.name
 
 
-def pytest_collection_modifyitems(items):
+def pytest_itemcollected(item):
     """Keep together what runs the same programs, on one worker."""
+    item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+def pytest_collection_modifyitems(items):
+    """Keep it together in time too."""
     items.sort(key=group_of)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
 
 
 @pytest.hookimpl(wrapper=True)
