@@ -1,4 +1,4 @@
-"""What clipping adds to a training step: run time, the report, trace and compile time.
+"""What clipping costs: to measure, in a training step, to compile, and outside of jit.
 
 Every variant is timed once a round, in any order, so that a noisy machine disturbs all
 of them alike; a ratio is the median over the rounds of what two of them took in the
@@ -6,14 +6,15 @@ same round. All work on the same parameters and moments: where such buffers happ
 lie in memory is worth up to a tenth of a step. Compile time is CPU time of the process,
 which other processes disturb least.
 
-    python benchmarks/overhead.py              # all of it, about 20 minutes on 2 cores
-    python benchmarks/overhead.py --part run   # or: compile
+    python benchmarks/overhead.py                  # all of it, some 40 minutes
+    python benchmarks/overhead.py --part measure   # or: run, compile, eager
 """
 
 import argparse
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -21,10 +22,28 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optaxclip import clip_global_norm, clip_tensor_rms, clip_value
+import optaxclip
+from optaxclip import norms, scopes
+from optaxclip.norms.norm import measure
 
 Tree = dict[str, jax.Array]
 Variants = dict[str, optax.GradientTransformation]
+
+# Each strategy beside what Optax has, or beside one of ours where it has nothing.
+COUNTERPARTS: dict[str, tuple[optax.GradientTransformation, ...]] = {
+    "clip_global_norm": (
+        optaxclip.clip_global_norm(1.0),
+        optax.clip_by_global_norm(1.0),
+    ),
+    "clip_tensor_norm": (
+        optaxclip.clip_tensor_norm(1.0),
+        optax.clip_by_block_rms(1.0),
+    ),
+    "clip_tensor_rms": (optaxclip.clip_tensor_rms(1.0), optax.clip_by_block_rms(1.0)),
+    "agc": (optaxclip.agc(0.01), optax.adaptive_grad_clip(0.01)),
+    "clip_value": (optaxclip.clip_value(1.0), optax.clip(1.0)),
+    "adagc": (optaxclip.adagc(1.0), optaxclip.clip_global_norm(1.0)),
+}
 
 
 def transformer(dtype: jnp.dtype = jnp.float32) -> Tree:
@@ -38,12 +57,17 @@ def transformer(dtype: jnp.dtype = jnp.float32) -> Tree:
     return random_tree(shapes, dtype)
 
 
-def thousand_leaves() -> Tree:
-    return random_tree({f"leaf{i}": (64, 64) for i in range(1000)})
+def many_leaves(
+    number: int = 1000, side: int = 64, dtype: jnp.dtype = jnp.float32
+) -> Tree:
+    return random_tree({f"leaf{i}": (side, side) for i in range(number)}, dtype)
 
 
-def one_leaf() -> Tree:
-    return random_tree({"leaf": (30_000_000,)})
+def one_leaf(dtype: jnp.dtype = jnp.float32) -> Tree:
+    return random_tree({"leaf": (30_000_000,)}, dtype)
+
+
+TREES = {"transformer": transformer, "1000 leaves": many_leaves, "one leaf": one_leaf}
 
 
 def random_tree(
@@ -112,82 +136,132 @@ def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
     return median(a / b for a, b in zip(times[name], times[base], strict=True))
 
 
-def print_run_times(title: str, grads: Tree, rounds: int) -> None:
-    ours = clip_global_norm(1.0)
-    times = run_times(
-        {
-            "none": optax.identity(),
-            "optax": optax.clip_by_global_norm(1.0),
-            "optaxclip": ours,
-            "no report": without_report(ours),
-        },
-        grads,
-        rounds,
-    )
-    print_row(title, times, "optax", "no report")
+def interleaved(
+    calls: dict[str, Callable[[], Any]], rounds: int
+) -> dict[str, list[float]]:
+    """Time calls in any order, round by round."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    shuffled = random.Random(0)
+    for _ in range(1 + rounds):
+        for name in shuffled.sample(list(calls), len(calls)):
+            start = time.perf_counter()
+            jax.block_until_ready(calls[name]())
+            times[name].append(time.perf_counter() - start)
+    return {name: seconds[1:] for name, seconds in times.items()}
 
 
-def print_counterparts(rounds: int) -> None:
-    """Compare the other strategies that optax has too, on the transformer."""
-    pairs = {
-        "value": (optax.clip(1.0), clip_value(1.0)),
-        "tensor rms": (optax.clip_by_block_rms(1.0), clip_tensor_rms(1.0)),
+def sums_of_squares(tree: Tree, axis: int | None) -> list[jax.Array]:
+    """Add up squares and do no more, over each leaf or along an axis of it."""
+    return [
+        jnp.sum(jnp.square(x.astype(jnp.float32)), None if x.ndim == 1 else axis)
+        for x in tree.values()
+    ]
+
+
+def print_measuring(rounds: int) -> None:
+    print("\nMeasuring alone, over a plain sum of squares")
+    bare = {
+        "whole": lambda tree: sum(sums_of_squares(tree, None)),
+        "tensor": lambda tree: sums_of_squares(tree, None),
+        "unit": lambda tree: sums_of_squares(tree, 0),
     }
-    for title, (theirs, ours) in pairs.items():
-        variants = {
-            "none": optax.identity(),
-            "optax": theirs,
-            "optaxclip": ours,
-            "no report": without_report(ours),
-        }
-        times = run_times(variants, transformer(), rounds)
-        print_row(f"transformer, {title}", times, "optax", "no report")
+    ours = {
+        "whole": (scopes.whole(), norms.l2, "whole"),
+        "tensor": (scopes.tensor(), norms.l2, "tensor"),
+        "rms": (scopes.tensor(), norms.rms, "tensor"),
+        "unit": (scopes.unit(), norms.l2, "unit"),
+    }
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for title, make in TREES.items():
+            tree, calls = make(dtype=dtype), {}
+            for name, function in bare.items():
+                calls[f"bare {name}"] = partial(jax.jit(function), tree)
+            for name, (scope, norm, _) in ours.items():
+                calls[name] = partial(jax.jit(partial(measured, scope, norm)), tree)
+            times = interleaved(calls, rounds)
+            row = (
+                f"{name} {ratio(times, name, f'bare {base}'):.2f}"
+                for name, (*_, base) in ours.items()
+            )
+            print(f"{title}, {jnp.dtype(dtype).name}:".ljust(24), "  ".join(row))
 
 
-def print_row(title: str, times: dict[str, list[float]], *bases: str) -> None:
-    medians = "  ".join(f"{median(t) * 1e3:9.2f}" for t in times.values())
-    ratios = "  ".join(f"{ratio(times, 'optaxclip', base):10.3f}" for base in bases)
-    print(f"{title:26}{medians}  {ratios}", flush=True)
+def measured(scope: scopes.Scope, norm: norms.Norm, tree: Tree) -> Any:
+    return measure(norm, scope.arrange(tree))
+
+
+def print_steps(rounds: int) -> None:
+    print(
+        "\nA jitted Adam step over that with the counterpart, and over none's; report"
+    )
+    cases = [("transformer", jnp.bfloat16, ["clip_global_norm"])]
+    cases = [(title, jnp.float32, list(COUNTERPARTS)) for title in TREES] + cases
+    for title, dtype, names in cases:
+        for name in names:
+            ours, theirs = COUNTERPARTS[name]
+            variants = {"none": optax.identity(), "theirs": theirs, "ours": ours}
+            variants["no report"] = without_report(ours)
+            times = run_times(variants, TREES[title](dtype=dtype), rounds)
+            print(
+                f"{title}, {jnp.dtype(dtype).name}, {name}:".ljust(44),
+                f"{median(times['ours']) * 1e3:8.2f} ms  over theirs "
+                f"{ratio(times, 'ours', 'theirs'):.3f}  over none "
+                f"{ratio(times, 'ours', 'none'):.3f}  report "
+                f"{ratio(times, 'ours', 'no report'):.3f}",
+                flush=True,
+            )
 
 
 def print_compile_times(rounds: int) -> None:
-    variants = {
-        "none": optax.identity(),
-        "optax": optax.clip_by_global_norm(1.0),
-        "optaxclip": clip_global_norm(1.0),
-    }
-    times = compile_times(variants, thousand_leaves(), rounds)
-    print("\nTrace and compile, 1000 leaves: seconds of CPU, median (least)")
-    for name, seconds in times.items():
-        print(f"  {name:10}{median(seconds):8.2f}  ({min(seconds):.2f})")
-    for how, of in (("median", median), ("least", min)):
-        none, theirs, ours = (of(seconds) for seconds in times.values())
+    print("\nTrace and compile of an Adam step: what is added, seconds of CPU, medians")
+    for number in (100, 300, 1000):
+        grads = many_leaves(number, side=8)
+        for name, (ours, theirs) in COUNTERPARTS.items():
+            variants = {"none": optax.identity(), "theirs": theirs, "ours": ours}
+            times = compile_times(variants, grads, rounds)
+            none, other, own = (median(seconds) for seconds in times.values())
+            print(
+                f"{number:5} leaves, {name}:".ljust(32),
+                f"ours {own - none:6.2f}  theirs {other - none:6.2f}  ratio "
+                f"{(own - none) / (other - none):5.2f}",
+                flush=True,
+            )
+
+
+def print_eager(rounds: int) -> None:
+    print("\nA call outside of jit, 100 leaves")
+    grads = many_leaves(100, side=32)
+    for name, (ours, theirs) in COUNTERPARTS.items():
+        calls = {
+            which: partial(clip.update, grads, clip.init(grads), grads)
+            for which, clip in (("ours", ours), ("theirs", theirs))
+        }
+        times = interleaved(calls, rounds)
         print(
-            f"  clipping adds, {how}: optax {theirs - none:.2f}, optaxclip "
-            f"{ours - none:.2f}, ratio {(ours - none) / (theirs - none):.2f}"
+            f"{name}:".ljust(20),
+            f"{median(times['ours']) * 1e3:8.2f} ms, over theirs "
+            f"{ratio(times, 'ours', 'theirs'):.2f}",
+            flush=True,
         )
+
+
+PARTS: dict[str, Callable[[int], None]] = {
+    "measure": print_measuring,
+    "run": print_steps,
+    "compile": print_compile_times,
+    "eager": print_eager,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=("run", "compile", "all"), default="all")
-    parser.add_argument("--rounds", type=int, default=60, help="of every run time")
-    parser.add_argument("--compilations", type=int, default=5)
+    parser.add_argument("--part", choices=PARTS, help="all of them if not given")
+    parser.add_argument("--rounds", type=int, default=40, help="of every run time")
+    parser.add_argument("--compilations", type=int, default=3)
     options = parser.parse_args()
     print(f"JAX {jax.__version__} on {jax.devices()[0].device_kind}")
-    if options.part != "compile":
-        print("\nA jitted Adam step: milliseconds, medians; ratios within a round")
-        names = ("none", "optax", "optaxclip", "no report")
-        heads = "  ".join(f"{name:>9}" for name in names)
-        print(f"{'':26}{heads}  {'over optax':>10}  {'report':>10}")
-        print_run_times("transformer, 30 M, f32", transformer(), options.rounds)
-        print_run_times("1000 leaves of 64x64", thousand_leaves(), options.rounds)
-        print_run_times("one leaf of 30 M", one_leaf(), options.rounds)
-        bfloat16 = transformer(jnp.bfloat16)
-        print_run_times("transformer, bf16", bfloat16, options.rounds)
-        print_counterparts(options.rounds)
-    if options.part != "run":
-        print_compile_times(options.compilations)
+    for name in [options.part] if options.part else PARTS:
+        PARTS[name](options.compilations if name == "compile" else options.rounds)
 
 
 if __name__ == "__main__":

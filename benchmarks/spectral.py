@@ -1,9 +1,9 @@
 """How accurate and how fast the maps of singular values are.
 
 Errors are against numpy.linalg.svd in float64, as the largest entry and as the spectral
-norm of the difference, relative to the limit. Times are of the projection beside the
-same one through jnp.linalg.svd, alternating in one run; the table has medians, and how
-many singular values are above the limit, which is what the time depends on.
+norm of the difference, relative to the largest singular value. Times are of the
+projection beside the same one through jnp.linalg.svd, alternating in one run; the table
+has medians, and how many singular values are above the limit.
 
     python benchmarks/spectral.py [--size 1024] [--repeats 7] [--speed-only]
 """
@@ -71,11 +71,12 @@ def bent(sizes, scale):
 
 
 def errors(run, value, updates, ratio):
-    """The largest entry and the spectral norm of the error, relative to the limit."""
+    """The largest entry and the spectral norm of the error, relative to the largest."""
     u, sizes, v = np.linalg.svd(updates.astype(np.float64), full_matrices=False)
-    limit = np.float32(max(sizes[0], np.finfo(np.float32).tiny) / ratio)
+    top = max(sizes[0], np.finfo(np.float32).tiny)
+    limit = np.float32(top / ratio)
     difference = np.asarray(run(updates, limit)) - (u * value(sizes, limit)) @ v
-    return np.abs(difference).max() / limit, np.linalg.norm(difference, 2) / limit
+    return np.abs(difference).max() / top, np.linalg.norm(difference, 2) / top
 
 
 def accuracy():
@@ -84,7 +85,7 @@ def accuracy():
         "hard": (mapped(optaxclip.clip_singular_values), projected),
         "soft": (mapped(optaxclip.soft_clip_singular_values), bent),
     }
-    print(f"Worst error relative to the limit, largest / limit in {RATIOS}:")
+    print(f"Worst error relative to the largest, largest / limit in {RATIOS}:")
     print("map   shape          spectrum         entry     norm")
     for name, (run, value) in maps.items():
         for shape in SHAPES:
@@ -111,29 +112,18 @@ def seconds(pause, run, *arguments):
     return time.perf_counter() - start
 
 
-def spiky(size, count):
-    """Normal numbers of norm 0.95, with so many directions between 1.05 and 3 added."""
-    noise = np.random.default_rng(0).normal(size=(size, size))
-    spikes = matrix((size, size), np.linspace(1.05, 3, count), seed=1)
-    return (0.95 * noise / np.linalg.norm(noise, 2) + spikes).astype(np.float32)
-
-
-def hard_cases(size):
-    """Matrices and limits: nothing above, a few spikes, and whole parts of a spectrum.
+def cases(size):
+    """Matrices and limits: nothing above, some, and whole parts of a spectrum.
 
     Yields names, matrices and limits.
     """
     normal = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
     top = np.linalg.norm(normal, 2)
     yield "normal, limit far above", normal, 20 * top
-    for ratio in (0.99, 1.05, 1.2, 1.5, 4):
+    for ratio in (0.99, 1.05, 4):
         yield f"normal, limit top / {ratio}", normal, top / ratio
-    for share in (1 / 1024, 1 / 64, 50 / 1024, 100 / 1024, 300 / 1024):
-        count = max(round(size * share), 1)
-        yield f"{count} spikes on normal", spiky(size, count), 1.0
     steep = matrix((size, size), np.logspace(0, -6, size))
-    for ratio in (2, 8, 100):
-        yield f"condition 1e6, limit top / {ratio}", steep, 1 / ratio
+    yield "condition 1e6, limit top / 100", steep, 1 / 100
 
 
 def speed(size, repeats, pause):
@@ -144,7 +134,7 @@ def speed(size, repeats, pause):
     print(
         "case                            above     clip      svd    ratio     product"
     )
-    for name, updates, limit in hard_cases(size):
+    for name, updates, limit in cases(size):
         above = int(np.sum(np.linalg.svd(updates, compute_uv=False) > limit))
         arguments = updates, np.float32(limit)
         times = {"clip": [], "svd": [], "product": []}

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from optaxclip.magnitudes import Number
+from optaxclip.numbers import Number
 
 
 def newest_share(decay: ArrayLike, number: Array, dtype: DTypeLike) -> Number:

@@ -1,45 +1,41 @@
 """The one transformation: measure, ask the threshold, respond, report."""
 
+from __future__ import annotations
+
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from optaxclip.arguments import check_role
-from optaxclip.groupings import Grouping, each_group
-from optaxclip.leaves import beside, counted, filled
-from optaxclip.magnitudes import Leaf, Magnitude, Norm, Number, PerGroup, widen
-from optaxclip.measuring import measure, measuring_dtype
-from optaxclip.norms import linf
-from optaxclip.reports import (
-    ClipState,
-    empty_report,
-    next_report,
-    state_type,
-)
+from optaxclip.groups import Groups, PerGroup
+from optaxclip.leaves import beside, filled
+from optaxclip.norms import Magnitude, Norm, linf
+from optaxclip.norms.norm import ByNorm, Measure
+from optaxclip.reports import ClipState, empty_report, next_report, state_type
 from optaxclip.responses import Response, clamp
+from optaxclip.responses.apply import ByResponse, Respond, nonnegative
 from optaxclip.scopes import Scope
-from optaxclip.thresholds import Observation, Threshold, as_threshold
+from optaxclip.thresholds import Limit, Observation, Threshold, as_threshold
 
 
 def clipper(
     scope: Scope,
     norm: Norm,
-    threshold: Threshold | PyTree[ArrayLike | optax.Schedule],
+    threshold: Limit,
     response: Response,
     *,
     name: str = "clip",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip what is too big: four answers, one transformation.
 
-    Every strategy of the library that measures, compares and responds is a call of
-    this function. The flow is one way, and only the threshold remembers:
+    Every strategy that measures, compares and responds is a call of this function. The
+    flow is one way, and only the threshold remembers:
 
         updates --measure--> magnitudes --threshold--> limits --respond--> updates
 
@@ -88,151 +84,107 @@ def clipper(
             f"norm must be norms.linf where the response is clamp, not {norm}; use "
             "shrink to bound another norm."
         )
-
-    rule = Rule(scope, norm, threshold, response, name)
-
-    def update(
-        updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
-    ) -> tuple[PyTree, ClipState]:
-        size = measure(norm, scope.arrange(updates), counted(updates))
-        return rule.clip(updates, size, state, params, extra)
-
-    return optax.GradientTransformationExtraArgs(rule.init, update)
+    return Clip(name, scope, threshold, ByNorm(norm), ByResponse(response)).transform()
 
 
 @dataclass(frozen=True)
-class Rule:
-    """All of a clipper but the measuring, for methods that measure something else.
+class Clip:
+    """A clipper, whatever it measures and does: the one flow.
 
     Attributes:
-      scope: which numbers are measured together.
-      norm: how the parameters are measured where the threshold asks for them.
-      threshold: how big is too big.
-      response: what happens to a group that is too big.
       name: what `optaxclip.report` calls it.
+      scope: which numbers are measured together.
+      threshold: how big is too big.
+      measure: tells how big each group is.
+      respond: does what is to be done to a group that is too big.
+      known_shapes: of states, for leaves met before, as to find them takes a trace.
     """
 
-    scope: Scope
-    norm: Norm
-    threshold: Threshold
-    response: Response
     name: str
+    scope: Scope
+    threshold: Threshold
+    measure: Measure
+    respond: Respond
+    known_shapes: dict[Hashable, Any] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def transform(self) -> optax.GradientTransformationExtraArgs:
+        """Give the transformation."""
+        return optax.GradientTransformationExtraArgs(self.init, self.update)
 
     def init(self, params: PyTree) -> ClipState:
         """Give the state before the first step."""
-        grouping, leaves = self.scope.arrange(params), counted(params)
-        groups = grouping.like(leaves, measuring_dtype(leaves))
-        return state_type(self.name, ClipState)(
-            self.threshold.init(groups), empty_report(grouping.report_shape)
-        )
+        groups = self.scope.arrange(params)
+        report = empty_report(groups.report_shape)
+        return self._state(*self._memories(groups), report)
 
-    def _check(self, state: Any, grouping: Grouping, leaves: list[Leaf]) -> None:
+    def _memories(self, groups: Groups) -> tuple[Any, Any]:
+        return self.threshold.init(groups.struct()), self.measure.init(groups)
+
+    def update(
+        self,
+        updates: PyTree,
+        state: Any,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ClipState]:
+        """Clip the updates."""
+        groups = self.scope.arrange(updates)
+        self._check(state, groups)
+        size, memory = self.measure(groups, state.measure)
+        state = state._replace(measure=memory)
+        return self._clip(updates, groups, size, state, params, extra_args)
+
+    def clip(
+        self, updates: PyTree, groups: Groups, size: Magnitude, state: Any
+    ) -> tuple[PyTree, ClipState]:
+        """Clip what was measured already."""
+        self._check(state, groups)
+        return self._clip(updates, groups, size, state, None, {})
+
+    def _clip(
+        self,
+        updates: PyTree,
+        groups: Groups,
+        size: Magnitude,
+        state: ClipState,
+        params: PyTree | None,
+        extra_args: Mapping[str, Any],
+    ) -> tuple[PyTree, ClipState]:
+        def measure_params() -> PerGroup:
+            given = groups.of(beside(self.name, updates, params))
+            return self.measure(given, state.measure)[0].plain
+
+        limits = functools.partial(self.scope.limits, tree=updates)
+        seen = Observation(groups, size, measure_params, limits, extra_args)
+        limit, memory = self.threshold.update(seen, state.threshold)
+        limit = nonnegative(limit, size.value)
+        leaves, size, reach = self.respond(groups, size, limit)
+        report = next_report(reach, state.report, groups, size, limit)
+        return filled(updates, leaves), self._state(memory, state.measure, report)
+
+    def _state(self, *fields: Any) -> ClipState:
+        return state_type(self.name, ClipState)(*fields)
+
+    def _check(self, state: Any, groups: Groups) -> None:
         """Refuse the state of another model, or of another threshold, or none."""
         if not hasattr(state, "threshold"):
             raise TypeError(
                 f"{self.name} needs the state that its own init or update gave, not "
                 f"{state!r}."
             )
-        groups = grouping.like(leaves, measuring_dtype(leaves))
-        memory = jax.eval_shape(lambda: self.threshold.init(groups))
-        wanted = [*(x.shape for x in jax.tree.leaves(memory)), grouping.report_shape]
-        kept = jax.tree.leaves((state.threshold, state.report.pre_norm))
-        given = [jnp.shape(x) for x in kept]
+        seen = tuple((leaf.shape, leaf.dtype) for leaf in groups.leaves)
+        if seen not in self.known_shapes:
+            first = jax.eval_shape(lambda: self._memories(groups))
+            shapes = (x.shape for x in jax.tree.leaves(first))
+            self.known_shapes[seen] = [*shapes, groups.report_shape]
+        wanted = self.known_shapes[seen]
+        kept = state.threshold, state.measure, state.report.pre_norm
+        given = [jnp.shape(x) for x in jax.tree.leaves(kept)]
         if given != wanted:
             raise ValueError(
                 f"{self.name} was given a state of shapes {given}, but the updates "
                 f"need {wanted}; init it with params whose floating-point leaves are "
                 "those of the updates, and with the same options."
             )
-
-    def clip(
-        self,
-        updates: PyTree,
-        size: Magnitude,
-        state: Any,
-        params: PyTree | None,
-        extra_args: Mapping[str, Any],
-    ) -> tuple[PyTree, ClipState]:
-        """Respond to groups of a known size, and report it."""
-        leaves = counted(updates)
-        grouping = self.scope.arrange(updates)
-        self._check(state, grouping, leaves)
-
-        def measure_params() -> PerGroup:
-            given = counted(beside(self.name, updates, params))
-            return measure(self.norm, grouping, given).plain
-
-        seen = Observation(
-            size=size,
-            leaves=leaves,
-            number=grouping.count(leaves),
-            measure_params=measure_params,
-            arrange=functools.partial(self.scope.limits, tree=updates),
-            share=lambda held: grouping.digest((), held)[1],
-            extra_args=extra_args,
-        )
-        limit, memory = self.threshold.update(seen, state.threshold)
-        limit = each_group(tidy, seen.magnitude, limit)
-        after = each_group(self.response.reach, each_group(_held_size, *size), limit)
-        report = next_report(state.report, grouping, seen.magnitude, after, limit)
-        pointwise = grouping.pointwise
-        response = self.response.pointwise() if pointwise else self.response
-        weights = each_group(response.weigh, size.value, size.unit, limit)
-        clipped = respond(response, grouping, updates, weights)
-        return clipped, state_type(self.name, ClipState)(memory, report)
-
-
-def tidy(magnitude: Number, limit: ArrayLike) -> Number:
-    """Take a negative limit as 0, in the type in which the group was measured."""
-    limit = jnp.asarray(limit).astype(magnitude.dtype)
-    if jnp.broadcast_shapes(limit.shape, magnitude.shape) != magnitude.shape:
-        raise ValueError(
-            f"a limit of shape {limit.shape} does not fit groups of shape "
-            f"{magnitude.shape}; give one number, or one for each group."
-        )
-    return jnp.maximum(limit, jnp.zeros_like(limit))
-
-
-def respond(
-    response: Response, grouping: Grouping, updates: PyTree, weights: Any
-) -> PyTree:
-    """Apply what was decided for each group to the leaves that count.
-
-    Args:
-      response: the response that gave the weights.
-      grouping: how the updates are arranged in groups.
-      updates: the tree to respond to.
-      weights: a tuple for all groups, or a list of tuples with one for each leaf.
-
-    Returns:
-      A tree of the same structure, shapes and types.
-    """
-    leaves = counted(updates)
-    if isinstance(weights, list):
-        given = weights
-    else:
-        given = zip(*(grouping.spread(held(weight)) for weight in weights), strict=True)
-    # As wide as the weights, which may be too small for the type of the leaf.
-    clipped = (
-        response.apply(widen(leaf, each[0].dtype), *each).astype(leaf.dtype)
-        for leaf, each in zip(leaves, given, strict=True)
-    )
-    return filled(updates, clipped)
-
-
-def _held_size(value: Number, unit: Number) -> Number:
-    """Give a magnitude as the largest number there is where it is finite beyond."""
-    plain = value * unit
-    largest = jnp.finfo(plain.dtype).max
-    return jnp.where(value < jnp.inf, jnp.minimum(plain, largest), plain)
-
-
-def held(weight: Number) -> Number:
-    """Keep XLA from computing a group's weight again in the kernels of every leaf.
-
-    Compiling a thousand copies of it is most of what clipping would cost there. XLA
-    copies cheap arithmetic, but no remainder; and dividing by infinity leaves every
-    finite number as its remainder, exactly. Infinity itself becomes the largest one.
-    """
-    finite = jnp.minimum(weight, jnp.finfo(weight.dtype).max)
-    return jax.lax.rem(finite, jnp.full_like(finite, jnp.inf))

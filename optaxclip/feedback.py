@@ -1,5 +1,7 @@
 """Error feedback: what a clipper cuts off is carried over to the next step."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +11,7 @@ from jaxtyping import PyTree
 
 from optaxclip.arguments import check_transformation
 from optaxclip.leaves import counted, filled, zeros_for
-from optaxclip.magnitudes import Leaf, widen
+from optaxclip.numbers import Leaf, widen, widest
 
 
 class FeedbackState(NamedTuple):
@@ -93,7 +95,7 @@ def error_feedback(
     )
 
     def init(params: PyTree) -> FeedbackState:
-        carry = zeros_for(params, lambda x: widen(x).dtype)
+        carry = zeros_for(params, lambda x: widest(x.dtype))
         return FeedbackState(clip.init(params), bound.init(carry), carry)
 
     def update(

@@ -7,13 +7,13 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 # A program with its constants: before JAX 0.11 a class of its own round a jaxpr, whose
 # name may go, so that it is not imported.
-Traced = Any
+TracedProgram = Any
 
 # What is raised where JAX has renamed, moved or dropped what it does not document.
 _CHANGED = (AttributeError, NotImplementedError, TypeError, ValueError)
 
 
-def opened(traced: Traced) -> tuple[Jaxpr, Sequence[Any]]:
+def opened(traced: TracedProgram) -> tuple[Jaxpr, Sequence[Any]]:
     """Give a traced program, and its constants."""
     return getattr(traced, "jaxpr", traced), getattr(traced, "consts", ())
 
@@ -26,7 +26,7 @@ def is_call(eqn: JaxprEqn) -> bool:
     return any(isinstance(getattr(each, "jaxpr", each), Jaxpr) for each in found)
 
 
-def program_of(eqn: JaxprEqn) -> Traced:
+def program_of(eqn: JaxprEqn) -> TracedProgram:
     """Give the program that a call evaluates once, whatever parameter holds it."""
     return eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
 
@@ -42,7 +42,7 @@ def evaluate(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
     return list(result) if primitive.multiple_results else [result]
 
 
-def cut(traced: Traced, behind: Set[int]) -> list[Traced] | None:
+def cut(traced: TracedProgram, behind: Set[int]) -> list[TracedProgram] | None:
     """Cut a program behind every equation that gives one of some variables.
 
     Args:

@@ -1,5 +1,6 @@
 """Which leaves of a tree count, and what a prefix tree says of each."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -7,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from optaxclip.arguments import not_static
-from optaxclip.magnitudes import Leaf
+from optaxclip.mesh import varying_axes
+from optaxclip.numbers import Leaf
 
 AxisName = Any
 
@@ -21,13 +24,31 @@ def counts(leaf: Any) -> bool:
     if isinstance(leaf, float | complex):
         return True
     dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact) and leaf.size > 0
+    return dtype is not None and _is_inexact(dtype) and leaf.size > 0
 
 
-def counted(tree: PyTree) -> list[Leaf]:
-    """Give the leaves that count, as arrays."""
+@functools.cache  # which JAX has not, and which is asked of every leaf
+def _is_inexact(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def is_one_leaf(tree: PyTree) -> bool:
+    """Tell whether a tree is a number or an array, and no container of them."""
+    return jax.tree_util.treedef_is_leaf(jax.tree.structure(tree))
+
+
+def counted(tree: PyTree) -> list[Any]:
+    """Give the leaves that count, as arrays, or as shapes where they are no more."""
+    arrays = jax.Array | jax.ShapeDtypeStruct
     leaves = [leaf for leaf in jax.tree.leaves(tree) if counts(leaf)]
-    return [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in leaves]
+    return [x if isinstance(x, arrays) else jnp.asarray(x) for x in leaves]
+
+
+def structure_of(tree: PyTree) -> Any:
+    """Give the structure of a tree in which no leaf stands for those not counted."""
+    return jax.tree.structure(
+        jax.tree.map(lambda x: x if counts(x) else optax.MaskedNode(), tree)
+    )
 
 
 def filled(tree: PyTree, leaves: Iterable[Leaf]) -> PyTree:
@@ -42,7 +63,7 @@ def zeros_for(tree: PyTree, dtype_of: Callable[[Leaf], DTypeLike]) -> PyTree:
     def zeros(leaf: Any) -> Any:
         if not counts(leaf):
             return optax.MaskedNode()
-        leaf = jnp.asarray(leaf)
+        (leaf,) = counted(leaf)
         return jnp.zeros_like(leaf, dtype_of(leaf))
 
     return jax.tree.map(zeros, tree)
@@ -135,9 +156,39 @@ def dimensions(axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted({int(d) % rank for d in dims}))
 
 
+def trailing_dimensions(shape: tuple[int, ...], leading: Any) -> tuple[int, ...]:
+    """List the dimensions that are left behind so many leading ones.
+
+    Raises:
+      TypeError: if `leading` is traced.
+      ValueError: if there are not so many dimensions.
+    """
+    if isinstance(leading, jax.Array):
+        raise not_static("leading_axes", "int", leading)
+    if not isinstance(leading, int | np.integer) or not 0 <= leading <= len(shape):
+        raise ValueError(
+            f"leading_axes must lie between 0 and {len(shape)} for a leaf of shape "
+            f"{shape}, not {leading!r}; give a prefix tree where leaves differ."
+        )
+    return tuple(range(int(leading), len(shape)))
+
+
 def mesh_axes(spec: AxisName, tree: PyTree) -> tuple[tuple[str, ...], ...]:
-    """Say of each leaf that counts over which mesh axes it is spread."""
+    """Say of each leaf that counts over which mesh axes it is spread.
+
+    Raises:
+      ValueError: if JAX knows that a leaf varies over an axis that is not named.
+    """
     named = of_leaves("axis_name", spec, tree, is_axes)
+    for leaf, axes in zip(counted(tree), named, strict=True):
+        varying = varying_axes(leaf) if isinstance(leaf, Tracer) else frozenset()
+        missed = varying - set(as_tuple(axes))
+        if missed and axes != ():
+            raise ValueError(
+                f"axis_name must name {sorted(missed)}, over which a leaf of shape "
+                f"{leaf.shape} varies, not {spec!r}; give () to clip on each device "
+                "by itself."
+            )
     return tuple(as_tuple(axes) for axes in named)
 
 

@@ -1,17 +1,21 @@
 """What a clipper did: the numbers that users ask for, in every clipper's state."""
 
 import functools
+import importlib
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote, unquote
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int32, PyTree
+from jaxtyping import Array, Float, Int32, PyTree
 
-from optaxclip.groupings import Grouping, each_group
-from optaxclip.magnitudes import Number, PerGroup
+from optaxclip.groups import Groups, PerGroup
+from optaxclip.norms import Magnitude
+from optaxclip.numbers import Number
 
 
 class ClipReport(NamedTuple):
@@ -19,7 +23,8 @@ class ClipReport(NamedTuple):
 
     The first three are scalars for one group, and vectors with an entry a group for
     groups of leaves and for single leaves (in the order of the labels or leaves).
-    Where groups are very many, elements and units, they are the largest of each.
+    Where groups are very many, elements and units, they are those of one group, which
+    was the most above its limit.
 
     Attributes:
       pre_norm: the magnitude before clipping, in the clipper's own norm.
@@ -48,24 +53,28 @@ def empty_report(shape: tuple[int, ...]) -> ClipReport:
     )
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def next_report(
+    reach: Callable[[Number, Number], Number],
     previous: ClipReport,
-    grouping: Grouping,
-    before: PerGroup,
-    after: PerGroup,
+    groups: Groups,
+    size: Magnitude,
     limit: PerGroup,
 ) -> ClipReport:
-    """Sum up a step from magnitudes that were measured anyway."""
+    """Sum up a step from magnitudes that were measured anyway.
 
-    def above(magnitude: Number, limit: Number) -> Bool[Array, "..."]:
-        return ~(magnitude <= limit) & (limit < jnp.inf)
-
-    numbers, fraction = grouping.digest(
-        (before, after, limit), each_group(above, before, limit)
-    )
+    Args:
+      reach: tells what a magnitude becomes under a limit.
+      previous: the report of the step before.
+      groups: what was measured.
+      size: how big each group was.
+      limit: the limit of each group, or one for all.
+    """
+    top, bound, fraction = groups.summarize(*size, limit)
+    after = reach(top, bound)
     steps = previous.clipped_steps
     return ClipReport(
-        *numbers,
+        *(x.astype(jnp.float32) for x in (top, after, bound)),
         clipped_fraction=fraction,
         clipped_steps=jnp.where(fraction > 0, optax.safe_increment(steps), steps),
     )
@@ -76,10 +85,12 @@ class ClipState(NamedTuple):
 
     Attributes:
       threshold: what the threshold remembers.
+      measure: what is remembered between measurements; most need nothing.
       report: what the last step did.
     """
 
     threshold: Any
+    measure: Any
     report: ClipReport
 
 
@@ -101,14 +112,23 @@ def state_type(name: str, kind: type[State]) -> type[State]:
 
 @functools.cache
 def _named(name: str, kind: type) -> Any:
-    def rebuild(state: Any) -> tuple[Any, ...]:
-        return _rebuild, (name, kind, *state)
+    made = type(name, (kind,), {"__slots__": (), "__module__": __name__})
+    # Types are pickled by where they are found: here, by `__getattr__`.
+    home = f"{kind.__module__}.{kind.__name__}({name})"
+    made.__qualname__ = quote(home, safe="()").replace(".", _DOT)
+    return made
 
-    return type(name, (kind,), {"__slots__": (), "__reduce__": rebuild})
+
+_DOT = "%2E"  # Pickle takes a dot for the way into a class.
 
 
-def _rebuild(name: str, kind: type, *fields: Any) -> Any:
-    return _named(name, kind)(*fields)
+def __getattr__(place: str) -> Any:
+    """Find the type of a state that was named by `state_type`."""
+    found = re.fullmatch(r"(optaxclip\..+)\.(\w+)\((.*)\)", unquote(place), re.DOTALL)
+    if not found:
+        raise AttributeError(f"module {__name__} has no attribute {place!r}.")
+    module, kind, name = found.groups()
+    return _named(name, getattr(importlib.import_module(module), kind))
 
 
 def _tells(node: Any) -> bool:

@@ -1,7 +1,6 @@
 """Which numbers are measured together?
 
-A scope arranges the numbers of a tree in groups. Only leaves of real or complex
-floating point with at least one element count; all others are passed by.
+Only leaves of floating point with at least one element count, real or complex.
 
 Under ``jit`` a mesh needs nothing said. Inside ``jax.shard_map`` and ``jax.pmap``,
 ``axis_name`` names the mesh axes over which the numbers of a group are spread: one
@@ -10,34 +9,47 @@ replicated leaf). Where JAX keeps track of what varies (``check_vma=True``), lea
 that are replicated are recognized without being named.
 """
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from optaxclip.arguments import not_static
-from optaxclip.groupings import Bundled, ByLeaf, Elements, Grouping, Single
+from optaxclip.groups import (
+    Elements,
+    Groups,
+    Labeled,
+    PerGroup,
+    PerLeaf,
+    Tensors,
+    Whole,
+)
 from optaxclip.leaves import (
     AxisName,
+    counted,
     dimensions,
     is_axes,
+    is_one_leaf,
     mesh_axes,
     of_leaves,
     shapes_of,
+    structure_of,
+    trailing_dimensions,
 )
-from optaxclip.magnitudes import PerGroup, as_number
+from optaxclip.numbers import Number, as_number
+
+__all__ = ["Scope", "element", "groups", "tensor", "unit", "whole"]
 
 
 @runtime_checkable
 class Scope(Protocol):
     """What a scope has to answer."""
 
-    def arrange(self, tree: PyTree) -> Grouping:
+    def arrange(self, tree: PyTree) -> Groups:
         """Arrange the numbers of a tree in groups."""
         ...
 
@@ -46,32 +58,51 @@ class Scope(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _LeafScope:
-    """Limits by a prefix tree: one for all groups of a leaf."""
+class _Printed:
+    """A scope that prints as what a user types."""
 
-    axis_name: AxisName = None
+    def __repr__(self) -> str:
+        given = [f"{k}={v!r}" for k, v in vars(self).items() if v is not None]
+        return f"scopes.{type(self).__name__[1:].lower()}({', '.join(given)})"
+
+
+class _LeafScope(_Printed):
+    """A scope whose groups lie within leaves."""
+
+    arrange: Callable[[PyTree], PerLeaf]
 
     def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
-        return [as_number(limit) for limit in of_leaves("the limit", spec, tree)]
+        """Take a prefix tree: one limit for all groups of a leaf, or one for each."""
+        given, groups = of_leaves("the limit", spec, tree), self.arrange(tree)
+        shapes = [group.shape for group in jax.tree.leaves(groups.struct())]
+        return groups.tree.unflatten(map(_fitted, map(as_number, given), shapes))
 
 
-@dataclass(frozen=True)
+def _fitted(limit: Number, shape: tuple[int, ...]) -> Number:
+    shape = () if limit.size == 1 else shape
+    return limit.reshape(shape) if limit.size == math.prod(shape) else limit
+
+
+@dataclass(frozen=True, repr=False)
 class _Element(_LeafScope):
-    def arrange(self, tree: PyTree) -> Grouping:
-        shapes = shapes_of(tree)
-        return Elements(shapes, ((),) * len(shapes), mesh_axes(self.axis_name, tree))
+    axis_name: AxisName = None
+
+    def arrange(self, tree: PyTree) -> Elements:
+        dims = ((),) * len(shapes_of(tree))
+        axes = mesh_axes(self.axis_name, tree)
+        return Elements(counted(tree), dims, axes, structure_of(tree))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Unit(_LeafScope):
+    axis_name: AxisName = None
     axis: Any = None
 
-    def arrange(self, tree: PyTree) -> Grouping:
-        shapes = shapes_of(tree)
+    def arrange(self, tree: PyTree) -> PerLeaf:
         axes = of_leaves("axis", self.axis, tree, is_axes)
-        dims = tuple(map(_unit_dims, shapes, axes))
-        return ByLeaf(shapes, dims, mesh_axes(self.axis_name, tree))
+        dims = tuple(map(_unit_dims, shapes_of(tree), axes))
+        axes = mesh_axes(self.axis_name, tree)
+        return PerLeaf(counted(tree), dims, axes, structure_of(tree))
 
 
 def _unit_dims(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:
@@ -82,43 +113,21 @@ def _unit_dims(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:
     return dimensions(axis, shape)
 
 
-@dataclass(frozen=True)
-class _Tensor:
+@dataclass(frozen=True, repr=False)
+class _Tensor(_LeafScope):
     leading_axes: Any = None
     axis_name: AxisName = None
 
-    def arrange(self, tree: PyTree) -> Bundled:
-        shapes = shapes_of(tree)
+    def arrange(self, tree: PyTree) -> Tensors:
         given = 0 if self.leading_axes is None else self.leading_axes
         leading = of_leaves("leading_axes", given, tree)
-        dims = tuple(map(_tensor_dims, shapes, leading))
-        members = tuple((i,) for i in range(len(shapes)))
-        return Bundled(shapes, dims, mesh_axes(self.axis_name, tree), members)
-
-    def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
-        given = of_leaves("the limit", spec, tree)
-        lengths = self.arrange(tree).lengths
-        limits = [
-            jnp.broadcast_to(jnp.ravel(as_number(limit)), length)
-            for limit, length in zip(given, lengths, strict=True)
-        ]
-        with jax.numpy_dtype_promotion("standard"):
-            return jnp.concatenate(limits) if limits else jnp.zeros(0, jnp.float32)
+        dims = tuple(map(trailing_dimensions, shapes_of(tree), leading))
+        axes = mesh_axes(self.axis_name, tree)
+        return Tensors(counted(tree), dims, axes, structure_of(tree))
 
 
-def _tensor_dims(shape: tuple[int, ...], leading: Any) -> tuple[int, ...]:
-    if isinstance(leading, jax.Array):
-        raise not_static("leading_axes", "int", leading)
-    if not isinstance(leading, int | np.integer) or not 0 <= leading <= len(shape):
-        raise ValueError(
-            f"leading_axes must lie between 0 and {len(shape)} for a leaf of shape "
-            f"{shape}, not {leading!r}; give a prefix tree where leaves differ."
-        )
-    return tuple(range(int(leading), len(shape)))
-
-
-@dataclass(frozen=True)
-class _Groups:
+@dataclass(frozen=True, repr=False)
+class _Groups(_Printed):
     labels: PyTree[Hashable] | Callable[[PyTree], PyTree[Hashable]]
     axis_name: AxisName = None
 
@@ -128,27 +137,26 @@ class _Groups:
         for label in found:
             if not isinstance(label, Hashable) or isinstance(label, jax.Array):
                 raise TypeError(
-                    "labels must be hashable and no arrays, such as strings, not "
-                    f"{label!r}."
+                    f"labels must be hashable, as strings are, not {label!r}."
                 )
         return found
 
-    def arrange(self, tree: PyTree) -> Grouping:
-        shapes, labels = shapes_of(tree), self._labels_of(tree)
-        return Bundled(
-            shapes,
-            tuple(tuple(range(len(shape))) for shape in shapes),
-            mesh_axes(self.axis_name, tree),
-            tuple(
-                tuple(i for i, label in enumerate(labels) if label == name)
-                for name in _sorted(labels)
-            ),
+    def arrange(self, tree: PyTree) -> Labeled:
+        labels = self._labels_of(tree)
+        members = tuple(
+            tuple(i for i, label in enumerate(labels) if label == name)
+            for name in _sorted(labels)
+        )
+        return Labeled(
+            counted(tree), _all_dims(tree), mesh_axes(self.axis_name, tree), members
         )
 
     def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
+        if is_one_leaf(spec):
+            return as_number(spec)
         names = _sorted(self._labels_of(tree))
-        if not isinstance(spec, dict) or not set(names) <= set(spec):
-            missing = [n for n in names if not isinstance(spec, dict) or n not in spec]
+        missing = [n for n in names if not isinstance(spec, dict) or n not in spec]
+        if missing:
             raise ValueError(
                 f"max_norms must be one limit or a dict with a limit for each label; "
                 f"add {missing}."
@@ -158,31 +166,32 @@ class _Groups:
             return jnp.stack(limits) if limits else jnp.zeros(0, jnp.float32)
 
 
+def _all_dims(tree: PyTree) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(range(len(shape))) for shape in shapes_of(tree))
+
+
 def _sorted(labels: list[Hashable]) -> list[Hashable]:
     return sorted(dict.fromkeys(labels), key=str)
 
 
-@dataclass(frozen=True)
-class _Whole:
+@dataclass(frozen=True, repr=False)
+class _Whole(_Printed):
     axis_name: AxisName = None
 
-    def arrange(self, tree: PyTree) -> Grouping:
-        shapes = shapes_of(tree)
-        return Single(
-            shapes,
-            tuple(tuple(range(len(shape))) for shape in shapes),
-            mesh_axes(self.axis_name, tree),
-            (tuple(range(len(shapes))),) if shapes else (),
-        )
+    def arrange(self, tree: PyTree) -> Whole:
+        axes = mesh_axes(self.axis_name, tree)
+        return Whole(counted(tree), _all_dims(tree), axes)
 
     def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
+        if is_one_leaf(spec):
+            return as_number(spec)
         raise ValueError(
             "the limit of the whole tree must be one number, not a tree; use the "
             "scope `tensor` or `groups` for several limits."
         )
 
 
-def element(*, axis_name: AxisName = None) -> Scope:
+def element(*, axis_name: AxisName = None) -> _Element:
     """Measure every number alone; any norm of one number is its modulus.
 
     Args:
@@ -194,8 +203,8 @@ def element(*, axis_name: AxisName = None) -> Scope:
 def unit(*, axis: Any = None, axis_name: AxisName = None) -> Scope:
     """Measure the numbers that feed one output unit together.
 
-    JAX keeps kernels input-first, ``(..., inputs, outputs)``, so that a unit is a
-    slice along the last dimension. Scalars and vectors are one group.
+    JAX keeps kernels input-first, ``(..., inputs, outputs)``: a unit is a slice along
+    the last dimension. Scalars and vectors are one group.
 
     Args:
       axis: the dimensions that are measured together, instead of all but the last:
@@ -235,9 +244,5 @@ def groups(
 
 
 def whole(*, axis_name: AxisName = None) -> Scope:
-    """Measure the whole tree together.
-
-    Args:
-      axis_name: mesh axes over which leaves are sharded.
-    """
+    """Measure the whole tree together; `axis_name` is that of `tensor`."""
     return _Whole(axis_name)

@@ -1,18 +1,19 @@
 """The arithmetic of clipping without optax: norm in, norm out."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from optaxclip import scopes
-from optaxclip.clipper import respond, tidy
-from optaxclip.leaves import AxisName, counted
-from optaxclip.magnitudes import Magnitude, Norm, as_number
-from optaxclip.measuring import measure
-from optaxclip.norms import as_norm, l2
+from optaxclip.arguments import check_limit, check_magnitude
+from optaxclip.leaves import AxisName, filled
+from optaxclip.norms import Magnitude, Norm, as_norm, l2
+from optaxclip.norms.norm import measure, unscaled
+from optaxclip.numbers import as_number
 from optaxclip.responses import shrink
-from optaxclip.thresholds import check_limit
-from optaxclip.thresholds.checks import check_magnitude
+from optaxclip.responses.apply import apply_response, nonnegative
 
 
 def tree_norm(
@@ -83,12 +84,12 @@ def shrink_tree(
                 "of the whole tree."
             )
         known = jnp.where(known < 0, jnp.nan, known)
-        size = Magnitude(known, jnp.ones_like(known))
-    weights = shrink.weigh(*size, tidy(size.plain, max_norm))
-    grouping = scopes.whole(axis_name=axis_name).arrange(tree)
-    return respond(shrink, grouping, tree, weights), size.plain
+        size = unscaled(known)
+    groups = scopes.whole(axis_name=axis_name).arrange(tree)
+    limit = nonnegative(as_number(max_norm), size.value)
+    leaves = apply_response(shrink, groups, size, limit)
+    return filled(tree, leaves), size.plain
 
 
 def _measure(tree: PyTree, norm: Norm, axis_name: AxisName) -> Magnitude:
-    grouping = scopes.whole(axis_name=axis_name).arrange(tree)
-    return measure(norm, grouping, counted(tree))
+    return measure(norm, scopes.whole(axis_name=axis_name).arrange(tree))

@@ -157,7 +157,7 @@ def test_in_shard_map_extremes_and_nan_are_as_on_one_device(strategy):
 def test_in_shard_map_the_report_on_many_groups_is_that_of_the_whole_mesh(make):
     """Units may be whole on each device, and need no name of an axis then."""
     updates = jax.random.normal(jax.random.key(0), (8, 16))
-    transformation = make(1.0)
+    transformation = make(1.0, axis_name=())
     state = transformation.init(updates)
     wanted, wanted_state = transformation.update(updates, state)
     clipped, state = jax.jit(

@@ -17,10 +17,10 @@ PACKAGE = Path(optaxclip.__file__).parent
 # From the ground up. Whoever builds a room says here on which floor it lies; a room
 # that is a folder is one room.
 FLOORS = [
-    {"arguments", "jaxprs", "magnitudes", "reductions"},
-    {"averages", "norms", "leaves"},
-    {"groupings"},
-    {"measuring", "scopes"},
+    {"arguments", "jaxprs", "mesh", "numbers", "platforms"},
+    {"averages", "leaves"},
+    {"groups"},
+    {"norms", "scopes"},
     {"thresholds", "responses", "reports"},
     {"clipper"},
     {"spectral", "strategies", "trees"},
@@ -70,6 +70,26 @@ def test_imports_go_down_the_floors_only():
 def test_a_module_is_no_longer_than_one_idea_takes():
     lines = {str(file): len(file.read_text().splitlines()) for file in FILES}
     assert not {file: count for file, count in lines.items() if count > 250}
+
+
+def public_names(file):
+    """The names that a module defines for others."""
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            if isinstance(target, ast.Name):
+                yield target.id
+
+
+def test_no_two_modules_define_one_public_name():
+    homes: dict[str, set[Path]] = {}
+    for file in FILES:
+        for name in public_names(file):
+            if not name.startswith("_"):
+                homes.setdefault(name, set()).add(file)
+    several = {name: files for name, files in homes.items() if len(files) > 1}
+    assert not several
 
 
 def test_all_is_sorted_and_names_what_the_package_imports_for_its_users():

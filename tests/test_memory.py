@@ -15,8 +15,8 @@ from unchecked import unchecked
 
 import optaxclip
 from optaxclip import norms, responses, scopes, thresholds
-from optaxclip.groupings import each_group
-from optaxclip.magnitudes import Magnitude
+from optaxclip.groups import map_groups
+from optaxclip.norms.norm import unscaled
 from optaxclip.thresholds import (
     Band,
     Constant,
@@ -71,11 +71,11 @@ class AllOfThem:
         new = {}
         for name, threshold in THRESHOLDS.items():
             limit, memory = threshold.update(seen, state[name][0])
-            new[name] = memory, each_group(as_many_as, limit, seen.magnitude)
+            new[name] = memory, map_groups(as_many_as, seen.magnitude, limit)
         return jnp.asarray(jnp.inf), new
 
 
-def as_many_as(limit, size):
+def as_many_as(size, limit):
     """A limit for each group."""
     return jnp.broadcast_to(limit, size.shape)
 
@@ -194,7 +194,7 @@ def test_on_a_mesh_the_memory_of_units_is_sharded_as_they_are():
         state = clip.init(on_mesh[0])
         after, (found, _) = jax.jit(lambda s, u: run(clip, s, u, loss))(state, on_mesh)
     assert_close(found, wanted)
-    mean = after.threshold["ema"][0][0].mean
+    mean = after.threshold["ema"][0].mean
     assert mean.sharding.spec == P(None, "x")
 
 
@@ -294,7 +294,8 @@ def test_each_group_keeps_its_own_statistics():
     _, (_, alone) = run_of(clip)(clip.init(at(only, 0)), only, loss)
     for name in THRESHOLDS:
         found, wanted = together.threshold[name][1], alone.threshold[name][1]
-        np.testing.assert_allclose(found[:, 0], wanted[:, 0], rtol=1e-6, err_msg=name)
+        found, wanted = found["a"], wanted["a"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, err_msg=name)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -303,12 +304,10 @@ def limits_in_scan(threshold, sizes):
 
     def step(state, size):
         seen = Observation(
-            size=Magnitude(size, jnp.ones(())),
-            leaves=[],
-            number=1,
+            groups=scopes.whole().arrange(size),
+            size=unscaled(size),
             measure_params=lambda: size,
-            arrange=lambda tree: tree,
-            share=lambda held: jnp.mean(held, dtype=jnp.float32),
+            limits=lambda tree: tree,
             extra_args={},
         )
         limit, state = threshold.update(seen, state)

@@ -211,7 +211,7 @@ def test_a_value_of_any_type_is_judged_in_float32():
         guard = optaxclip.skip_spikes(optax.sgd(1.0), window=4, min_steps=2)
         state = guard.init(jnp.zeros(()))
         _, state = guard.update(jnp.asarray(1.0), state, value=value)
-        assert state.memory.value.values.dtype == jnp.float32
+        assert state.memory.loss.values.dtype == jnp.float32
         assert state.report.total == 0
         _, state = guard.update(jnp.asarray(1.0), state, value=np.nan)
         assert state.report.total == 1

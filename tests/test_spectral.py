@@ -1,5 +1,6 @@
 """Singular values: against numpy.linalg.svd in float64, and the laws of both maps."""
 
+import re
 from functools import partial
 
 import jax
@@ -9,13 +10,14 @@ import pytest
 from trees import assert_same_bits
 
 import optaxclip
-from optaxclip.spectral.polar import gram
-from optaxclip.spectral.search import search
-from optaxclip.spectral.singular_values import clip_by_polynomials
+from optaxclip.spectral import products
+from optaxclip.spectral.bounds import irregular
+from optaxclip.spectral.leading_vector import by_krylov
+from optaxclip.spectral.singular_values import clip_by_products
 
 # Most tests take the last one, whose programs are compiled by then.
 SHAPES = [(1, 1), (2, 2), (3, 7), (1024, 16), WIDE := (96, 160)]
-LARGE = (300, 256)  # of columns enough for a search in a subspace
+LARGE = (300, 256)
 EPS = float(jnp.finfo(jnp.float32).eps)
 
 
@@ -71,11 +73,6 @@ def error(make, value, matrix, limit):
     wanted = mapped(matrix, np.float64(limit), value)
     got = np.asarray(run(make, matrix, limit), np.float64)
     return np.linalg.norm(got - wanted, 2) / limit
-
-
-def bound(limit, largest):
-    """The documented error, in the spectral norm."""
-    return 5e-4 * limit + 2e-6 * largest
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -187,6 +184,7 @@ def test_the_report_is_of_the_largest_singular_value():
     clip = optaxclip.clip_singular_values(1.0)
     _, state = jax.jit(clip.update)(tree, clip.init(tree))
     report = optaxclip.report(state)
+    np.testing.assert_allclose(report["clip/pre_norm"][0], 5.0, rtol=1e-6)  # decomposed
     np.testing.assert_allclose(report["clip/pre_norm"], [5.0, 0.5], rtol=0.02)
     np.testing.assert_allclose(report["clip/post_norm"], [1.0, 0.5], rtol=0.02)
     assert report["clip/clipped_fraction"] == 0.5
@@ -229,30 +227,10 @@ def with_few_above(count, sizes=(1.05, 3.0), seed=0):
     return (0.95 * noise / np.linalg.norm(noise, 2) + spikes).astype(np.float32)
 
 
-@jax.jit
-def found(matrix):
-    """What the search for few singular values above 1 finds."""
-    return search(gram(matrix[None]), jnp.ones((1, 1, 1)))
-
-
-@pytest.mark.parametrize("count", [1, 4, 10])
-def test_few_singular_values_above_the_limit_are_found_in_a_subspace(count):
+@pytest.mark.parametrize("count", [1, 16, 60])
+def test_of_few_and_of_many_above_the_limit_none_is_missed(count):
     for sizes in ((1.05, 3.0), (2.0, 2.0), (1.5, 100.0)):
-        matrix = with_few_above(count, sizes)
-        top = np.linalg.norm(matrix.astype(np.float64), 2)
-        got = found(matrix)
-        assert got.settled.all(), sizes
-        assert got.top.item() == pytest.approx(top, rel=1e-4), sizes
-        assert error(*HARD, matrix, 1.0) < 5e-4, sizes
-
-
-def test_a_subspace_does_not_claim_to_hold_more_than_it_can():
-    """As many as it has vectors, one more, many, and many just at the limit."""
-    crowd = with_singular_values(LARGE, spectra(LARGE)["clustered"])
-    several = [with_few_above(count) for count in (16, 17, 60)]
-    for i, matrix in enumerate((*several, crowd)):
-        assert not found(matrix).settled.any(), i
-        assert error(*HARD, matrix, 1.0) < 5e-4, i
+        assert error(*HARD, with_few_above(count, sizes), 1.0) < 5e-4, sizes
 
 
 @pytest.mark.parametrize("top", [1.003, 1.05])
@@ -285,10 +263,11 @@ def orderly():
 
 
 def test_orderly_matrices_are_projected():
-    for i, matrix in enumerate(orderly()):
+    for matrix in orderly():
         # With rows of zeros, which change no vector, the program is the others'.
         taller = np.concatenate([matrix, np.zeros((LARGE[0] - 256, 256))])
-        assert error(*HARD, taller.astype(np.float32), 1.0) < 5e-4, i
+        steep = np.linalg.norm(matrix, 2) >= 1e6  # of which rounding errors count
+        assert error(*HARD, taller.astype(np.float32), 1.0) < (0.05 if steep else 5e-4)
 
 
 def difference(got, matrix, limit, value):
@@ -296,18 +275,105 @@ def difference(got, matrix, limit, value):
     return np.linalg.norm(np.asarray(got) - mapped(matrix, limit, value), 2)
 
 
-@pytest.mark.parametrize("shape", [(2, 2), (160, 96)], ids=str)
-def test_polynomials_do_elsewhere_what_vectors_do_on_a_cpu(shape):
-    polynomials = jax.jit(clip_by_polynomials)
-    for kind, sizes in spectra(shape).items():
-        matrix = with_singular_values(shape, sizes)
-        top = np.linalg.norm(matrix.astype(np.float64), 2)
-        for ratio in (0.9999, 1.01, 3.0, 100.0):
-            limit = np.full((1, 1, 1), top / ratio, np.float32)
-            got, above = polynomials(matrix[None], limit, limit > 0)
-            off = difference(got[0], matrix, top / ratio, projected)
-            assert off * ratio < 5e-4 * top, (kind, ratio)
-            assert above.all() == (ratio > 1), (kind, ratio)
+WAYS = {
+    "hard": (lambda *asked: clip_by_products(asked).matrices, projected),
+    "soft": (products.bend_by_products, bent),
+}
+
+
+@pytest.mark.parametrize(("way", "value"), WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("shape", [(2, 2), (160, 96), LARGE], ids=str)
+def test_accelerators_map_as_accurately_with_products_alone(way, value, shape):
+    """Stacked, of unequal ratios, up to the largest for which that is promised."""
+    matrices = [with_singular_values(shape, x) for x in spectra(shape).values()]
+    tops = np.linalg.norm(np.stack(matrices).astype(np.float64), 2, axis=(1, 2))
+    for ratios in ((0.9999, 1.01, 3.0, 100.0), (4096.0, 0.5, 1.0001, 1024.0)):
+        limits = (tops / ratios).astype(np.float32)[:, None, None]
+        got = jax.jit(way)(np.stack(matrices), limits)
+        for i, matrix in enumerate(matrices):
+            off = difference(got[i], matrix, limits[i].item(), value)
+            assert off < 4e-6 * tops[i], (i, ratios)
+
+
+def test_beyond_the_promised_ratio_an_accelerator_leaves_nothing_above_the_limit():
+    for kind, sizes in spectra(WIDE).items():
+        matrix = with_singular_values(WIDE[::-1], sizes)[None]
+        for ratio in (1e4, 1e5, 1e8, 1e15):
+            limit = np.full((1, 1, 1), sizes.max() / ratio, np.float32)
+            got = jax.jit(clip_by_products)((matrix, limit)).matrices[0]
+            size = np.linalg.norm(np.asarray(got, np.float64), 2)
+            assert 0.9 < size / limit < 1.1, (kind, ratio)
+
+
+def test_on_an_accelerator_a_matrix_within_the_limit_keeps_its_bits_in_a_stack():
+    stack = np.stack([with_few_above(3), with_few_above(0), 0 * with_few_above(0)])
+    got = jax.jit(clip_by_products)((stack, np.ones((3, 1, 1), np.float32)))
+    np.testing.assert_array_equal(got.above.ravel(), [True, False, False])
+    assert_same_bits(got.matrices[1:], jnp.asarray(stack[1:]))
+
+
+def test_the_few_rounds_of_an_accelerator_give_no_spectral_norm_that_is_too_small():
+    for kind, sizes in spectra(LARGE).items():
+        matrix = with_singular_values(LARGE, sizes)
+        a, top = matrix.astype(np.float64), np.linalg.norm(matrix.astype(np.float64), 2)
+        vector, highest = irregular(jnp.asarray(matrix[None])), []
+        for _ in range(4):
+            vector = jax.jit(by_krylov)((jnp.asarray(matrix[None]), vector))
+            v = np.asarray(vector[0], np.float64)
+            found = np.linalg.norm(a @ v)
+            off = np.linalg.norm(a.T @ (a @ v) - found**2 * v)
+            highest.append((found + off / (2 * found)) / top)
+        assert min(highest) > 1 - EPS, kind
+        assert highest[0] < 1.02, kind
+        assert highest[-1] < 1.001, kind
+
+
+SPECTRAL = [
+    optaxclip.clip_singular_values,
+    optaxclip.soft_clip_singular_values,
+    optaxclip.clip_weight_spectral_norm,
+]
+
+
+def decisions(program):
+    """The conditionals, and the loops that end by what was computed."""
+    loops = re.findall(r"stablehlo\.while.*?cond \{(.*?)\} do \{", program, re.DOTALL)
+    counted = r"\s*(.*stablehlo\.(constant|compare|return).*\s*)*"
+    return [
+        *re.findall(r"stablehlo\.(?:case|if)\b", program),
+        *(x for x in loops if "FLOAT" in x or not re.fullmatch(counted, x)),
+    ]
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("make", SPECTRAL)
+def test_no_decision_waits_for_the_host_on_an_accelerator(make, platform):
+    clip, layers = make(1.0, leading_axes=1), jnp.ones((2, 16, 8))
+
+    def step(layers):
+        return clip.update(layers, clip.init(layers), jnp.zeros_like(layers))
+
+    exported = jax.export.export(jax.jit(step), platforms=[platform])(layers)
+    assert "stablehlo.while" in exported.mlir_module()
+    assert not decisions(exported.mlir_module())
+
+
+@pytest.mark.parametrize("make", SPECTRAL)
+def test_mapped_matrices_cost_what_stacked_ones_do(make):
+    """One decomposition of all, after one look at all."""
+    layers = jnp.asarray(np.stack([with_few_above(3), with_few_above(0)]))
+
+    def step(clip, layers):
+        state = clip.init(layers)
+        return clip.update(layers, state, jnp.zeros_like(layers))[0]
+
+    stacked = jax.jit(partial(step, make(1.0, leading_axes=1)))
+    each = jax.jit(jax.vmap(partial(step, make(1.0))))
+    programs = [way.lower(layers).as_text() for way in (stacked, each)]
+    for call in (r"@lapack_\w+", r"stablehlo\.(case|while|dot_general)\b"):
+        first, second = (sorted(re.findall(call, program)) for program in programs)
+        assert first == second
+    assert_same_bits(each(layers), stacked(layers))
 
 
 def spread(make, limit, layers, devices):
@@ -338,7 +404,8 @@ def test_layers_spread_over_a_mesh_are_mapped_as_a_decomposition_would(make, val
     layers = unequal((4, 8, 3))
     got, _ = spread(make, 3.0, layers, 4)
     for each, matrix in zip(got, layers, strict=True):
-        limit = bound(3.0, np.linalg.norm(matrix, 2))
+        # The documented error.
+        limit = 1e-5 * np.linalg.norm(matrix, 2)
         assert difference(each, matrix, 3.0, value) < limit
 
 
@@ -356,7 +423,7 @@ def test_spectral_norms_of_layers_spread_over_a_mesh_are_bounded():
     layers = unequal((4, 8, 3))
     sizes = np.linalg.norm(layers.astype(np.float64), 2, axis=(1, 2), keepdims=True)
     got, _ = spread(optaxclip.clip_weight_spectral_norm, 3.0, layers, 4)
-    # As documented, a few millionths too small at most.
+    # As documented, two millionths too small at most.
     np.testing.assert_allclose(got, layers * np.minimum(1, 3 / sizes), rtol=1e-5)
 
 

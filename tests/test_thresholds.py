@@ -122,7 +122,7 @@ def test_two_sides_have_two_limits():
     for step in range(3):
         clipped, state = update(updates, state)
         np.testing.assert_array_equal(clipped, np.clip(updates, -0.5, 2.0**-step))
-        assert state.report.limit == max(0.5, 2.0**-step)
+        assert state.report.limit == min(0.5, 2.0**-step)  # exceeded by far
 
 
 def test_complex_numbers_have_no_sign_and_take_the_limit_above():
@@ -270,12 +270,14 @@ def test_a_threshold_that_is_not_called_yet_is_refused():
         ("start", thresholds.TrackedQuantile),
     ],
 )
-def test_a_threshold_made_of_others_takes_no_number_and_no_class(argument, make):
-    for wrong in (1.0, Constant, None, by_step):
-        with (
-            unchecked(),
-            pytest.raises(TypeError, match=rf"^{argument} must be an object such as"),
-        ):
+def test_a_threshold_made_of_others_takes_numbers_but_no_class(argument, make):
+    made = make(1.0), make(by_step)
+    assert [getattr(x, argument) for x in made] == [Constant(1.0), Scheduled(by_step)]
+    with pytest.raises(ValueError, match=rf"^{argument} must be at least 0, not -1"):
+        make(-1.0)
+    for wrong, what in ((Constant, "an object such as"), (None, "a number")):
+        error = pytest.raises(TypeError, match=rf"^{argument} must be {what}")
+        with unchecked(), error:
             make(wrong)
 
 

@@ -4,7 +4,6 @@ import ast
 import inspect
 from pathlib import Path
 
-import optax
 from zoo import STRATEGIES, named
 
 import optaxclip
@@ -16,8 +15,8 @@ def test_every_public_strategy_is_in_the_zoo():
         for name in optaxclip.__all__
         if callable(function := getattr(optaxclip, name))
         and not inspect.isclass(function)
-        and inspect.signature(function).return_annotation
-        is optax.GradientTransformationExtraArgs
+        and "GradientTransformationExtraArgs"
+        in str(inspect.signature(function).return_annotation)
     }
     in_zoo = {strategy.factory.__name__ for strategy in STRATEGIES}
     # Two make strategies of others; qk_clip has no say over updates without the logits,

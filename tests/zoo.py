@@ -385,15 +385,7 @@ STRATEGIES += [
         optaxclip.soft_clip_singular_values,
         "scale",
         oracles.Spectral(oracles.bend, 1e-5, 2e-6),
-        exempt=SOFT
-        | SPECTRAL
-        | exempt(
-            "mapped matrices take as many steps as the neediest, and round "
-            "differently; test_spectral compares both with a decomposition",
-            "test_a_scan_gives_what_a_loop_gives",
-            "test_a_vmap_over_seeds_gives_what_a_loop_gives",
-            "test_a_vmap_over_limits_gives_what_a_loop_gives",
-        ),
+        exempt=SOFT | SPECTRAL,
     ),
     Strategy(
         "clip_weights",

@@ -7,6 +7,8 @@ that is the same, bit for bit; where the old one is held the rest is of no use a
 Where JAX does not let us cut a program for that, the copy is the price.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,7 @@ from jax.core import Tracer
 from jax.extend.core import Literal, jaxpr_as_fun
 from jaxtyping import Array, Bool, PyTree
 
-from optaxclip.jaxprs import Traced, cut, opened
+from optaxclip.jaxprs import TracedProgram, cut, opened
 
 
 def held_if(
@@ -40,8 +42,9 @@ def held_if(
 
     def staged(state: Any) -> tuple[list[Any], Any]:
         result, new = update(state)
-        given[:] = leaves, _ = jax.tree.flatten(result)
+        leaves, structure = jax.tree.flatten(result)
         # What is no array of JAX's, such as float0, is handed on beside the program.
+        given[:] = [None if isinstance(x, jax.Array) else x for x in leaves], structure
         return [x for x in leaves if isinstance(x, jax.Array)], new
 
     traced, (computed, new) = jax.make_jaxpr(staged, return_shape=True)(state)
@@ -56,9 +59,7 @@ def held_if(
     values = iter(found)
     leaves, structure = given
     return (
-        structure.unflatten(
-            next(values) if isinstance(x, jax.Array) else x for x in leaves
-        ),
+        structure.unflatten(next(values) if x is None else x for x in leaves),
         jax.tree.unflatten(jax.tree.structure(new), kept),
     )
 
@@ -69,7 +70,10 @@ def keep_if(hold: Bool[Array, ""], before: PyTree, after: PyTree) -> PyTree:
 
 
 def _held_on_the_way(
-    hold: Bool[Array, ""], traced: Traced, parts: list[Traced], before: list[Any]
+    hold: Bool[Array, ""],
+    traced: TracedProgram,
+    parts: list[TracedProgram],
+    before: list[Any],
 ) -> tuple[list[Any], list[Any]]:
     """Evaluate a program part by part, and choose each array of the state behind its.
 

@@ -1,5 +1,7 @@
 """Steps that are not finite: zeroed number by number, or skipped as a whole."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,22 +10,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
-from optaxclip.groupings.census import census
+from optaxclip import scopes
 from optaxclip.guards.skipping import skipping
-from optaxclip.guards.streaks import count
-from optaxclip.leaves import AxisName, counted, filled, mesh_axes
-from optaxclip.magnitudes import Leaf
-from optaxclip.reductions import spread_over
+from optaxclip.guards.streaks import tally
+from optaxclip.leaves import AxisName, counted, filled
+from optaxclip.numbers import Leaf
 from optaxclip.reports import state_type
 
 
 def _count_nonfinite(updates: PyTree, axis_name: AxisName) -> Float[Array, ""]:
     """Count in float32, which is exact below 2^24 and has no end for huge models."""
-    leaves = counted(updates)
-    named = zip(leaves, mesh_axes(axis_name, updates), strict=True)
-    axes = [spread_over(leaf, over) for leaf, over in named]
-    _, found = census((), [~jnp.isfinite(leaf) for leaf in leaves], axes)
-    return found
+    groups = scopes.element(axis_name=axis_name).arrange(updates)
+    broken = [~jnp.isfinite(leaf) for leaf in groups.leaves]
+    return groups.count(groups.tree.unflatten(broken))
 
 
 def _finite(leaf: Leaf) -> Leaf:
@@ -91,7 +90,7 @@ def zero_nonfinite(
     ) -> tuple[PyTree, ZeroState]:
         zeroed = _count_nonfinite(updates, axis_name)
         clean = filled(updates, map(_finite, counted(updates)))
-        report = count(state.report, zeroed > 0)._replace(zeroed=zeroed)
+        report = tally(state.report, zeroed > 0)._replace(zeroed=zeroed)
         return clean, state_type("zero_nonfinite", ZeroState)(report)
 
     return optax.GradientTransformationExtraArgs(init, update)

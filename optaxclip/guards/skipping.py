@@ -1,5 +1,7 @@
 """The one wrapper: judge a step, and take it or leave everything as it was."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -9,10 +11,10 @@ import optax
 from jaxtyping import Array, Bool, PyTree
 
 from optaxclip.arguments import check_transformation
-from optaxclip.clipper import held
 from optaxclip.guards.holding import held_if, keep_if
-from optaxclip.guards.streaks import count
+from optaxclip.guards.streaks import tally
 from optaxclip.leaves import counts
+from optaxclip.numbers import computed_once
 from optaxclip.reports import state_type
 
 
@@ -69,13 +71,15 @@ def skipping(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SkipState]:
         bad, memory, report = judge.judge(updates, state.memory, state.report, extra)
-        bad = held(bad.astype(jnp.float32)) > 0  # or each leaf's kernels judge again
+        bad = (
+            computed_once(bad.astype(jnp.float32)) > 0
+        )  # or each leaf's kernels judge again
 
         def inner_update(inner_state: Any) -> tuple[PyTree, Any]:
             return inner.update(updates, inner_state, params, **extra)
 
         taken, inner_state = held_if(bad, inner_update, state.inner_state)
-        report = count(report, bad)._replace(skipped=bad.astype(jnp.int32))
+        report = tally(report, bad)._replace(skipped=bad.astype(jnp.int32))
         return _zero_if(bad, taken), state_type(name, SkipState)(
             inner_state,
             keep_if(bad, state.memory, memory),

@@ -1,5 +1,7 @@
 """Steps that stand out: a loss or a gradient far from what it was lately."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,12 +12,13 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
-from optaxclip import norms, scopes
+from optaxclip import scopes
+from optaxclip.arguments import check_between, check_limit, check_window
 from optaxclip.guards.skipping import skipping
-from optaxclip.leaves import AxisName, counted
-from optaxclip.measuring import measure
-from optaxclip.thresholds import check_limit
-from optaxclip.thresholds.checks import check_between, check_window
+from optaxclip.leaves import AxisName
+from optaxclip.norms.norm import measure
+from optaxclip.norms.sums import PowerNorm
+from optaxclip.numbers import Leaf, Number
 from optaxclip.thresholds.window import Window
 
 Scalar = Float[Array, ""]
@@ -24,7 +27,7 @@ Scalar = Float[Array, ""]
 class SpikeMemory(NamedTuple):
     """What `skip_spikes` remembers of the steps that were taken."""
 
-    value: Window
+    loss: Window
     norm: Window
 
 
@@ -97,7 +100,7 @@ class _Spikes:
         norm = _norm(updates, self.axis_name)
         seen = {"norm": norm}
         if extra_args.get("value") is not None:
-            seen["value"] = _scalar(extra_args["value"])
+            seen["loss"] = _scalar(extra_args["value"])
         scores = {name: self._score(getattr(memory, name), seen[name]) for name in seen}
         bad = jnp.stack([self._stands_out(scores[name], seen[name]) for name in seen])
         unseen = jnp.zeros((), jnp.float32)
@@ -109,7 +112,7 @@ class _Spikes:
             report._replace(
                 norm=norm,
                 norm_score=scores["norm"],
-                value_score=scores.get("value", unseen),
+                value_score=scores.get("loss", unseen),
             ),
         )
 
@@ -127,11 +130,21 @@ def _empty(size: int) -> Window:
 
 def _norm(updates: PyTree, axis_name: AxisName) -> Scalar:
     """Measure in float32; finite numbers whose norm it cannot hold have its largest."""
-    grouping = scopes.whole(axis_name=axis_name).arrange(updates)
-    size = measure(norms.l2, grouping, counted(updates))
+    groups = scopes.whole(axis_name=axis_name).arrange(updates)
+    size = measure(_SquaresApart(2), groups)
     largest = float(jnp.finfo(jnp.float32).max)
     most = jnp.where(jnp.isfinite(size.value), largest, jnp.inf)
     return jnp.minimum(size.plain.astype(jnp.float32), most)
+
+
+class _SquaresApart(PowerNorm):
+    """The L2 norm, by squares that XLA does not take for those of an optimizer inside.
+
+    It would keep them in memory for both, which is a copy of the gradient.
+    """
+
+    def _power(self, x: Leaf) -> Number:
+        return super()._power(x if jnp.iscomplexobj(x) else jnp.maximum(x, -x))
 
 
 def _scalar(value: ArrayLike) -> Scalar:

@@ -1,5 +1,7 @@
 """How often, and how long without a break, something went wrong."""
 
+from __future__ import annotations
+
 from typing import Any, TypeVar
 
 import jax
@@ -14,7 +16,7 @@ from optaxclip.reports import report
 Report = TypeVar("Report", bound=Any)
 
 
-def count(previous: Report, happened: Bool[Array, ""]) -> Report:
+def tally(previous: Report, happened: Bool[Array, ""]) -> Report:
     """Count this step in a report's fields `consecutive` and `total`."""
     longer = optax.safe_increment(previous.consecutive)
     more = optax.safe_increment(previous.total)

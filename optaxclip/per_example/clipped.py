@@ -1,5 +1,7 @@
 """Gradients of a loss with every example's clipped, and the norms by themselves."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,11 +10,11 @@ import jax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from optaxclip.arguments import check_denominator
 from optaxclip.leaves import AxisName
-from optaxclip.magnitudes import as_number
+from optaxclip.numbers import as_number
 from optaxclip.per_example.limits import (
     arrange,
-    check_denominator,
     check_limits,
     check_response,
 )

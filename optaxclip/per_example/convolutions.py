@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from optaxclip.per_example.layouts import contract, gram
+from optaxclip.per_example.layouts import contract, inner_products
 from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Convolution, finish
 from optaxclip.per_example.ways import (
+    ExampleArray,
     Factors,
     Formed,
     Good,
     Kept,
-    PerExample,
     Squares,
     added,
     in_units,
@@ -150,7 +150,7 @@ class KernelGram(_Kernel):
         """See `Way.hold`."""
         return values[0], values[1]
 
-    def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
+    def rescale(self, kept: Kept) -> tuple[Kept, ExampleArray]:
         """See `Way.rescale`."""
         (image, unit), (cotangent, other) = map(in_units, kept)
         return (image, cotangent), unit * other
@@ -162,11 +162,11 @@ class KernelGram(_Kernel):
 
         def seen_from(place: Any, seen: Array | float) -> Array:
             view = self._view(image, list(starts[place]))
-            return gram(view, view) + seen
+            return inner_products(view, view) + seen
 
         # One after another, since XLA would rather hold the views of all places.
         seen = jax.lax.fori_loop(1, len(starts), seen_from, seen_from(0, 0.0))
-        terms = seen * gram(cotangent, cotangent)
+        terms = seen * inner_products(cotangent, cotangent)
         inputs, outputs = self.channels
         return added([terms], len(starts) * inputs + outputs)
 

@@ -36,7 +36,7 @@ def layout(product: Product) -> tuple[tuple[tuple[int, int], ...], ...]:
     )
 
 
-def counts(products: Sequence[Product]) -> tuple[int, int, int, int]:
+def sizes_of(products: Sequence[Product]) -> tuple[int, int, int, int]:
     """Count shared entries, all positions, and the entries of each factor alone."""
     shared, first, second = map(size, blocks(products[0]))
     return shared, sum(size(p.summed) for p in products), first, second
@@ -74,6 +74,6 @@ def contract(subscripts: str, a: Array, b: Array, **options: Any) -> Array:
         return jnp.einsum(subscripts, a, b, preferred_element_type=dtype, **options)
 
 
-def gram(a: Array, b: Array) -> Array:
+def inner_products(a: Array, b: Array) -> Array:
     """Multiply the positions of one array with those of another, in full precision."""
     return contract("...ta,...sa->...ts", a, b, precision=HIGHEST)

@@ -5,15 +5,14 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from optaxclip.arguments import check_limit
 from optaxclip.leaves import counted, counts, of_leaves
-from optaxclip.magnitudes import as_number
+from optaxclip.numbers import as_number
 from optaxclip.responses import Response
 from optaxclip.responses.pointwise import Pointwise
-from optaxclip.thresholds import check_limit
 
 T = TypeVar("T")
 
@@ -95,18 +94,6 @@ def arrange(
         for group in range(len(given))
     )
     return Limits(groups, [as_number(limit) for limit in given], structure)
-
-
-def check_denominator(value: Any) -> None:
-    """Refuse what nothing can be divided by, as far as that is known now."""
-    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
-        raise TypeError(f"denominator must be a number, not {value!r}.")
-    try:
-        known = np.asarray(value)
-    except jax.errors.TracerArrayConversionError:
-        return
-    if known.ndim or not known > 0:
-        raise ValueError(f"denominator must be a number above 0, not {value}.")
 
 
 def check_response(response: Response) -> None:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from optaxclip.per_example.convolutions import KernelDirect, KernelGram
-from optaxclip.per_example.layouts import counts, layout
+from optaxclip.per_example.layouts import layout, sizes_of
 from optaxclip.per_example.origins import origins
 from optaxclip.per_example.products import Direct, Gram
 from optaxclip.per_example.program import Atom, Program, aval_of
@@ -16,7 +16,7 @@ from optaxclip.per_example.terms import (
     Passed,
     Product,
 )
-from optaxclip.per_example.ways import Way, Whole
+from optaxclip.per_example.ways import FullGradient, Way
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Plan:
 def plan_leaf(program: Program, gradient: Atom) -> Plan:
     """Choose a way for a leaf, given the atom that is its gradient."""
     terms = origins(program, gradient)
-    whole = Whole(gradient)
+    whole = FullGradient(gradient)
     if not terms or not aval_of(gradient).size:
         return Plan(None, "none", "no gradient reaches it")
     if not is_float(gradient):
@@ -64,14 +64,14 @@ def _of_kernel(term: Convolution) -> Plan:
     return Plan(direct, "example by example", shape)
 
 
-def _of_products(whole: Whole, products: list[Product]) -> Plan:
+def _of_products(whole: FullGradient, products: list[Product]) -> Plan:
     reads = tuple(_index_first(p) for p in products if p.left.rows or p.right.rows)
     others = tuple(p for p in products if not (p.left.rows or p.right.rows))
     model = products[0]
     if any(layout(p) != layout(model) or p.steps != model.steps for p in products):
         reason = "its uses have different layouts"
         return Plan(whole, "example by example", reason)
-    shared, positions, a, b = counts(products)
+    shared, positions, a, b = sizes_of(products)
     uses = f"{len(products)} uses, " if len(products) > 1 else ""
     shape = f"{uses}{a} by {b} on {_told(positions)}"
     if reads:

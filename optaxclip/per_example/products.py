@@ -14,25 +14,25 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from optaxclip.magnitudes import widen
+from optaxclip.numbers import widen
 from optaxclip.per_example.layouts import (
     HIGHEST,
     assemble,
     blocks,
     contract,
-    counts,
     join,
     matrices,
     ordered,
+    sizes_of,
 )
 from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Product
 from optaxclip.per_example.ways import (
+    ExampleArray,
     Factors,
     Formed,
     Good,
     Kept,
-    PerExample,
     Squares,
     added,
     in_units,
@@ -114,20 +114,20 @@ class Gram(_Products):
     @property
     def cost(self) -> int:
         """See `Way.cost`."""
-        shared, positions, a, b = counts(self.products)
+        shared, positions, a, b = sizes_of(self.products)
         return shared * positions**2 * (a + b)
 
     @property
     def memory(self) -> int:
         """See `Way.memory`."""
-        shared, positions, _, _ = counts(self.products)
+        shared, positions, _, _ = sizes_of(self.products)
         return 2 * shared * positions**2 if positions > 1 else 0
 
     def hold(self, values: Sequence[Array]) -> Kept:
         """See `Way.hold`."""
         return self._factors(values)
 
-    def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
+    def rescale(self, kept: Kept) -> tuple[Kept, ExampleArray]:
         """See `Way.rescale`."""
         (a, unit), (b, other) = map(in_units, kept)
         return (a, b), unit * other
@@ -140,14 +140,14 @@ class Gram(_Products):
             for x, axes in zip(kept, (letters.first, letters.second), strict=True)
         ]
         terms = grams[0] * grams[1]
-        _, positions, first, second = counts(self.products)
+        _, positions, first, second = sizes_of(self.products)
         if positions == 1:
             return Squares(jnp.sum(terms.reshape(len(terms), -1), axis=1))
         return added([terms], first + second)
 
     def _gram(self, x: Array, axes: str, letters: Letters) -> Array:
         """Multiply all positions with each other, apart for each shared entry."""
-        if counts(self.products)[1] == 1:
+        if sizes_of(self.products)[1] == 1:
             own = [1 + i for i, a in enumerate(axes) if a not in letters.shared]
             squares = jnp.sum(jnp.square(widen(x)), axis=own)
             order = [
@@ -174,13 +174,13 @@ class Direct(_Products, Formed):
     @property
     def cost(self) -> int:
         """See `Way.cost`."""
-        shared, positions, a, b = counts(self.products)
+        shared, positions, a, b = sizes_of(self.products)
         return shared * positions * a * b
 
     @property
     def memory(self) -> int:
         """See `Way.memory`."""
-        shared, _, a, b = counts(self.products)
+        shared, _, a, b = sizes_of(self.products)
         return shared * a * b
 
     def hold(self, values: Sequence[Array]) -> Kept:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal, Var
 
-from optaxclip.jaxprs import Traced, evaluate, opened, program_of
+from optaxclip.jaxprs import TracedProgram, evaluate, opened, program_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ def aval_of(atom: Any) -> Any:
 class Program:
     """A jaxpr, evaluated on demand: what nobody asks for is not computed."""
 
-    def __init__(self, traced: Traced):
+    def __init__(self, traced: TracedProgram):
         self.jaxpr, self.consts = opened(traced)
         self.producer: dict[Any, JaxprEqn] = {}
         for eqn in self.jaxpr.eqns:

@@ -1,5 +1,7 @@
 """Gradients of single examples that someone stacked: clipped, and their mean taken."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax
@@ -8,21 +10,21 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from optaxclip.groupings import Bundled
+from optaxclip.groups import Whole
 from optaxclip.leaves import AxisName, counted, counts, filled
-from optaxclip.magnitudes import Magnitude, as_number
-from optaxclip.measuring import measure
-from optaxclip.norms import l2
+from optaxclip.norms import Magnitude, l2
+from optaxclip.norms.norm import measure
+from optaxclip.numbers import as_number
+from optaxclip.per_example.decisions import Decisions, decide
 from optaxclip.per_example.limits import Limits, arrange, check_response
 from optaxclip.per_example.ways import Factors, weigh
-from optaxclip.per_example.weights import Weights, decide
 from optaxclip.reports import ClipReport, ClipState, empty_report, state_type
 from optaxclip.responses import Response, shrink
 from optaxclip.thresholds import (
     Constant,
+    Limit,
     Observation,
     Scheduled,
-    Threshold,
     as_threshold,
 )
 
@@ -30,7 +32,7 @@ NAME = "clip_per_example"
 
 
 def clip_per_example(
-    max_norm: Threshold | PyTree[ArrayLike | optax.Schedule],
+    max_norm: Limit,
     *,
     response: Response = shrink,
     axis_name: AxisName = None,
@@ -86,7 +88,7 @@ def clip_per_example(
 
     def init(params: PyTree) -> ClipState:
         memory = threshold.init(jax.ShapeDtypeStruct((), jnp.float32))
-        return state_type(NAME, ClipState)(memory, empty_report(()))
+        return state_type(NAME, ClipState)(memory, (), empty_report(()))
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
@@ -95,18 +97,16 @@ def clip_per_example(
         leaves = counted(updates)
         number = _number_of_examples(updates)
         seen = Observation(
+            groups=Whole(leaves, ((),) * len(leaves), ((),) * len(leaves)),
             size=Magnitude([], []),  # given limits do not depend on it
-            leaves=leaves,
-            number=number,
             measure_params=list,
-            arrange=_as_numbers,
-            share=jnp.mean,
+            limits=_as_numbers,
             extra_args=extra,
         )
         given, memory = threshold.update(seen, state.threshold)
         kind = state_type(NAME, ClipState)
         if not leaves:
-            return updates, kind(memory, state.report)
+            return updates, kind(memory, (), state.report)
         limits = arrange(given, updates, tree="the updates")
         sizes = [_measure([leaves[i] for i in group]) for group in limits.groups]
         weights = decide(sizes, limits, response, jnp.ones(number, bool))
@@ -117,7 +117,7 @@ def clip_per_example(
         ]
         mean = filled(updates, means)
         report = _report(state.report, limits, weights, axis_name)
-        return mean, kind(memory, report)
+        return mean, kind(memory, (), report)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -146,27 +146,27 @@ def _number_of_examples(updates: PyTree) -> int:
 def _measure(leaves: list[Array]) -> Magnitude:
     """Measure each example of some leaves together."""
     flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
-    shapes = tuple(leaf.shape for leaf in flat)
-    each = ((1,),) * len(flat), ((),) * len(flat)
-    return measure(l2, Bundled(shapes, *each, (tuple(range(len(flat))),)), flat)
+    return measure(l2, Whole(flat, ((1,),) * len(flat), ((),) * len(flat)))
 
 
-def _sum(leaf: Array, factors: Factors, weights: Weights, axis_name: AxisName) -> Array:
+def _sum(
+    leaf: Array, factors: Factors, weights: Decisions, axis_name: AxisName
+) -> Array:
     total = jnp.sum(weigh(leaf, factors, weights.good), axis=0)
     total = jax.lax.psum(total, axis_name) if axis_name else total
     return total.astype(leaf.dtype)
 
 
 def _report(
-    before: ClipReport, limits: Limits, weights: Weights, axis_name: AxisName
+    before: ClipReport, limits: Limits, weights: Decisions, axis_name: AxisName
 ) -> ClipReport:
     """Show the largest of all examples that are finite, and how many were clipped."""
     norms, after = [], []
-    for (value, unit), (first, second) in zip(
+    for (value, scale), (first, second) in zip(
         weights.sizes, weights.factors, strict=True
     ):
-        norms.append((value * unit).astype(jnp.float32))
-        after.append((value * (unit * first * second)).astype(jnp.float32))
+        norms.append((value / scale).astype(jnp.float32))
+        after.append((value * (first / scale * second)).astype(jnp.float32))
     norms, after = jnp.stack(norms), jnp.stack(after)
     bounds = jnp.stack([limit.astype(jnp.float32) for limit in limits.values])
     good = weights.good[None, :]

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from optaxclip.leaves import AxisName, as_tuple
-from optaxclip.measuring import measuring_dtype
+from optaxclip.mesh import vary, varying_axes
+from optaxclip.numbers import measuring_dtype
 from optaxclip.per_example import batches
+from optaxclip.per_example.decisions import decide, measure_examples
 from optaxclip.per_example.limits import Limits
 from optaxclip.per_example.tracing import Recorded, Traced, checked_params, trace
-from optaxclip.per_example.weights import decide, measure
-from optaxclip.reductions import vary, varying_axes
 from optaxclip.responses import Response
 
 
@@ -111,7 +111,7 @@ def add_up(
     recorded = traced.record(examples.params, examples.batch, examples.in_axes)
     ways = [plan.way for plan in traced.plans]
     mask, dtype = examples.mask, examples.dtype()
-    sizes = measure(ways, recorded.kept, limits.groups, mask, dtype)
+    sizes = measure_examples(ways, recorded.kept, limits.groups, mask, dtype)
     weights = decide(sizes, limits, response, mask)
     factors = limits.of_leaves(weights.divided(number))
     leaves = jax.tree.leaves(examples.params)
@@ -135,7 +135,9 @@ def measure_norms(loss: Loss, groups: Limits, examples: Examples) -> PerExample:
     traced = examples.trace(loss)
     recorded = traced.record(examples.params, examples.batch, examples.in_axes)
     ways = [plan.way for plan in traced.plans]
-    sizes = measure(ways, recorded.kept, groups.groups, examples.mask, examples.dtype())
+    sizes = measure_examples(
+        ways, recorded.kept, groups.groups, examples.mask, examples.dtype()
+    )
     return _told(recorded, groups.like_given([size.plain for size in sizes]))
 
 

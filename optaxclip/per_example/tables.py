@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from optaxclip.magnitudes import widen
+from optaxclip.numbers import widen
 from optaxclip.per_example.layouts import (
     assemble,
     contract,
-    gram,
+    inner_products,
     join,
     matrices,
     ordered,
@@ -24,10 +24,10 @@ from optaxclip.per_example.layouts import (
 from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Factor, Product, size
 from optaxclip.per_example.ways import (
+    ExampleArray,
     Factors,
     Good,
     Kept,
-    PerExample,
     Squares,
     added,
     in_units,
@@ -128,7 +128,7 @@ class Table:
                 found[3].append(b)
         return tuple(join(x, 1) for x in found if x)
 
-    def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
+    def rescale(self, kept: Kept) -> tuple[Kept, ExampleArray]:
         """See `Way.rescale`."""
         rows, read = kept[0], kept[1]
         read, unit = in_units(read)
@@ -143,13 +143,16 @@ class Table:
         """See `Way.squares`."""
         rows, read = kept[0], kept[1]
         same = rows[:, :, None] == rows[:, None, :]
-        inner = gram(read, read)
+        inner = inner_products(read, read)
         terms = [jnp.where(same, inner, jnp.zeros_like(inner))]
         if len(kept) == 4:
             a, b = kept[2:]
             found = jnp.minimum(rows, self._rows - 1)[:, None, :]
             at_rows = widen(jnp.take_along_axis(a, found, axis=2))
-            terms += [2 * at_rows * gram(b, read), gram(a, a) * gram(b, b)]
+            terms += [
+                2 * at_rows * inner_products(b, read),
+                inner_products(a, a) * inner_products(b, b),
+            ]
         tied = self._rows if self.products else 0
         return added(terms, self._entries + tied)
 

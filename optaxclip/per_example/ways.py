@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from optaxclip.magnitudes import modulus, widen
+from optaxclip.numbers import modulus, multiply, widen
 from optaxclip.per_example.layouts import HIGHEST, contract
 from optaxclip.per_example.program import Atom, aval_of
-from optaxclip.responses.pointwise import multiply
 
 Kept = tuple[Array, ...]
-PerExample = Float[Array, "examples"]
-Factors = tuple[PerExample, PerExample]  # their product may be too small for a float
+ExampleArray = Float[Array, "examples"]
+Factors = tuple[
+    ExampleArray, ExampleArray
+]  # their product may be too small for a float
 Good = Bool[Array, "examples"]
 
 
@@ -28,8 +29,8 @@ class Squares(NamedTuple):
       error: how far rounding may have moved it, if its terms can cancel each other.
     """
 
-    total: PerExample
-    error: PerExample | None = None
+    total: ExampleArray
+    error: ExampleArray | None = None
 
 
 # A square with a larger relative error is measured again, so that norms are right to
@@ -60,7 +61,7 @@ class Way(Protocol):
         """Arrange what was traced, for the three questions below."""
         ...
 
-    def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
+    def rescale(self, kept: Kept) -> tuple[Kept, ExampleArray]:
         """Measure in units in which no square overflows or vanishes."""
         ...
 
@@ -73,18 +74,18 @@ class Way(Protocol):
         ...
 
 
-def beside(per_example: Array, x: Array) -> Array:
+def spread_over_examples(per_example: Array, x: Array) -> Array:
     """Shape a number for each example so that it meets an array of them."""
     return per_example.reshape(per_example.shape + (1,) * (x.ndim - 1))
 
 
-def weigh(x: Array, weights: Sequence[PerExample], good: Good) -> Array:
+def weigh(x: Array, weights: Sequence[ExampleArray], good: Good) -> Array:
     """Multiply each example; what is broken is zero, which NaN * 0 would not be."""
     product = widen(x)
     for weight in weights:
-        factor = beside(weight, x).astype(jnp.finfo(product.dtype).dtype)
+        factor = spread_over_examples(weight, x).astype(jnp.finfo(product.dtype).dtype)
         product = multiply(product, factor)
-    return jnp.where(beside(good, x), product, jnp.zeros_like(product))
+    return jnp.where(spread_over_examples(good, x), product, jnp.zeros_like(product))
 
 
 def weigh_pair(a: Array, b: Array, weights: Factors, good: Good) -> tuple[Array, Array]:
@@ -92,7 +93,7 @@ def weigh_pair(a: Array, b: Array, weights: Factors, good: Good) -> tuple[Array,
     return weigh(a, weights[:1], good), weigh(b, weights[1:], good)
 
 
-def in_units(x: Array) -> tuple[Array, PerExample]:
+def in_units(x: Array) -> tuple[Array, ExampleArray]:
     """Divide each example by a power of two, so that its largest number is 1 to 4."""
     wide = widen(x)
     largest = jnp.max(modulus(wide).reshape(len(x), -1), axis=1, initial=0.0)
@@ -102,10 +103,10 @@ def in_units(x: Array) -> tuple[Array, PerExample]:
     finfo = jnp.finfo(largest.dtype)
     exponent = jnp.clip(exponent - 1, int(finfo.minexp), int(finfo.maxexp) - 2)
     unit = jnp.ldexp(jnp.ones_like(largest), exponent)
-    return multiply(wide, 1 / beside(unit, wide)), unit
+    return multiply(wide, 1 / spread_over_examples(unit, wide)), unit
 
 
-def sum_of_squares(x: Array) -> PerExample:
+def sum_of_squares(x: Array) -> ExampleArray:
     """Square and add up each example, in at least float32."""
     return jnp.sum(jnp.square(modulus(widen(x))).reshape(len(x), -1), axis=1)
 
@@ -129,11 +130,11 @@ def added(terms: Sequence[Array], summands: int) -> Squares:
     return Squares(total, gross * (unit * roundings**0.5))
 
 
-def _summed(x: Array) -> PerExample:
+def _summed(x: Array) -> ExampleArray:
     return jnp.sum(x, tuple(range(1, x.ndim)))
 
 
-def in_precise_units(way: "Way", kept: Kept) -> tuple[PerExample, PerExample]:
+def in_precise_units(way: "Way", kept: Kept) -> tuple[ExampleArray, ExampleArray]:
     """Measure squared norms and their units, whatever the numbers are.
 
     Where terms of a square cancel each other, the gradients themselves are squared,
@@ -156,7 +157,7 @@ def in_precise_units(way: "Way", kept: Kept) -> tuple[PerExample, PerExample]:
 
         return jax.lax.cond(cancelled, multiplied_out, lambda _: total, held)
 
-    def again(kept: Kept) -> PerExample:
+    def again(kept: Kept) -> ExampleArray:
         with jax.default_matmul_precision("highest"):
             return jax.lax.map(of_one, (kept, total, cancelled))
 
@@ -166,7 +167,7 @@ def in_precise_units(way: "Way", kept: Kept) -> tuple[PerExample, PerExample]:
 class Formed:
     """What is done where each example's gradient is formed, and held by itself."""
 
-    def rescale(self, kept: Kept) -> tuple[Kept, PerExample]:
+    def rescale(self, kept: Kept) -> tuple[Kept, ExampleArray]:
         """See `Way.rescale`."""
         x, unit = in_units(kept[0])
         return (x,), unit
@@ -190,7 +191,7 @@ class Formed:
 
 
 @dataclass(frozen=True)
-class Whole(Formed):
+class FullGradient(Formed):
     """Each example's gradient as it is: small, or of a kind that has no rule.
 
     Attributes:

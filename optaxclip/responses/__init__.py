@@ -23,7 +23,7 @@ What every strategy does at the edges, written once:
 """
 
 from optaxclip.responses.pointwise import clamp
-from optaxclip.responses.response import Response, Weights
+from optaxclip.responses.response import GroupFactors, Response
 from optaxclip.responses.scaling import auto_s, drop, normalize, shrink
 from optaxclip.responses.softening import (
     Curve,
@@ -36,8 +36,8 @@ from optaxclip.responses.softening import (
 
 __all__ = [
     "Curve",
+    "GroupFactors",
     "Response",
-    "Weights",
     "algebraic",
     "arctan",
     "auto_s",

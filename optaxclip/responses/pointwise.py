@@ -6,16 +6,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import lax
 
-from optaxclip.magnitudes import Leaf, Number, modulus
-from optaxclip.responses.response import Response, Weights
-
-
-def multiply(leaf: Leaf, factor: Number) -> Leaf:
-    """Multiply by a real number."""
-    if jnp.iscomplexobj(leaf):
-        # A complex product would turn inf * (1 + 0j) to NaN.
-        return lax.complex(leaf.real * factor, leaf.imag * factor)
-    return leaf * factor
+from optaxclip.numbers import Leaf, Number, modulus, multiply
+from optaxclip.responses.response import GroupFactors, Response
 
 
 @dataclass(frozen=True)
@@ -24,11 +16,16 @@ class Pointwise:
 
     Attributes:
       reach: gives what a modulus becomes under a limit.
+      name: what it prints as.
     """
 
     reach: Callable[[Number, Number], Number]
+    name: str
 
-    def weigh(self, value: Number, unit: Number, limit: Number) -> Weights:
+    def __repr__(self) -> str:
+        return self.name
+
+    def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
         """See `Response.weigh`."""
         return (limit,)
 
@@ -70,5 +67,5 @@ def _direction(leaf: Leaf) -> Leaf:
     return lax.complex(real / size, imag / size)
 
 
-clamp: Response = Pointwise(jnp.minimum)
+clamp: Response = Pointwise(jnp.minimum, "responses.clamp")
 """Bring every number of a group, by modulus, down to the group's limit."""

@@ -2,9 +2,9 @@
 
 from typing import Protocol, runtime_checkable
 
-from optaxclip.magnitudes import Leaf, Number
+from optaxclip.numbers import Leaf, Number
 
-Weights = tuple[Number, ...]
+GroupFactors = tuple[Number, ...]
 
 
 @runtime_checkable
@@ -15,8 +15,8 @@ class Response(Protocol):
         """Tell what a magnitude becomes."""
         ...
 
-    def weigh(self, value: Number, unit: Number, limit: Number) -> Weights:
-        """Decide on groups of the magnitude ``value * unit``."""
+    def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
+        """Decide on groups of the magnitude ``value / scale``."""
         ...
 
     def apply(self, leaf: Leaf, *weights: Number) -> Leaf:

@@ -5,12 +5,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool
 
-from optaxclip.magnitudes import Leaf, Number
-from optaxclip.responses.pointwise import Pointwise, multiply
-from optaxclip.responses.response import Response, Weights
+from optaxclip.numbers import Leaf, Number, multiply
+from optaxclip.responses.pointwise import Pointwise
+from optaxclip.responses.response import GroupFactors, Response
 
 
 def loud(magnitude: Number, result: Number) -> Number:
@@ -18,21 +17,24 @@ def loud(magnitude: Number, result: Number) -> Number:
     return jnp.where(magnitude < jnp.inf, result, jnp.nan)
 
 
-def ratio_of(value: Number, unit: Number, limit: Number) -> tuple[Number, Number]:
-    """Give limit / (value * unit) as two factors, whose product may be very small.
+def ratio_of(value: Number, scale: Number, limit: Number) -> tuple[Number, Number]:
+    """Give limit * scale / value as two factors, whose product may be very small.
 
-    The first is a power of two that brings a large magnitude near to 1, so that the
-    second has no reason to underflow where the result does not.
+    The first is a power of two that brings large numbers nearer to 1, so that the
+    second has less reason to underflow where the result does not.
     """
     finfo = jnp.finfo(value.dtype)
-    power = lax.reduce_precision(lax.stop_gradient(value), finfo.nexp, 0)
-    first = 1 / jnp.clip(power * unit, 1, 2.0 ** (finfo.maxexp - 2))
-    rest = jnp.maximum(value * (unit * first), finfo.tiny)
-    return first, loud(value, limit / rest)
+    least = jnp.maximum(value, finfo.tiny)
+    return jnp.minimum(scale, 1), loud(value, limit * jnp.maximum(scale, 1) / least)
 
 
-def _within(value: Number, unit: Number, limit: Number) -> Bool[Array, "..."]:
-    return (value <= limit / unit) | (limit == jnp.inf)
+def _within(value: Number, scale: Number, limit: Number) -> Bool[Array, "..."]:
+    return (value <= limit * scale) | (limit == jnp.inf)
+
+
+def _unless(left: Bool[Array, "..."], number: Number) -> Number:
+    """Put 1 where a group is left as it is, as no derivative of 0 * inf is a number."""
+    return jnp.where(left, jnp.ones((), number.dtype), number)
 
 
 class Scaling(ABC):
@@ -50,25 +52,32 @@ class Scaling(ABC):
 
     def pointwise(self) -> Response:
         """See `Response.pointwise`."""
-        return Pointwise(self.reach)
+        return Pointwise(self.reach, repr(self))
 
 
 @dataclass(frozen=True)
 class _Shrink(Scaling):
+    def __repr__(self) -> str:
+        return "responses.shrink"
+
     def reach(self, magnitude: Number, limit: Number) -> Number:
         within = (magnitude <= limit) | (limit == jnp.inf)
         return jnp.where(within, magnitude, loud(magnitude, limit))
 
-    def weigh(self, value: Number, unit: Number, limit: Number) -> Weights:
-        within = _within(value, unit, limit)
-        one = jnp.ones_like(value)
-        ratio = ratio_of(jnp.where(within, one, value), unit, limit)
-        return tuple(jnp.where(within, one, factor) for factor in ratio)
+    def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
+        within = _within(value, scale, limit)
+        ratio = ratio_of(_unless(within, value), scale, _unless(within, limit))
+        return tuple(_unless(within, factor) for factor in ratio)
 
 
 @dataclass(frozen=True)
 class _Normalize(Scaling):
     gamma: float = 0.0
+
+    def __repr__(self) -> str:
+        return (
+            f"responses.auto_s({self.gamma})" if self.gamma else "responses.normalize"
+        )
 
     def reach(self, magnitude: Number, limit: Number) -> Number:
         left = (magnitude == 0) | (limit == jnp.inf)
@@ -76,24 +85,26 @@ class _Normalize(Scaling):
         reached = limit * (safe / (safe + self.gamma))
         return jnp.where(left, magnitude, loud(magnitude, reached))
 
-    def weigh(self, value: Number, unit: Number, limit: Number) -> Weights:
+    def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
         left = (value == 0) | (limit == jnp.inf)
-        one = jnp.ones_like(value)
-        raised = value + self.gamma / unit
-        ratio = ratio_of(jnp.where(left, one, raised), unit, limit)
-        return tuple(jnp.where(left, one, factor) for factor in ratio)
+        raised = value + self.gamma * scale
+        ratio = ratio_of(_unless(left, raised), scale, _unless(left, limit))
+        return tuple(_unless(left, factor) for factor in ratio)
 
 
 @dataclass(frozen=True)
 class _Drop(Scaling):
+    def __repr__(self) -> str:
+        return "responses.drop"
+
     def reach(self, magnitude: Number, limit: Number) -> Number:
         (kept,) = self.weigh(magnitude, jnp.ones_like(magnitude), limit)
         return jnp.where(kept == 1, magnitude, kept)
 
-    def weigh(self, value: Number, unit: Number, limit: Number) -> Weights:
-        one = jnp.ones_like(value)
-        dropped = jnp.where(jnp.isnan(limit), jnp.nan, loud(value, 0 * one))
-        return (jnp.where(_within(value, unit, limit), one, dropped),)
+    def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
+        nothing = loud(value, jnp.zeros_like(value))
+        dropped = jnp.where(jnp.isnan(limit), jnp.nan, nothing)
+        return (_unless(_within(value, scale, limit), dropped),)
 
 
 shrink: Response = _Shrink()

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from optaxclip.magnitudes import Number
-from optaxclip.responses.response import Response, Weights
+from optaxclip.numbers import Number
+from optaxclip.responses.response import GroupFactors, Response
 from optaxclip.responses.scaling import Scaling, loud, ratio_of
 
 
@@ -34,6 +34,9 @@ _NEAR, _FAR = 1e-18, 1e18
 class _Soften(Scaling):
     curve: Curve
 
+    def __repr__(self) -> str:
+        return f"responses.soften({self.curve})"
+
     def _part(self, size: Number, bound: Number) -> Number:
         none = bound == 0
         part = size / jnp.where(none, jnp.ones_like(bound), bound)
@@ -47,14 +50,15 @@ class _Soften(Scaling):
         bent = jnp.where(left, one, limit) * height
         return jnp.where(left, magnitude, loud(magnitude, bent))
 
-    def weigh(self, value: Number, unit: Number, limit: Number) -> Weights:
-        part = self._part(value, limit / unit)
+    def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
+        part = self._part(value, limit * scale)
         left = (value == 0) | (part < _NEAR) | (limit == jnp.inf)
         large = ~(part <= 1) & ~left
         one = jnp.ones_like(value)
         part = jnp.where(left, one, part)
         height = self.curve.height(part)
-        first, second = ratio_of(jnp.where(large, value, one), unit, limit)
+        limit = jnp.where(large, limit, one)
+        first, second = ratio_of(jnp.where(large, value, one), scale, limit)
         slope = jnp.where(left, one, height / part)
         return jnp.where(large, first, one), jnp.where(large, second * height, slope)
 

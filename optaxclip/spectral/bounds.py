@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from optaxclip.reductions import vary, varying_axes
-from optaxclip.spectral.polar import (
+from optaxclip.mesh import vary, varying_axes
+from optaxclip.spectral.linear_algebra import (
     Matrices,
     PerMatrix,
     adjoint,
     eye,
+    frobenius,
     gram,
     matmul,
     scaled,
@@ -18,23 +19,6 @@ from optaxclip.spectral.polar import (
 _POWER_STEPS = 8
 # How far above a limit counts as at it, in roundings.
 _SLACK = 32
-
-
-def frobenius(a: Matrices) -> PerMatrix:
-    """Give the Frobenius norm, of numbers that are not extreme; its slope at 0 is 0."""
-    squares = jnp.square(a.real) + jnp.square(a.imag)
-    total = jnp.sum(squares, axis=(-2, -1), keepdims=True)
-    root = jnp.sqrt(jnp.where(total == 0, jnp.ones_like(total), total))
-    return jnp.where(total == 0, jnp.zeros_like(total), root)
-
-
-def unit_of(a: Matrices) -> PerMatrix:
-    """Choose a power of two by which the largest number comes near to 1."""
-    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(a)), axis=(-2, -1), keepdims=True)
-    reach = jnp.finfo(largest.dtype).maxexp - 8
-    _, exponent = jnp.frexp(largest)
-    exponent = jnp.where(jnp.isfinite(largest), exponent, 0)
-    return jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent, -reach, reach))
 
 
 def irregular(a: Matrices | jax.ShapeDtypeStruct) -> Matrices:

@@ -1,7 +1,7 @@
 """A leaf as stacked matrices: which of its dimensions are rows, and which columns."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from optaxclip.groups import Groups, PerGroup
 from optaxclip.leaves import dimensions, is_axes, of_leaves, shapes_of
-from optaxclip.magnitudes import Leaf
-from optaxclip.spectral.polar import Matrices
+from optaxclip.numbers import Leaf, Number
+from optaxclip.spectral.linear_algebra import Matrices
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,30 @@ def _layout(shape: tuple[int, ...], leading: int, axis: Any) -> Layout:
     return Layout(shape, stack, *sides)
 
 
-def layouts(tree: PyTree, leading_axes: Any, axis: Any) -> list[Layout]:
-    """Lay out each leaf that counts.
+def like_leaves(groups: Groups, leaves: Iterable[Any]) -> PyTree:
+    """Put something for each leaf in the place where that stands in its tree."""
+    return jax.tree.structure(groups.struct()).unflatten(leaves)
+
+
+def per_matrix(groups: Groups, rows: list[Number]) -> PerGroup:
+    """Take a row of numbers for each leaf, one a matrix, as numbers of the groups."""
+    shapes, tree = jax.tree.flatten(groups.struct())
+    pairs = zip(rows, shapes, strict=True)
+    return tree.unflatten(
+        [row.reshape(group.shape).astype(group.dtype) for row, group in pairs]
+    )
+
+
+def layouts(groups: Groups, leading_axes: Any, axis: Any) -> list[Layout]:
+    """Lay out each leaf as matrices.
 
     Args:
-      tree: the tree.
+      groups: the leaves, each matrix being a group.
       leading_axes: how many leading dimensions stack matrices, or a prefix tree.
       axis: the dimensions that make up the inputs of a matrix, all but the last if
         None, or a prefix tree.
     """
+    tree = like_leaves(groups, groups.leaves)
     given = 0 if leading_axes is None else leading_axes
     leading = of_leaves("leading_axes", given, tree)
     axes = of_leaves("axis", axis, tree, is_axes)

@@ -2,36 +2,21 @@
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Inexact, Real
+from jaxtyping import Array, Float
 
-Matrices = Inexact[Array, "_ _ _"]
-PerMatrix = Real[Array, "_ 1 1"]
-PerColumn = Real[Array, "_ 1 _"]
+from optaxclip.spectral.linear_algebra import Matrices, eye, gram, matmul, scaled
 
-# Which singular values become 1 where all are wanted, as a share of the largest.
-_SMALLEST = 2.0**-32
+# Singular values from here to 1 become 1.
+_SMALLEST = 2.0**-16
 # The best polynomial for [least, 1] nearly vanishes inside, which would make rounding
-# errors count; so it is taken for no longer an interval, of which it is safe.
-_LONGEST = 2.0**-17
+# errors count; so it is taken for no longer an interval than this one.
+_LONGEST = 2.0**-3
 # Room above 1 for rounding errors, which early polynomials multiply by 25.
 _MARGIN = 1 + 2.0**-10
-
-
-class _Steps(NamedTuple):
-    """A row for each polynomial.
-
-    Attributes:
-      least: the least singular value that a row and those after it bring to 1.
-      coefficients: of x, x^3 and x^5.
-    """
-
-    least: Float[np.ndarray, " steps"]
-    coefficients: Float[np.ndarray, "steps 3"]
 
 
 def _nearest_to_one(least: float) -> tuple[np.ndarray, float]:
@@ -52,81 +37,47 @@ def _nearest_to_one(least: float) -> tuple[np.ndarray, float]:
 
 
 @functools.cache
-def _steps() -> _Steps:
-    """Compose the best polynomials, greedily; after each, values reach 1 at most."""
-    least, starts, rows = _SMALLEST, [], []
+def _steps() -> Float[np.ndarray, "steps 3"]:
+    """Compose the best polynomials, greedily; after each, values reach 1 at most.
+
+    Each row has the coefficients of x, x^3 and x^5.
+    """
+    least, rows = _SMALLEST, []
     while least < 0.999:
         coefficients, error = _nearest_to_one(max(least, _LONGEST))
         top = (1 + error) * (_MARGIN if least < 0.5 else 1.0)
-        starts.append(least)
         rows.append(coefficients / top)
         least = min(float(coefficients @ [least, least**3, least**5]), 1 - error) / top
     # The flattest quintic at 1, whose error is 5/2 of the third power of what is left.
-    starts.append(least)
-    rows.append(np.array([15.0, -10.0, 3.0]) / 8)
-    return _Steps(np.array(starts), np.stack(rows))
+    return np.stack([*rows, np.array([15.0, -10.0, 3.0]) / 8])
 
 
-def matmul(a: Matrices, b: Matrices) -> Matrices:
-    """Multiply in full precision; accelerators would round float32 otherwise."""
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def adjoint(a: Matrices) -> Matrices:
-    """Transpose, and conjugate what is complex."""
-    return jnp.conj(jnp.swapaxes(a, -1, -2))
-
-
-def gram(a: Matrices) -> Matrices:
-    """Multiply with the adjoint from the left."""
-    return matmul(adjoint(a), a)
-
-
-def scaled(a: Matrices, by: PerColumn | Real[Array, ""] | float) -> Matrices:
-    """Multiply by real numbers, in the type of the matrices."""
-    return a * jnp.asarray(by, a.dtype)
-
-
-def eye(a: Matrices) -> Matrices:
-    """Give the identity for square matrices."""
-    return jnp.eye(a.shape[-1], dtype=a.dtype)[None]
-
-
-def polar(parts: tuple[Matrices, ...], least: PerMatrix) -> tuple[Matrices, ...]:
+def polar(parts: tuple[Matrices, ...]) -> tuple[Matrices, ...]:
     r"""Bring the singular values of a matrix to 1, as far as they are large enough.
 
     Each step is $X \leftarrow X (a I + b X^* X + c (X^* X)^2)$, with the quintic that
-    is best for the interval in which the singular values lie by then. Where that
-    interval starts further up, the first steps are left out.
+    is best for the interval in which the singular values lie by then.
 
     Args:
       parts: matrices one above the other, of singular values at most 1 together.
-      least: the least singular value that has to become 1; smaller ones become
-        something between 0 and 1, in their order.
 
     Returns:
       The parts of the polar factor. Of a Hermitian matrix it is the matrix sign.
+      Singular values below 2^-16 become something between 0 and 1, in their order.
 
     References:
       Amsel et al., The Polar Express: optimal matrix sign methods and their
       application to the Muon algorithm, 2025, arXiv:2505.16932.
     """
-    table = _steps()
-    needed = jax.lax.stop_gradient(jnp.min(least))
-    first = jnp.sum(jnp.asarray(table.least[1:], needed.dtype) <= needed)
 
     def step(
-        parts: tuple[Matrices, ...], row: tuple[Array, Array]
+        parts: tuple[Matrices, ...], row: Array
     ) -> tuple[tuple[Matrices, ...], None]:
-        index, (a, b, c) = row
+        a, b, c = row
+        square = functools.reduce(jnp.add, map(gram, parts))
+        higher = scaled(square, b) + scaled(matmul(square, square), c)
+        factor = scaled(eye(square), a) + higher
+        return tuple(matmul(part, factor) for part in parts), None
 
-        def improve(parts: tuple[Matrices, ...]) -> tuple[Matrices, ...]:
-            square = functools.reduce(jnp.add, map(gram, parts))
-            higher = scaled(square, b) + scaled(matmul(square, square), c)
-            factor = scaled(eye(square), a) + higher
-            return tuple(matmul(part, factor) for part in parts)
-
-        return jax.lax.cond(index >= first, improve, lambda x: x, parts), None
-
-    rows = jnp.arange(len(table.least)), jnp.asarray(table.coefficients, needed.dtype)
+    rows = jnp.asarray(_steps(), jnp.finfo(parts[0].dtype).dtype)
     return jax.lax.scan(step, parts, rows)[0]

@@ -1,153 +1,110 @@
-"""Maps of the singular values of stacked matrices."""
+"""Maps of the singular values of stacked matrices, on each platform in its way."""
 
-from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from optaxclip.reductions import vary, varying_axes
-from optaxclip.spectral.bounds import any_above, frobenius, upper_bound, within
-from optaxclip.spectral.polar import (
+from optaxclip.mesh import vary, varying_axes
+from optaxclip.platforms import by_platform
+from optaxclip.spectral import decompositions, products
+from optaxclip.spectral.bounds import any_above, exceeds, within
+from optaxclip.spectral.linear_algebra import (
     Matrices,
     PerMatrix,
-    adjoint,
-    eye,
+    frobenius,
     gram,
-    matmul,
-    polar,
     scaled,
 )
-from optaxclip.spectral.vectors import clip_by_vectors
 
-# How near to the limit, relative to it, singular values may be told apart poorly. The
-# projection is continuous: what it gives there is wrong by a hundredth of this.
-_RESOLUTION = 2.0**-6
-# Where a singular value may be so many times the limit, `project` softens the matrix
-# first: numbers as large would cancel, and leave their rounding errors.
-_STEEP = 8.0
+_Asked = tuple[Matrices, PerMatrix]
 
 
-def soften(a: Matrices, scale: PerMatrix, bound: PerMatrix) -> Matrices:
-    r"""Map singular values to $\sigma / \sqrt{1 + \sigma^2 / c^2}$.
+class Clipped(NamedTuple):
+    """What a clip made of matrices, and learned of them.
 
-    With c I below it, a matrix has the singular values $\sqrt{\sigma^2 + c^2}$, and
-    its polar factor, times c, the wanted matrix above.
-
-    Args:
-      a: the matrices.
-      scale: c.
-      bound: a bound on their singular values.
+    Attributes:
+      matrices: the matrices after it.
+      above: whether any singular value of each was above the limit.
+      top: the largest singular value of each before, or 0 where it did not find out.
     """
-    if a.shape[-1] == 1:
-        return scaled(a, 1 / jnp.hypot(frobenius(a) / scale, 1))
-    larger = jnp.maximum(bound, scale)
-    top = larger * jnp.sqrt(jnp.square(bound / larger) + jnp.square(scale / larger))
-    share = scale / top
-    parts = scaled(a, 1 / top), scaled(eye(a), share)
-    return scaled(polar(parts, share)[0], scale)
+
+    matrices: Matrices
+    above: Bool[Array, "_ 1 1"]
+    top: PerMatrix
 
 
-def project(a: Matrices, limit: PerMatrix, bound: PerMatrix) -> Matrices:
-    r"""Map singular values to $\min(\sigma, c)$, where c is not 0.
-
-    Of the polar decomposition $A = Q H$, what H has above c is taken away:
-    $A - Q \max(H - c I, 0)$, the maximum being $\frac12 X (I + \mathrm{sign} X)$.
-    So Q has to be right for singular values above c alone.
-
-    Args:
-      a: the matrices.
-      limit: c.
-      bound: a bound on their singular values.
-    """
-    steep = bound > _STEEP * limit
-    scale = _STEEP * limit
-
-    def when_steep(change: Callable[[Matrices], Matrices], a: Matrices) -> Matrices:
-        def act(a: Matrices) -> Matrices:
-            return jnp.where(steep, change(a), a)
-
-        return jax.lax.cond(jnp.any(steep), act, lambda a: a, a)
-
-    a = when_steep(lambda a: soften(a, scale, bound), a)
-    limit = jnp.where(steep, limit / (1 + _STEEP**-2) ** 0.5, limit)
-    bound = jnp.minimum(bound, scale)
-    (factor,) = polar((scaled(a, 1 / bound),), limit / bound)
-    hermitian = matmul(adjoint(factor), a)
-    hermitian = scaled(hermitian + adjoint(hermitian), 0.5)
-    spread = jnp.maximum(bound - limit, limit)
-    shifted = scaled(hermitian, 1 / spread) - scaled(eye(hermitian), limit / spread)
-    (sign,) = polar((shifted,), _RESOLUTION * limit / spread)
-    beyond = scaled(matmul(shifted, eye(sign) + sign), spread / 2)
-    return when_steep(partial(_harden, scale), a - matmul(factor, beyond))
+def clip_by_products(asked: _Asked) -> Clipped:
+    """Clip as accelerators do it, who look at no number to decide."""
+    a, limit = asked
+    above = ~within(a, limit) & any_above(gram(a), limit)
+    clipped = jnp.where(above, products.project(a, limit), a)
+    return Clipped(clipped, above, jnp.zeros_like(limit))
 
 
-def _harden(scale: PerMatrix, a: Matrices) -> Matrices:
-    r"""Undo `soften` for small values, $\sigma / \sqrt{1 - \sigma^2 / c^2}$."""
-    square = gram(scaled(a, 1 / scale))
-    inner = scaled(eye(square), 0.5) + scaled(square, 0.375)
-    return a + matmul(a, matmul(square, inner))
+def _clip_by_decomposition(asked: _Asked) -> Clipped:
+    a, limit = asked
+    unsure = decompositions.maybe_above(a, limit)
+
+    def decompose() -> Clipped:
+        lowered, top = decompositions.lowered(a, limit)
+        above = exceeds(top, limit)
+        # What is told of one matrix must not follow from others of the stack.
+        told = jnp.where(above, top, jnp.zeros_like(top))
+        return Clipped(jnp.where(above, lowered, a), above, told)
+
+    def keep() -> Clipped:
+        return Clipped(a, unsure, jnp.zeros_like(limit))
+
+    return jax.lax.cond(jnp.any(unsure), decompose, keep)
 
 
-def clip_by_polynomials(
-    a: Matrices, limit: PerMatrix, unsure: Bool[Array, "_ 1 1"]
-) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
-    """Clip where products cost little: one factor tells where, polynomials do it."""
-    square = jax.lax.stop_gradient(gram(a))
-    above = unsure & any_above(square, limit)
-
-    def act(a: Matrices) -> Matrices:
-        bound = jnp.minimum(upper_bound(square), frobenius(a))
-        return jnp.where(above, project(a, limit, bound), a)
-
-    return jax.lax.cond(jnp.any(above), act, lambda a: a, a), above
+def _clip_again(asked: _Asked, known: Clipped) -> Clipped:
+    # Vectors of equal singular values have no derivatives; products do.
+    a, limit = asked
+    clipped = jnp.where(known.above, products.project(a, limit), a)
+    return known._replace(matrices=clipped)
 
 
-def _each_by_vectors(
-    a: Matrices, limit: PerMatrix, unsure: Bool[Array, "_ 1 1"]
-) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
-    """Clip one matrix after another, as they need different things."""
-
-    def one(each: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        a, limit, unsure = (x[None] for x in each)
-        clipped, above = jax.lax.cond(
-            jnp.all(unsure), clip_by_vectors, lambda a, _: (a, unsure), a, limit
-        )
-        return clipped[0], above[0]
-
-    return jax.lax.map(one, (a, limit, unsure))
+_clip = by_platform(clip_by_products, _clip_by_decomposition, _clip_again, stacked=True)
+_bend = by_platform(
+    lambda asked: products.bend_by_products(*asked),
+    lambda asked: decompositions.bent(*asked),
+    lambda asked, _: products.bend_by_products(*asked),
+    stacked=True,
+)
 
 
-@jax.custom_jvp
-def _clip(
-    a: Matrices, limit: PerMatrix, unsure: Bool[Array, "_ 1 1"]
-) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
-    return jax.lax.platform_dependent(
-        a, limit, unsure, cpu=_each_by_vectors, default=clip_by_polynomials
-    )
-
-
-# Vectors of equal singular values have no derivatives; polynomials do.
-_clip.defjvp(lambda given, tangents: jax.jvp(clip_by_polynomials, given, tangents))
-
-
-def clip(a: Matrices, limit: PerMatrix) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
-    """Clip singular values, and tell of which matrices any was above the limit.
+def clip(a: Matrices, limit: PerMatrix) -> Clipped:
+    r"""Map singular values to $\min(\sigma, c)$.
 
     Args:
       a: matrices no wider than tall, of numbers that are not extreme.
-      limit: the largest singular value allowed.
+      limit: c, not 0.
     """
     if a.shape[-1] == 1:
         size = frobenius(a)
         above = size > limit
         one = jnp.ones_like(size)
         ratio = jnp.where(above, limit, one) / jnp.where(above, size, one)
-        return scaled(a, ratio), above
+        return Clipped(scaled(a, ratio), above, size)
+    return _clip(_alike(a, limit))
+
+
+def bend(a: Matrices, scale: PerMatrix) -> Matrices:
+    r"""Map singular values to $\sigma / \sqrt{1 + \sigma^2 / c^2}$.
+
+    Args:
+      a: matrices no wider than tall, of numbers that are not extreme.
+      scale: c, not 0.
+    """
+    if a.shape[-1] == 1:
+        return scaled(a, 1 / jnp.hypot(frobenius(a) / scale, 1))
+    return _bend(_alike(a, scale))
+
+
+def _alike(a: Matrices, limit: PerMatrix) -> _Asked:
+    """Let both vary over the same axes of a mesh."""
     axes = varying_axes(a) | varying_axes(limit)
-    a, limit = vary(a, axes), vary(limit, axes)
-    unsure = ~within(a, limit)
-    return jax.lax.cond(
-        jnp.any(unsure), lambda a: _clip(a, limit, unsure), lambda a: (a, unsure), a
-    )
+    return vary(a, axes), vary(limit, axes)

@@ -2,28 +2,29 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, PyTree
 
 from optaxclip import scopes
-from optaxclip.clipper import tidy
-from optaxclip.leaves import beside, counted, filled
-from optaxclip.magnitudes import Leaf, Magnitude, Number, widen
-from optaxclip.measuring import measuring_dtype
-from optaxclip.reports import ClipState, empty_report, next_report, state_type
-from optaxclip.spectral.bounds import frobenius, largest_singular_value, unit_of
-from optaxclip.spectral.matrices import Layout, layouts, unannotated
-from optaxclip.spectral.polar import Matrices, PerMatrix
-from optaxclip.spectral.singular_values import clip, soften
-from optaxclip.thresholds import Observation, Threshold
+from optaxclip.clipper import Clip
+from optaxclip.groups import Groups, PerGroup, map_groups
+from optaxclip.norms import Magnitude
+from optaxclip.norms.norm import unscaled
+from optaxclip.numbers import Leaf, Number, widen
+from optaxclip.responses.apply import Outcome
+from optaxclip.spectral.bounds import largest_singular_value
+from optaxclip.spectral.linear_algebra import Matrices, PerMatrix, unit_of
+from optaxclip.spectral.matrices import Layout, layouts, per_matrix, unannotated
+from optaxclip.spectral.singular_values import Clipped, bend, clip
+from optaxclip.thresholds import Threshold
 
 # Limits below this share of the largest number are taken at it, and the result scaled.
 _FAINT = 2.0**-60
-# Scales above this multiple of it bend nothing that a float could show.
+# Limits above this multiple of it change nothing that a float could show.
 _LOOSE = 2.0**24
 
 
@@ -31,21 +32,19 @@ class SpectralMap(NamedTuple):
     """A map of singular values.
 
     Attributes:
-      matrices: maps those of matrices, and tells which of these it had to change.
+      matrices: maps those of matrices.
       value: maps a single one.
       exact: whether it changes just the matrices with one above the limit, as far as
         it can tell.
     """
 
-    matrices: Callable[[Matrices, PerMatrix], tuple[Matrices, Bool[Array, "_ 1 1"]]]
+    matrices: Callable[[Matrices, PerMatrix], Clipped]
     value: Callable[[Number, Number], Number]
     exact: bool
 
 
-def _bend(a: Matrices, scale: PerMatrix) -> tuple[Matrices, Bool[Array, "_ 1 1"]]:
-    bound = jax.lax.stop_gradient(frobenius(a))
-    bent = soften(a, jnp.minimum(scale, _LOOSE), bound)
-    return jnp.where(scale < _LOOSE, bent, a), scale < jnp.inf
+def _bend(a: Matrices, scale: PerMatrix) -> Clipped:
+    return Clipped(bend(a, scale), scale < _LOOSE, jnp.zeros_like(scale))
 
 
 CLIP = SpectralMap(clip, jnp.minimum, exact=True)
@@ -59,8 +58,12 @@ BEND = SpectralMap(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _mapped(
     change: SpectralMap, layout: Layout, leaf: Leaf, limit: Number
-) -> tuple[Leaf, Bool[Array, " _"]]:
-    """Map the singular values of one leaf, and tell of which matrices any was above."""
+) -> tuple[Leaf, tuple[Number, Number]]:
+    """Map the singular values of one leaf.
+
+    Tell of each of its matrices whether any was above the limit, as 1 or 0, and the
+    largest, or 0 where that was not found out.
+    """
     given = layout.matrices(widen(leaf))
     broken = ~jnp.isfinite(jnp.sum(jnp.abs(given) * 0, (-2, -1), keepdims=True))
     unit = unit_of(given)
@@ -72,7 +75,7 @@ def _mapped(
     a = a / unit.astype(given.dtype)
     loud = broken | jnp.isnan(limit)
     share = jnp.where(loud, 1, limit / unit)
-    mapped, above = change.matrices(a, jnp.maximum(share, _FAINT))
+    mapped, above, top = change.matrices(a, jnp.clip(share, _FAINT, _LOOSE))
     above |= cleared
     back = jnp.where(share < _FAINT, limit / _FAINT, unit)
     mapped = mapped * jnp.where(loud, jnp.nan, back).astype(given.dtype)
@@ -81,7 +84,7 @@ def _mapped(
     stack = tuple(leaf.shape[d] for d in layout.stack)
     kept = kept.reshape(stack + (1,) * (leaf.ndim - len(stack)))
     result = jnp.where(kept, leaf, layout.leaf(mapped).astype(leaf.dtype))
-    return result, (above | loud).ravel()
+    return result, ((above | loud).ravel().astype(unit.dtype), (top * unit).ravel())
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -104,61 +107,58 @@ def spectral_clipper(
       leading_axes: how many leading dimensions stack matrices, or a prefix tree.
       axis: the dimensions that are the inputs of a matrix, or a prefix tree.
     """
-    scope = scopes.tensor(leading_axes=leading_axes)
+    laid_out = functools.partial(layouts, leading_axes=leading_axes, axis=axis)
+    scope = scopes.tensor(leading_axes=leading_axes, axis_name=())
+    measure, respond = _ByLargest(laid_out), _ByMap(laid_out, change)
+    return Clip(name, scope, threshold, measure, respond).transform()
 
-    def measure(tree: PyTree) -> Number:
+
+@dataclass(frozen=True)
+class _ByLargest:
+    """Measure the largest singular value of every matrix."""
+
+    layouts: Callable[[Groups], list[Layout]]
+
+    def init(self, groups: Groups) -> tuple[()]:
+        self.layouts(groups)  # complains of what does not fit
+        return ()
+
+    def __call__(
+        self, groups: Groups, memory: tuple[()]
+    ) -> tuple[Magnitude, tuple[()]]:
         found = [
             unannotated(functools.partial(_largest, layout), leaf, returns_leaf=False)
-            for layout, leaf in zip(
-                layouts(tree, leading_axes, axis), counted(tree), strict=True
-            )
+            for layout, leaf in zip(self.layouts(groups), groups.leaves, strict=True)
         ]
-        dtype = measuring_dtype(counted(tree))
-        return jnp.concatenate([jnp.zeros(0, dtype), *(x.astype(dtype) for x in found)])
+        return unscaled(per_matrix(groups, found)), memory
 
-    def init(params: PyTree) -> ClipState:
-        grouping = scope.arrange(params)
-        layouts(params, leading_axes, axis)  # complains of what does not fit
-        leaves = counted(params)
-        groups = grouping.like(leaves, measuring_dtype(leaves))
-        return state_type(name, ClipState)(
-            threshold.init(groups), empty_report(grouping.report_shape)
-        )
 
-    def update(
-        updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
-    ) -> tuple[PyTree, ClipState]:
-        leaves, grouping = counted(updates), scope.arrange(updates)
-        size = measure(updates)
-        seen = Observation(
-            size=Magnitude(size, jnp.ones_like(size)),
-            leaves=leaves,
-            number=grouping.count(leaves),
-            measure_params=lambda: measure(beside(name, updates, params)),
-            arrange=functools.partial(scope.limits, tree=updates),
-            share=lambda held: grouping.digest((), held)[1],
-            extra_args=extra,
-        )
-        limit, memory = threshold.update(seen, state.threshold)
-        limit = jnp.broadcast_to(tidy(size, limit), size.shape)
+@dataclass(frozen=True)
+class _ByMap:
+    """Map the singular values of every matrix."""
+
+    layouts: Callable[[Groups], list[Layout]]
+    change: SpectralMap
+
+    def __call__(self, groups: Groups, size: Magnitude, limit: PerGroup) -> Outcome:
         done = [
             unannotated(
-                functools.partial(_mapped, change, layout), *each, returns_leaf=True
+                functools.partial(_mapped, self.change, layout),
+                *each,
+                returns_leaf=True,
             )
             for layout, *each in zip(
-                layouts(updates, leading_axes, axis),
-                leaves,
-                grouping.spread(limit),
-                strict=True,
+                self.layouts(groups), groups.leaves, groups.spread(limit), strict=True
             )
         ]
-        above = jnp.concatenate([jnp.zeros(0, bool), *(each[1] for each in done)])
-        if change.exact:  # It knows better; the size is an estimate from below.
-            over = limit * (1 + jnp.finfo(limit.dtype).eps)
-            size = jnp.where(above, jnp.maximum(size, over), jnp.minimum(size, limit))
-        after = change.value(size, limit)
-        report = next_report(state.report, grouping, size, after, limit)
-        clipped = filled(updates, [leaf for leaf, _ in done])
-        return clipped, state_type(name, ClipState)(memory, report)
+        if self.change.exact:  # It knows better; the size is an estimate from below.
+            known = ([each[1][i] for each in done] for i in (0, 1))
+            above, top = (per_matrix(groups, rows) for rows in known)
+            size = unscaled(map_groups(_agreeing, size.value, limit, above, top))
+        return Outcome([leaf for leaf, _ in done], size, self.change.value)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+
+def _agreeing(size: Number, limit: Number, above: Number, top: Number) -> Number:
+    size = jnp.maximum(size, top)
+    over = limit * (1 + jnp.finfo(limit.dtype).eps)
+    return jnp.where(above > 0, jnp.maximum(size, over), jnp.minimum(size, limit))

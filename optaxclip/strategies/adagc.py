@@ -1,5 +1,8 @@
 """AdaGC: the whole tree's norm at first, then each tensor's own past."""
 
+from __future__ import annotations
+
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,17 +13,20 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int32, PyTree
 
 from optaxclip import norms, responses, scopes
+from optaxclip.arguments import check_between, check_decay, check_limit
 from optaxclip.clipper import clipper
+from optaxclip.groups import PerGroup, map_groups
 from optaxclip.leaves import AxisName
-from optaxclip.magnitudes import Magnitude, Number, PerGroup
-from optaxclip.thresholds import Observation, Threshold, as_threshold, check_limit
-from optaxclip.thresholds.checks import check_between, check_decay
-from optaxclip.thresholds.memory import begin, count, full, like, remember
-from optaxclip.thresholds.threshold import Groups
+from optaxclip.norms import Magnitude
+from optaxclip.norms.norm import root, unscaled
+from optaxclip.numbers import Number, computed_once
+from optaxclip.thresholds import Limit, Observation, Threshold, as_threshold
+from optaxclip.thresholds.memory import begin, full, increment, like, remember
+from optaxclip.thresholds.threshold import GroupShapes
 
 
 def adagc(
-    max_norm: ArrayLike | optax.Schedule | Threshold = 1.0,
+    max_norm: Limit = 1.0,
     *,
     factor: ArrayLike = 1.05,
     decay: ArrayLike = 0.98,
@@ -92,31 +98,40 @@ def adagc(
 class AdaGCState(NamedTuple):
     """What each tensor let through, and how many finite steps there were."""
 
-    usual: Float[Array, "..."]
-    step: Int32[Array, "..."]
+    usual: Float[Array, ...]
+    step: Int32[Array, ...]
 
 
 def _first(group: jax.ShapeDtypeStruct) -> AdaGCState:
     return AdaGCState(full(group, jnp.inf), full(group, 0, jnp.int32))
 
 
-def _part(size: Magnitude, max_norm: Number) -> Number:
+def _together(size: Magnitude) -> Magnitude:
+    """Measure all tensors together, by what is known of each."""
+    values, scales = map(jax.tree.leaves, size)
+    if not values:
+        return unscaled(jnp.zeros((), jnp.float32))
+    scale = functools.reduce(jnp.minimum, map(jnp.min, scales))
+    scaled = [v * (scale / s) for v, s in zip(values, scales, strict=True)]
+    largest = jnp.max(jnp.stack([jnp.max(x) for x in scaled]))
+    one = jnp.where(largest == 0, jnp.ones_like(largest), largest)
+    squares = [jnp.sum(jnp.square(x / one)) for x in scaled]
+    return Magnitude(largest * root(jnp.sum(jnp.stack(squares)), 2), scale)
+
+
+def _part(
+    value: Number, scale: Number, whole: Number, common: Number, max_norm: Number
+) -> Number:
     """Limit each tensor as clipping all of them together does.
 
     The limit is the tensor's part of `max_norm`, which is finite where its own norm
     is beyond what a float holds.
     """
-    unit = jnp.max(size.unit, initial=0)
-    value = size.value * (size.unit / jnp.where(unit > 0, unit, 1))
-    largest = jnp.max(value, initial=0)
-    ratio = value / jnp.where(largest == 0, 1, largest)
-    total = jnp.sum(jnp.square(ratio))
-    root = jnp.sqrt(jnp.where(total == 0, 1, total))
-    limit = like(max_norm, ratio)
-    within = (largest * root <= limit / unit) | (limit == jnp.inf)
+    within = (whole <= max_norm * common) | (max_norm == jnp.inf)
     # Infinity times a derivative of 0 would be NaN.
-    finite = jnp.where(within, 0, limit)
-    return jnp.where(within, jnp.inf, finite * (ratio / root))
+    finite = jnp.where(within, 0, max_norm)
+    ratio = value * (common / scale) / jnp.where(whole == 0, 1, whole)
+    return jnp.where(within, jnp.inf, finite * ratio)
 
 
 @dataclass(frozen=True)
@@ -133,15 +148,17 @@ class _OwnPast:
         check_decay(self.decay)
         check_between(self.warmup_steps, 0, jnp.inf, "warmup_steps")
 
-    def init(self, groups: Groups) -> tuple[Any, Any]:
+    def init(self, groups: GroupShapes) -> tuple[Any, Any]:
         return self.max_norm.init(groups), begin(_first, groups)
 
     def update(
         self, seen: Observation, state: tuple[Any, Any]
     ) -> tuple[PerGroup, tuple[Any, Any]]:
         max_norm, first = self.max_norm.update(seen, state[0])
-        part = _part(seen.size, max_norm)
-        limit, memory = remember(self._step, seen.magnitude, state[1], part)
+        max_norm = max_norm.astype(seen.groups.dtype)
+        whole = map(computed_once, _together(seen.size))
+        part = map_groups(_part, *seen.size, *whole, max_norm)
+        limit, memory = remember(_first, self._step, seen.magnitude, state[1], part)
         return limit, (first, memory)
 
     def _step(
@@ -160,5 +177,5 @@ class _OwnPast:
         whole = ~jnp.isnan(part)
         # What comes through as 0 would stay the smallest for ever.
         learns = (through > 0) & ~(early & ~whole)
-        counted = jnp.where(warm & ~whole, step, count(step))
+        counted = jnp.where(warm & ~whole, step, increment(step))
         return limit, AdaGCState(jnp.where(learns, moved, usual), counted)

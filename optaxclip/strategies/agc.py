@@ -1,18 +1,21 @@
 """Adaptive gradient clipping, of networks without normalization."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import optax
 from jax.typing import ArrayLike
 
 from optaxclip import norms, responses, scopes
+from optaxclip.arguments import check_limit
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
-from optaxclip.thresholds import Share, Threshold, as_threshold, check_limit
+from optaxclip.thresholds import Limit, Share, as_threshold
 
 
 def agc(
-    clipping: ArrayLike | optax.Schedule | Threshold = 0.01,
+    clipping: Limit = 0.01,
     *,
     eps: ArrayLike = 1e-3,
     axis: Any = None,

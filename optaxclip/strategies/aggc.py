@@ -1,5 +1,7 @@
 """AGGC: groups are kept in a band round their own past."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Hashable
 
 import optax
@@ -9,8 +11,7 @@ from jaxtyping import PyTree
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
-from optaxclip.magnitudes import Norm
-from optaxclip.norms import as_norm
+from optaxclip.norms import Norm, as_norm
 from optaxclip.thresholds import Band
 
 

@@ -1,13 +1,14 @@
 """AutoClip: a percentile of the norms seen so far."""
 
+from __future__ import annotations
+
 import optax
 from jax.typing import ArrayLike
 
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
-from optaxclip.magnitudes import Norm
-from optaxclip.norms import as_norm
+from optaxclip.norms import Norm, as_norm
 from optaxclip.thresholds import RollingPercentile
 
 

@@ -1,5 +1,7 @@
 """Clippy: element by element limits, and one factor for all of a tensor."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,14 +12,16 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from optaxclip import norms, responses, scopes
-from optaxclip.clipper import Rule
-from optaxclip.groupings import Grouping
+from optaxclip.arguments import check_limit
+from optaxclip.clipper import Clip
+from optaxclip.groups import Groups, PerGroup, map_groups
 from optaxclip.leaves import AxisName, beside, counted
-from optaxclip.magnitudes import Leaf, Magnitude, Number, as_number, modulus, widen
-from optaxclip.measuring import measure
+from optaxclip.norms import Magnitude
+from optaxclip.norms.norm import ByNorm, measure
+from optaxclip.numbers import Leaf, Number, as_number, modulus, multiply, widen
 from optaxclip.reports import ClipState
-from optaxclip.responses.pointwise import multiply
-from optaxclip.thresholds import Constant, check_limit
+from optaxclip.responses.apply import ByResponse
+from optaxclip.thresholds import Constant
 
 
 def _bound(param: Leaf, relative: Number, absolute: Number) -> Number:
@@ -27,28 +31,29 @@ def _bound(param: Leaf, relative: Number, absolute: Number) -> Number:
     return jnp.where(relative == jnp.inf, jnp.inf, bound)
 
 
-def _excess(grouping: Grouping, leaves: list[Leaf], bounds: list[Number]) -> Magnitude:
+def _excess(groups: Groups, bounds: list[Number]) -> Magnitude:
     """Measure by how many times the worst number of each tensor exceeds its bound."""
-
-    def largest(unit: float) -> Number:
-        sizes = [modulus(multiply(leaf, jnp.asarray(1 / unit))) for leaf in wide]
-        # A bound of infinity allows everything, NaN and infinity too.
-        times = [
-            jnp.where(
-                (bound == jnp.inf) | (size == 0), 0.0, size / bound.astype(size.dtype)
-            )
-            for size, bound in zip(sizes, bounds, strict=True)
-        ]
-        return measure(norms.linf, grouping, times).plain
-
-    wide = [widen(leaf, b.dtype) for leaf, b in zip(leaves, bounds, strict=True)]
     # No float32 holds the largest ratios of two, nor their reciprocals.
     unit = 2.0**64
-    usual, huge = largest(1.0), largest(unit)
-    fits = usual < unit
-    return Magnitude(
-        jnp.where(fits, usual, huge), jnp.where(fits, 1.0, unit).astype(usual.dtype)
-    )
+    pairs = list(zip(groups.leaves, bounds, strict=True))
+
+    def largest(unit: float) -> PerGroup:
+        times = groups.with_leaves([_times(*pair, unit) for pair in pairs])
+        return measure(norms.linf, times).plain
+
+    def pick(usual: Number, huge: Number) -> tuple[Number, Number]:
+        fits = usual < unit
+        one = jnp.ones_like(usual)
+        return jnp.where(fits, usual, huge), jnp.where(fits, one, 1 / unit)
+
+    return Magnitude(*map_groups(pick, largest(1.0), largest(unit)))
+
+
+def _times(leaf: Leaf, bound: Number, unit: float) -> Number:
+    """Divide numbers by the bounds and a unit; one of infinity allows everything."""
+    size = modulus(multiply(widen(leaf, bound.dtype), jnp.asarray(1 / unit)))
+    allowed = (bound == jnp.inf) | (size == 0)
+    return jnp.where(allowed, 0.0, size / bound.astype(size.dtype))
 
 
 def clippy(
@@ -113,7 +118,13 @@ def clippy(
             "max_absolute must be above 0, not 0; no parameter at zero could move."
         )
     scope = scopes.tensor(leading_axes=leading_axes, axis_name=axis_name)
-    rule = Rule(scope, norms.linf, Constant(1.0), responses.shrink, "clippy")
+    clip = Clip(
+        "clippy",
+        scope,
+        Constant(1.0),
+        ByNorm(norms.linf),
+        ByResponse(responses.shrink),
+    )
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
@@ -121,7 +132,7 @@ def clippy(
         relative, absolute = as_number(max_relative), as_number(max_absolute)
         given = counted(beside("clippy", updates, params))
         bounds = [_bound(param, relative, absolute) for param in given]
-        excess = _excess(scope.arrange(updates), counted(updates), bounds)
-        return rule.clip(updates, excess, state, params, extra)
+        groups = scope.arrange(updates)
+        return clip.clip(updates, groups, _excess(groups, bounds), state)
 
-    return optax.GradientTransformationExtraArgs(rule.init, update)
+    return optax.GradientTransformationExtraArgs(clip.init, update)

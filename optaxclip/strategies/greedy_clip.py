@@ -1,18 +1,19 @@
 """A limit that grows as long as the loss falls."""
 
+from __future__ import annotations
+
 import optax
 from jax.typing import ArrayLike
 
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
-from optaxclip.magnitudes import Norm
-from optaxclip.norms import as_norm
-from optaxclip.thresholds import Greedy, Threshold, as_threshold
+from optaxclip.norms import Norm, as_norm
+from optaxclip.thresholds import Greedy, Limit, as_threshold
 
 
 def greedy_clip(
-    max_norm: ArrayLike | optax.Schedule | Threshold,
+    max_norm: Limit,
     *,
     growth: ArrayLike = 1.05,
     backoff: ArrayLike = 0.95,

@@ -1,20 +1,18 @@
 """Shrinking what has too large a norm: the tree, groups, tensors, units."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import optax
-from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
-from optaxclip.magnitudes import Norm
-from optaxclip.norms import as_norm
-from optaxclip.thresholds import Threshold, as_threshold
-
-Limit = Threshold | PyTree[ArrayLike | optax.Schedule]
+from optaxclip.norms import Norm, as_norm
+from optaxclip.thresholds import Limit, as_threshold
 
 
 def clip_global_norm(

@@ -1,20 +1,21 @@
 """A limit that tracks a quantile of the norms, with one number of memory."""
 
+from __future__ import annotations
+
 import optax
 from jax.typing import ArrayLike
 
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
-from optaxclip.magnitudes import Norm
-from optaxclip.norms import as_norm
-from optaxclip.thresholds import Threshold, TrackedQuantile, as_threshold
+from optaxclip.norms import Norm, as_norm
+from optaxclip.thresholds import Limit, TrackedQuantile, as_threshold
 
 
 def quantile_clip(
     quantile: ArrayLike = 0.5,
     *,
-    init_norm: ArrayLike | optax.Schedule | Threshold = 0.1,
+    init_norm: Limit = 0.1,
     learning_rate: ArrayLike = 0.2,
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,

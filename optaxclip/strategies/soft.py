@@ -1,20 +1,19 @@
 """Smooth saturation: limits without a corner."""
 
+from __future__ import annotations
+
 import optax
-from jax.typing import ArrayLike
-from jaxtyping import PyTree
 
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
-from optaxclip.magnitudes import Norm
-from optaxclip.norms import as_norm
+from optaxclip.norms import Norm, as_norm
 from optaxclip.responses import Curve
-from optaxclip.thresholds import Threshold, as_threshold
+from optaxclip.thresholds import Limit, as_threshold
 
 
 def soft_clip_value(
-    max_value: Threshold | PyTree[ArrayLike | optax.Schedule],
+    max_value: Limit,
     *,
     curve: Curve = responses.tanh,
     axis_name: AxisName = None,
@@ -54,7 +53,7 @@ def soft_clip_value(
 
 
 def soft_clip_global_norm(
-    max_norm: ArrayLike | optax.Schedule | Threshold,
+    max_norm: Limit,
     *,
     curve: Curve = responses.tanh,
     ord: float | Norm = norms.l2,

@@ -1,29 +1,36 @@
 """SPAM's clip of single numbers that are far above their own history."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int32
 
 from optaxclip import norms, responses, scopes
+from optaxclip.arguments import check_between, check_decay
 from optaxclip.averages import root_mean_square
 from optaxclip.clipper import clipper
-from optaxclip.groupings import each_group
+from optaxclip.groups import PerGroup, map_groups
 from optaxclip.leaves import AxisName
-from optaxclip.magnitudes import Number, PerGroup
-from optaxclip.thresholds import Observation, Threshold, as_threshold
-from optaxclip.thresholds.checks import check_between, check_decay
-from optaxclip.thresholds.memory import begin, count, full, like, remember
-from optaxclip.thresholds.threshold import Groups
+from optaxclip.numbers import Number
+from optaxclip.thresholds import Limit, Observation, Threshold, as_threshold
+from optaxclip.thresholds.memory import begin, full, increment, like, remember
+from optaxclip.thresholds.threshold import GroupShapes
 
 
 class _History(NamedTuple):
     """The root of the mean square of each group's clipped magnitudes."""
 
     rms: Number
+
+
+def _first(group: jax.ShapeDtypeStruct) -> _History:
+    return _History(full(group, 0))
 
 
 class _HistoryState(NamedTuple):
@@ -42,8 +49,8 @@ class _OwnSquares:
     decay: ArrayLike
     warmup_steps: ArrayLike
 
-    def init(self, groups: Groups) -> _HistoryState:
-        history = begin(lambda group: _History(full(group, 0)), groups)
+    def init(self, groups: GroupShapes) -> _HistoryState:
+        history = begin(_first, groups)
         step = jnp.zeros((), jnp.int32)
         return _HistoryState(self.max_ratio.init(groups), history, step)
 
@@ -61,18 +68,18 @@ class _OwnSquares:
             left = jnp.minimum(size, limit)
             return limit, _History(root_mean_square(memory.rms, left, share))
 
-        def broken(size: Number) -> Bool[Array, "..."]:
+        def broken(size: Number) -> Bool[Array, ...]:
             return ~jnp.isfinite(size)
 
         ratio, ratio_state = self.max_ratio.update(seen, state.ratio)
-        limit, history = remember(clipped, seen.magnitude, state.history, ratio)
-        finite = seen.share(each_group(broken, seen.magnitude)) == 0
-        step = jnp.where(finite, count(state.step), state.step)
+        limit, history = remember(_first, clipped, seen.magnitude, state.history, ratio)
+        finite = seen.groups.share(map_groups(broken, seen.magnitude)) == 0
+        step = jnp.where(finite, increment(state.step), state.step)
         return limit, _HistoryState(ratio_state, history, step)
 
 
 def spam_clip(
-    max_ratio: ArrayLike | optax.Schedule | Threshold = 5000.0,
+    max_ratio: Limit = 5000.0,
     *,
     decay: ArrayLike = 0.999,
     warmup_steps: ArrayLike = 20,

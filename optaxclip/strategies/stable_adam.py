@@ -1,5 +1,8 @@
 """StableAdamW's preconditioner: Adam whose step is bounded by its own surprise."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,16 +12,16 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
 from optaxclip import norms, responses, scopes
+from optaxclip.arguments import check_decay, check_limit
 from optaxclip.averages import newest_share, root_mean_square
-from optaxclip.clipper import Rule
+from optaxclip.clipper import Clip
 from optaxclip.leaves import AxisName, counted, filled, zeros_for
-from optaxclip.magnitudes import Leaf, Number, modulus, widen
-from optaxclip.measuring import measure, measuring_dtype
+from optaxclip.norms.norm import ByNorm, measure
+from optaxclip.numbers import Leaf, Number, modulus, multiply, widest
 from optaxclip.reports import ClipState
-from optaxclip.responses.pointwise import multiply
-from optaxclip.thresholds import Threshold, as_threshold, check_limit
-from optaxclip.thresholds.checks import check_decay
-from optaxclip.thresholds.memory import count
+from optaxclip.responses.apply import ByResponse
+from optaxclip.thresholds import Limit, as_threshold
+from optaxclip.thresholds.memory import full, increment
 
 
 class StableAdamState(NamedTuple):
@@ -31,7 +34,7 @@ class StableAdamState(NamedTuple):
       clip: the state of the clip.
     """
 
-    number: Int32[Array, " tensors"]
+    number: PyTree[Int32[Array, ...]]
     mean: PyTree
     rms: PyTree
     clip: ClipState
@@ -42,7 +45,7 @@ def scale_by_stable_adam(
     b2: ArrayLike = 0.99,
     eps: ArrayLike = 1e-8,
     *,
-    max_rms: ArrayLike | optax.Schedule | Threshold = 1.0,
+    max_rms: Limit = 1.0,
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -114,56 +117,61 @@ def scale_by_stable_adam(
     scope = scopes.tensor(leading_axes=leading_axes, axis_name=axis_name)
     threshold = as_threshold(max_rms, "max_rms")
     name = "scale_by_stable_adam"
-    rule = Rule(scope, norms.rms, threshold, responses.shrink, name)
+    measured, response = ByNorm(norms.rms), ByResponse(responses.shrink)
+    clip = Clip(name, scope, threshold, measured, response)
 
     def init(params: PyTree) -> StableAdamState:
         return StableAdamState(
-            jnp.zeros(scope.arrange(params).report_shape, jnp.int32),
-            zeros_for(params, lambda x: widen(x).dtype),
-            zeros_for(params, lambda x: jnp.finfo(widen(x).dtype).dtype),
-            rule.init(params),
+            jax.tree.map(_no_steps, scope.arrange(params).struct()),
+            zeros_for(params, lambda x: widest(x.dtype)),
+            zeros_for(params, lambda x: jnp.finfo(widest(x.dtype)).dtype),
+            clip.init(params),
         )
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, StableAdamState]:
-        grouping, leaves = scope.arrange(updates), counted(updates)
+        del params, extra
+        groups = scope.arrange(updates)
         old = list(zip(*map(jax.tree.leaves, (state.mean, state.rms)), strict=True))
-        number = count(state.number)
-        dtype = measuring_dtype(leaves)
-        shares = [
-            grouping.spread(newest_share(decay, number, dtype)) for decay in (b1, b2)
+        number = jax.tree.map(increment, state.number)
+        numbers, dtype = jax.tree.leaves(number), groups.dtype
+        new = [
+            _averaged(leaf, averages, *(newest_share(b, n, dtype) for b in (b1, b2)))
+            for leaf, averages, n in zip(groups.leaves, old, numbers, strict=True)
         ]
-        new = list(map(_averaged, leaves, old, *shares))
         surprise = [
             _over(modulus(leaf.astype(mean.dtype)), jnp.maximum(rms, eps))
-            for leaf, (mean, rms) in zip(leaves, new, strict=True)
+            for leaf, (mean, rms) in zip(groups.leaves, new, strict=True)
         ]
-        size = measure(norms.rms, grouping, surprise)
-        steps = filled(updates, [_over(mean, rms + eps) for mean, rms in new])
-        steps, clip = rule.clip(steps, size, state.clip, params, extra)
-
-        kept = [
-            tuple(
-                jnp.where(jnp.isfinite(surprise), *each)
-                for each in zip(after, before, strict=True)
-            )
-            for surprise, after, before in zip(
-                grouping.spread(size.plain), new, old, strict=True
-            )
-        ]
-        mean, rms = (
-            jax.tree.unflatten(jax.tree.structure(tree), [pair[i] for pair in kept])
-            for i, tree in enumerate((state.mean, state.rms))
+        size = measure(norms.rms, groups.with_leaves(surprise))
+        steps = [_over(mean, rms + eps) for mean, rms in new]
+        clipped, clip_state = clip.clip(
+            filled(updates, steps), groups.with_leaves(steps), size, state.clip
         )
+        finite = list(map(jnp.isfinite, jax.tree.leaves(size.plain)))
+
+        def kept(before: PyTree, after: Iterable[Array]) -> PyTree:
+            """Take the new numbers of every tensor that is finite."""
+            leaves, tree = jax.tree.flatten(before)
+            return tree.unflatten(map(jnp.where, finite, after, leaves))
+
         given = [
             step.astype(leaf.dtype)
-            for step, leaf in zip(counted(steps), leaves, strict=True)
+            for step, leaf in zip(counted(clipped), groups.leaves, strict=True)
         ]
-        number = jnp.where(jnp.isfinite(size.plain), number, state.number)
-        return filled(updates, given), StableAdamState(number, mean, rms, clip)
+        return filled(updates, given), StableAdamState(
+            kept(state.number, jax.tree.leaves(number)),
+            kept(state.mean, (mean for mean, _ in new)),
+            kept(state.rms, (rms for _, rms in new)),
+            clip_state,
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _no_steps(group: jax.ShapeDtypeStruct) -> Array:
+    return full(group, 0, jnp.int32)
 
 
 def _averaged(

@@ -1,5 +1,7 @@
 """Stable-SPAM's two clips: of the largest numbers, and of the norm."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,15 +12,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
 from optaxclip import norms, responses, scopes
+from optaxclip.arguments import check_decay, check_limit
 from optaxclip.averages import moved, newest_share, root_mean_square
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
-from optaxclip.magnitudes import Leaf, Number, modulus
-from optaxclip.responses import Response, Weights, shrink
-from optaxclip.thresholds import check_limit
-from optaxclip.thresholds.checks import check_decay
+from optaxclip.numbers import Leaf, Number, modulus
+from optaxclip.responses import GroupFactors, Response, shrink
 from optaxclip.thresholds.ema import EmaState, average, empty_average
-from optaxclip.thresholds.memory import Remembering, choose, count, full, like
+from optaxclip.thresholds.memory import Remembering, choose, full, increment, like
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,12 @@ class _RunningMean(Remembering):
 
     decay: ArrayLike
 
-    def _first(self, group: jax.ShapeDtypeStruct) -> EmaState:
+    def first(self, group: jax.ShapeDtypeStruct) -> EmaState:
+        """See `Remembering.first`."""
         return empty_average(group)
 
-    def _step(self, size: Number, memory: EmaState) -> tuple[Number, EmaState]:
+    def step(self, size: Number, memory: EmaState) -> tuple[Number, EmaState]:
+        """See `Remembering.step`."""
         new = average(memory, size, self.decay)
         # Before the first number that a float holds, that is all a number may be.
         largest = jnp.finfo(size.dtype).max
@@ -45,8 +48,8 @@ class _RescaleAbove:
     def reach(self, magnitude: Number, limit: Number, /) -> Number:
         return shrink.reach(magnitude, limit)
 
-    def weigh(self, value: Number, unit: Number, limit: Number) -> Weights:
-        factors = shrink.weigh(value, unit, limit)
+    def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
+        factors = shrink.weigh(value, scale, limit)
         broken = jnp.isnan(factors[0] * factors[1])
         return jnp.where(broken, -1.0, limit), *factors  # all are above -1
 
@@ -126,7 +129,7 @@ class _Normal(NamedTuple):
 
     mean: Number
     rms: Number
-    number: Int32[Array, "..."]
+    number: Int32[Array, ...]
 
 
 @dataclass(frozen=True)
@@ -137,11 +140,13 @@ class _Normalized(Remembering):
     b2: ArrayLike
     eps: ArrayLike
 
-    def _first(self, group: jax.ShapeDtypeStruct) -> _Normal:
+    def first(self, group: jax.ShapeDtypeStruct) -> _Normal:
+        """See `Remembering.first`."""
         return _Normal(full(group, 0), full(group, 0), full(group, 0, jnp.int32))
 
-    def _step(self, size: Number, memory: _Normal) -> tuple[Number, _Normal]:
-        number = count(memory.number)
+    def step(self, size: Number, memory: _Normal) -> tuple[Number, _Normal]:
+        """See `Remembering.step`."""
+        number = increment(memory.number)
         first = newest_share(self.b1, number, size.dtype)
         second = newest_share(self.b2, number, size.dtype)
         new = _Normal(

@@ -1,17 +1,20 @@
 """The trust ratio of LARS and LAMB, used as a clip."""
 
+from __future__ import annotations
+
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from optaxclip import norms, responses, scopes
+from optaxclip.arguments import check_limit
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
-from optaxclip.thresholds import Share, Threshold, as_threshold, check_limit
+from optaxclip.thresholds import Limit, Share, as_threshold
 
 
 def clip_trust_ratio(
-    max_ratio: ArrayLike | optax.Schedule | Threshold,
+    max_ratio: Limit,
     *,
     eps: ArrayLike = 1e-3,
     leading_axes: PyTree[int] | None = None,

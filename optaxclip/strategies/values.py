@@ -1,22 +1,19 @@
 """Clipping number by number."""
 
+from __future__ import annotations
+
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import PyTree
 
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
-from optaxclip.thresholds import (
-    PerRootSize,
-    Threshold,
-    as_interval,
-    as_threshold,
-)
+from optaxclip.thresholds import Limit, PerRootSize, as_threshold
+from optaxclip.thresholds.constant import as_interval
 
 
 def clip_value(
-    max_value: Threshold | PyTree[ArrayLike | optax.Schedule],
+    max_value: Limit,
     *,
     min_value: ArrayLike | optax.Schedule | None = None,
     axis_name: AxisName = None,
@@ -60,7 +57,7 @@ def clip_value(
 
 
 def clip_scaled_value(
-    scale: ArrayLike | optax.Schedule | Threshold, *, axis_name: AxisName = None
+    scale: Limit, *, axis_name: AxisName = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip every number to an interval that narrows with the size of the model.
 

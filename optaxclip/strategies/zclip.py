@@ -1,21 +1,22 @@
 """ZClip: norms that lie many standard deviations above their mean."""
 
+from __future__ import annotations
+
 import optax
 from jax.typing import ArrayLike
 
 from optaxclip import norms, responses, scopes, thresholds
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
-from optaxclip.magnitudes import Norm
-from optaxclip.norms import as_norm
-from optaxclip.thresholds import Minimum, Spike, Threshold, ZScore, as_threshold
+from optaxclip.norms import Norm, as_norm
+from optaxclip.thresholds import Limit, Minimum, Spike, ZScore, as_threshold
 
 
 def zclip(
     z_threshold: ArrayLike = 2.5,
     *,
     spike: Spike = thresholds.adaptive_scaling,
-    max_norm: ArrayLike | optax.Schedule | Threshold | None = None,
+    max_norm: Limit | None = None,
     decay: ArrayLike = 0.97,
     warmup_steps: ArrayLike = 25,
     skip_update_on_spike: bool = False,

@@ -4,14 +4,14 @@ from optaxclip.thresholds.band import Band
 from optaxclip.thresholds.combined import IgnoringZeros, Maximum, Minimum, Warmup
 from optaxclip.thresholds.constant import (
     Constant,
+    Limit,
     Scheduled,
     TwoSided,
-    as_interval,
     as_threshold,
-    check_limit,
 )
 from optaxclip.thresholds.ema import Ema
 from optaxclip.thresholds.greedy import Greedy
+from optaxclip.thresholds.memory import Remembering
 from optaxclip.thresholds.relative import PerRootSize, Share
 from optaxclip.thresholds.threshold import Observation, Threshold
 from optaxclip.thresholds.tracked import TrackedQuantile
@@ -31,10 +31,12 @@ __all__ = [
     "Greedy",
     "HistoricalSigma",
     "IgnoringZeros",
+    "Limit",
     "Maximum",
     "Minimum",
     "Observation",
     "PerRootSize",
+    "Remembering",
     "RollingPercentile",
     "Scheduled",
     "Share",
@@ -45,9 +47,7 @@ __all__ = [
     "Warmup",
     "ZScore",
     "adaptive_scaling",
-    "as_interval",
     "as_threshold",
-    "check_limit",
     "to_mean",
     "to_percentile",
 ]

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optaxclip.magnitudes import Number
-from optaxclip.thresholds.checks import check_decay, check_order
-from optaxclip.thresholds.constant import check_limit
+from optaxclip.arguments import check_decay, check_limit, check_order
+from optaxclip.numbers import Number
 from optaxclip.thresholds.ema import EmaState, average, empty_average
 from optaxclip.thresholds.memory import Remembering, choose, like
 
@@ -50,10 +49,12 @@ class Band(Remembering):
         check_limit(self.min_norm, "min_norm")
         check_decay(self.decay)
 
-    def _first(self, group: jax.ShapeDtypeStruct) -> EmaState:
+    def first(self, group: jax.ShapeDtypeStruct) -> EmaState:
+        """See `Remembering.first`."""
         return empty_average(group)
 
-    def _step(self, size: Number, memory: EmaState) -> tuple[Number, EmaState]:
+    def step(self, size: Number, memory: EmaState) -> tuple[Number, EmaState]:
+        """See `Remembering.step`."""
         floor = like(self.min_norm, size)
         lower = jnp.maximum(floor, like(self.low, size) * memory.mean)
         upper = jnp.maximum(lower, like(self.high, size) * memory.mean)

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int32, PyTree
 
-from optaxclip.groupings import each_group
-from optaxclip.magnitudes import Magnitude, Number, PerGroup
-from optaxclip.thresholds.checks import check_between, check_threshold
-from optaxclip.thresholds.memory import begin, count, full, like
-from optaxclip.thresholds.threshold import Groups, Observation, Threshold
+from optaxclip.arguments import check_between
+from optaxclip.groups import PerGroup, map_groups
+from optaxclip.norms import Magnitude
+from optaxclip.numbers import Number
+from optaxclip.thresholds.constant import take_thresholds
+from optaxclip.thresholds.memory import begin, full, increment, like
+from optaxclip.thresholds.threshold import GroupShapes, Observation
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,17 @@ class _Pair(ABC):
       second: another one.
     """
 
-    first: Threshold
-    second: Threshold
+    first: Any  # a limit of any kind, taken as a threshold
+    second: Any  # a limit of any kind, taken as a threshold
 
     def __post_init__(self) -> None:
         """Check what is known now."""
-        check_threshold(self.first, "first")
-        check_threshold(self.second, "second")
+        take_thresholds(self, "first", "second")
 
     @abstractmethod
     def _chosen(self, first: Number, second: Number) -> Number: ...
 
-    def init(self, groups: Groups) -> tuple[Any, Any]:
+    def init(self, groups: GroupShapes) -> tuple[Any, Any]:
         """See `Threshold.init`."""
         return self.first.init(groups), self.second.init(groups)
 
@@ -51,7 +52,7 @@ class _Pair(ABC):
         def chosen(size: Number, first: Number, second: Number) -> Number:
             return self._chosen(like(first, size), like(second, size))
 
-        limit = each_group(chosen, seen.magnitude, first, second)
+        limit = map_groups(chosen, seen.magnitude, first, second)
         return limit, (first_state, second_state)
 
 
@@ -93,13 +94,13 @@ class IgnoringZeros:
       threshold: a threshold that remembers.
     """
 
-    threshold: Threshold
+    threshold: Any  # a limit of any kind, taken as a threshold
 
     def __post_init__(self) -> None:
         """Check what is known now."""
-        check_threshold(self.threshold, "threshold")
+        take_thresholds(self, "threshold")
 
-    def init(self, groups: Groups) -> Any:
+    def init(self, groups: GroupShapes) -> Any:
         """See `Threshold.init`."""
         return self.threshold.init(groups)
 
@@ -110,7 +111,7 @@ class IgnoringZeros:
             return jnp.where(size == 0, jnp.inf, size)  # which no memory takes in
 
         return self.threshold.update(
-            _showing(each_group(told, seen.magnitude), seen), state
+            _showing(map_groups(told, seen.magnitude), seen), state
         )
 
 
@@ -146,17 +147,16 @@ class Warmup:
       warmup_steps: how many finite magnitudes the warm-up lasts.
     """
 
-    during: Threshold
-    after: Threshold
+    during: Any  # a limit of any kind, taken as a threshold
+    after: Any  # a limit of any kind, taken as a threshold
     warmup_steps: ArrayLike
 
     def __post_init__(self) -> None:
         """Check what is known now."""
-        check_threshold(self.during, "during")
-        check_threshold(self.after, "after")
+        take_thresholds(self, "during", "after")
         check_between(self.warmup_steps, 0, jnp.inf, "warmup_steps")
 
-    def init(self, groups: Groups) -> WarmupState:
+    def init(self, groups: GroupShapes) -> WarmupState:
         """See `Threshold.init`."""
         return WarmupState(
             self.during.init(groups), self.after.init(groups), begin(_no_steps, groups)
@@ -178,11 +178,11 @@ class Warmup:
             return jnp.where(self._warm(step), like(early, size), like(late, size))
 
         def counted(size: Number, step: Array) -> Array:
-            return jnp.where(jnp.isfinite(size), count(step), step)
+            return jnp.where(jnp.isfinite(size), increment(step), step)
 
         early, during = self.during.update(seen, state.during)
-        shown = each_group(let_through, seen.magnitude, early, state.step)
+        shown = map_groups(let_through, seen.magnitude, early, state.step)
         late, after = self.after.update(_showing(shown, seen), state.after)
-        limit = each_group(handed_over, seen.magnitude, early, late, state.step)
-        step = each_group(counted, seen.magnitude, state.step)
+        limit = map_groups(handed_over, seen.magnitude, early, late, state.step)
+        step = map_groups(counted, seen.magnitude, state.step)
         return limit, WarmupState(during, after, step)

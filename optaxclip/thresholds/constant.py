@@ -5,16 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
-from optaxclip.arguments import answers, is_real
-from optaxclip.groupings import each_group
-from optaxclip.magnitudes import PerGroup, as_number
-from optaxclip.thresholds.checks import check_threshold
-from optaxclip.thresholds.threshold import Groups, Observation, Threshold
+from optaxclip.arguments import answers, check_limit, check_lower, check_role
+from optaxclip.groups import Elements, PerGroup, map_groups
+from optaxclip.leaves import is_one_leaf
+from optaxclip.numbers import Leaf, Number, as_number
+from optaxclip.thresholds.threshold import GroupShapes, Observation, Threshold
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Constant:
 
     limit: PyTree[ArrayLike]
 
-    def init(self, groups: Groups) -> tuple[()]:
+    def init(self, groups: GroupShapes) -> tuple[()]:
         """See `Threshold.init`."""
         return ()
 
@@ -52,7 +51,7 @@ class Scheduled:
 
     limit: PyTree[optax.Schedule | ArrayLike]
 
-    def init(self, groups: Groups) -> ScheduledState:
+    def init(self, groups: GroupShapes) -> ScheduledState:
         """See `Threshold.init`."""
         return ScheduledState(jnp.zeros((), jnp.int32))
 
@@ -78,15 +77,14 @@ class TwoSided:
       above: how far above zero a number may lie.
     """
 
-    below: Threshold
-    above: Threshold
+    below: Any  # a limit of any kind, taken as a threshold
+    above: Any  # a limit of any kind, taken as a threshold
 
     def __post_init__(self) -> None:
         """Check what is known now."""
-        check_threshold(self.below, "below")
-        check_threshold(self.above, "above")
+        take_thresholds(self, "below", "above")
 
-    def init(self, groups: Groups) -> tuple[Any, Any]:
+    def init(self, groups: GroupShapes) -> tuple[Any, Any]:
         """See `Threshold.init`."""
         return self.below.init(groups), self.above.init(groups)
 
@@ -94,9 +92,8 @@ class TwoSided:
         self, seen: Observation, state: tuple[Any, Any]
     ) -> tuple[PerGroup, tuple[Any, Any]]:
         """See `Threshold.update`."""
-        if not isinstance(seen.magnitude, list) or [x.shape for x in seen.leaves] != [
-            m.shape for m in seen.magnitude
-        ]:
+        groups = seen.groups
+        if not isinstance(groups, Elements):
             raise ValueError(
                 "TwoSided needs the scope `element`: a group of several numbers has no "
                 "sign; give such a group one limit."
@@ -104,49 +101,34 @@ class TwoSided:
         below, below_state = self.below.update(seen, state[0])
         above, above_state = self.above.update(seen, state[1])
 
+        numbers = groups.tree.unflatten(groups.leaves)
         below, above = (
-            each_group(lambda m, c: c.astype(m.dtype), seen.magnitude, limits)
-            for limits in (below, above)
+            jax.tree.map(lambda c: c.astype(groups.dtype), limit)
+            for limit in (below, above)
         )
-        limits = [
-            jnp.where(jnp.zeros(x.shape, bool) if jnp.iscomplexobj(x) else x < 0, b, a)
-            for x, b, a in zip(seen.leaves, below, above, strict=True)
-        ]
+        limits = map_groups(_by_sign, numbers, below, above)
         return limits, (below_state, above_state)
 
 
+def _by_sign(leaf: Leaf, below: Number, above: Number) -> Number:
+    negative = jnp.zeros(leaf.shape, bool) if jnp.iscomplexobj(leaf) else leaf < 0
+    return jnp.where(negative, below, above)
+
+
 def _arranged(limit: PyTree[ArrayLike], seen: Observation) -> PerGroup:
-    if jax.tree.structure(limit) == jax.tree.structure(0):
+    if is_one_leaf(limit) and jnp.ndim(limit) == 0:
         return as_number(limit)
-    return seen.arrange(limit)
+    return seen.limits(limit)
 
 
-def _known(value: Any, argument: str, kinds: str) -> np.ndarray | None:
-    """Give the numbers as far as they are known now; refuse what is no number."""
-    if not is_real(value):
-        raise TypeError(f"{argument} must be {kinds}, not {value!r}.")
-    try:
-        return np.asarray(value)
-    except jax.errors.TracerArrayConversionError:
-        return None  # Traced: responses take a negative limit as 0.
+Limit = Threshold | PyTree[ArrayLike | optax.Schedule]
+"""What a limit may be given as: a threshold, or a tree of numbers and schedules."""
 
 
-def check_limit(value: Any, argument: str) -> None:
-    """Refuse what is no number of at least 0, as far as that is known now."""
-    known = _known(value, argument, "a number or an array")
-    if known is not None and not np.all(known >= 0):
-        raise ValueError(
-            f"{argument} must be at least 0, not {value}; use infinity for no limit."
-        )
-
-
-def _check_lower(value: Any, argument: str) -> None:
-    """Refuse what is no number of at most 0, as far as that is known now."""
-    known = _known(value, argument, "a number, an array or a schedule")
-    if known is not None and not np.all(known <= 0):
-        raise ValueError(
-            f"{argument} must be at most 0, not {value}; use -infinity for no limit."
-        )
+def take_thresholds(owner: Any, *fields: str) -> None:
+    """Take numbers and schedules as limits in some fields of a frozen dataclass."""
+    for field in fields:
+        object.__setattr__(owner, field, as_threshold(getattr(owner, field), field))
 
 
 def as_threshold(
@@ -168,7 +150,7 @@ def as_threshold(
     if answers(limit, Threshold):
         return limit
     if isinstance(limit, type):
-        check_threshold(limit, argument)
+        check_role(limit, Threshold, argument, "thresholds.Constant(1.0)")
     given = jax.tree.leaves(limit)
     if not given:
         raise TypeError(f"{argument} must be a number, not {limit!r}.")
@@ -201,6 +183,6 @@ def as_interval(
     if callable(min_value):
         below = as_threshold(lambda step: jnp.negative(min_value(step)))
     else:
-        _check_lower(min_value, "min_value")
+        check_lower(min_value, "min_value")
         below = as_threshold(jnp.negative(min_value))
     return TwoSided(below, above)

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from optaxclip.arguments import check_decay, check_limit
 from optaxclip.averages import moved
-from optaxclip.magnitudes import Number
-from optaxclip.thresholds.checks import check_decay
-from optaxclip.thresholds.constant import check_limit
+from optaxclip.numbers import Number
 from optaxclip.thresholds.memory import Remembering, choose, full, like
 
 
@@ -65,10 +64,12 @@ class Ema(Remembering):
         check_limit(self.factor, "factor")
         check_decay(self.decay)
 
-    def _first(self, group: jax.ShapeDtypeStruct) -> EmaState:
+    def first(self, group: jax.ShapeDtypeStruct) -> EmaState:
+        """See `Remembering.first`."""
         return empty_average(group)
 
-    def _step(self, size: Number, memory: EmaState) -> tuple[Number, EmaState]:
+    def step(self, size: Number, memory: EmaState) -> tuple[Number, EmaState]:
+        """See `Remembering.step`."""
         known = memory.weight > 0
         limit = jnp.where(known, like(self.factor, size) * memory.mean, jnp.inf)
         new = average(memory, jnp.minimum(size, limit), self.decay)

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from optaxclip.magnitudes import Number, PerGroup, as_number
-from optaxclip.thresholds.checks import check_between, check_decay, check_threshold
+from optaxclip.arguments import check_between, check_decay
+from optaxclip.groups import PerGroup
+from optaxclip.numbers import Number, as_number
+from optaxclip.thresholds.constant import take_thresholds
 from optaxclip.thresholds.ema import EmaState, average, empty_average
 from optaxclip.thresholds.memory import begin, choose, full, like, remember
-from optaxclip.thresholds.threshold import Groups, Observation, Threshold
+from optaxclip.thresholds.threshold import GroupShapes, Observation
 from optaxclip.thresholds.tracked import within_floats
 
 
@@ -51,19 +53,19 @@ class Greedy:
       decay: β, at least 0 and below 1.
     """
 
-    start: Threshold
+    start: Any  # a limit of any kind, taken as a threshold
     growth: ArrayLike = 1.05
     backoff: ArrayLike = 0.95
     decay: ArrayLike = 0.9
 
     def __post_init__(self) -> None:
         """Check what is known now."""
-        check_threshold(self.start, "start")
+        take_thresholds(self, "start")
         check_between(self.growth, 1, jnp.inf, "growth")
         check_between(self.backoff, 0, 1, "backoff")
         check_decay(self.decay)
 
-    def init(self, groups: Groups) -> tuple[Any, Any]:
+    def init(self, groups: GroupShapes) -> tuple[Any, Any]:
         """See `Threshold.init`."""
         return self.start.init(groups), begin(_first, groups)
 
@@ -89,7 +91,7 @@ class Greedy:
         ) -> tuple[Number, GreedyState]:
             return self._step(size, memory, start, like(loss, size))
 
-        limit, memory = remember(step, seen.magnitude, state[1], start)
+        limit, memory = remember(_first, step, seen.magnitude, state[1], start)
         return limit, (first, memory)
 
     def _step(

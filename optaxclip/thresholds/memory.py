@@ -1,8 +1,8 @@
 """Remembering something of each group, and nothing of a step that was not finite.
 
-A memory is a named tuple for each array of groups. Its first field is a number of
-float32 or wider, in whose type the memory is kept. Limits that come from memory are
-constants to a derivative.
+A memory is a named tuple, each field of which is a tree like the magnitudes. Its first
+field is a number of float32 or wider, in whose type the memory is kept. Limits that
+come from memory are constants to a derivative.
 """
 
 from abc import ABC, abstractmethod
@@ -15,17 +15,26 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool
 
-from optaxclip.groupings import each_group
-from optaxclip.magnitudes import Number, PerGroup
-from optaxclip.thresholds.threshold import Groups, Observation
+from optaxclip.groups import PerGroup, map_groups
+from optaxclip.numbers import Number
+from optaxclip.thresholds.threshold import GroupShapes, Observation
 
 Memory = Any
-Step = Callable[..., tuple[Number, Memory]]
+FirstFunction = Callable[[jax.ShapeDtypeStruct], Memory]
+StepFunction = Callable[..., tuple[Number, Memory]]
 
 
-def begin(first: Callable[[jax.ShapeDtypeStruct], Memory], groups: Groups) -> Any:
-    """Give each array of groups its first memory."""
-    return jax.tree.map(first, groups)
+def begin(first: FirstFunction, groups: GroupShapes) -> Memory:
+    """Give each array of groups its first memory; each field is a tree like them."""
+    shapes, tree = jax.tree.flatten(groups)
+    columns = zip(*(jax.tree.leaves(first(group)) for group in shapes), strict=True)
+    fields = list(columns) if shapes else [()] * _kind(first).num_leaves
+    return _kind(first).unflatten([tree.unflatten(field) for field in fields])
+
+
+def _kind(first: FirstFunction) -> Any:
+    """Give the structure of the memory of one array."""
+    return jax.tree.structure(first(jax.ShapeDtypeStruct((), jnp.float32)))
 
 
 def full(
@@ -37,11 +46,16 @@ def full(
 
 
 def remember(
-    step: Step, magnitude: PerGroup, memory: Any, *of_group: PerGroup
-) -> tuple[PerGroup, Any]:
+    first: FirstFunction,
+    step: StepFunction,
+    magnitude: PerGroup,
+    memory: Memory,
+    *of_group: PerGroup,
+) -> tuple[PerGroup, Memory]:
     """Ask for the limits of a step, and learn from the groups that are finite.
 
     Args:
+      first: gives the first memory of an array of groups.
       step: takes the magnitudes of an array of groups, with infinity for all that is
         not finite; their memory; and what else is known of them. It gives their
         limits and the new memory, which is dropped where a group was not finite.
@@ -52,37 +66,56 @@ def remember(
     Returns:
       The limits, and the new memory.
     """
+    kind = _kind(first)
+    arrays, tree = jax.tree.flatten(memory)
+    number = kind.num_leaves
+    length = len(arrays) // number
+    fields = [arrays[i * length : (i + 1) * length] for i in range(number)]
 
-    def one(magnitude: Number, memory: Memory, *given: Number) -> tuple[Number, Memory]:
-        size = like(jax.lax.stop_gradient(magnitude), memory[0])
+    def one(magnitude: Number, *given: Array) -> tuple[Array, ...]:
+        known, others = kind.unflatten(given[:number]), given[number:]
+        size = like(jax.lax.stop_gradient(magnitude), given[0])
         finite = jnp.isfinite(size)
-        limit, new = step(jnp.where(finite, size, jnp.inf), memory, *given)
-        return limit, choose(finite, new, memory)
+        limit, new = step(jnp.where(finite, size, jnp.inf), known, *others)
+        return limit, *jax.tree.leaves(choose(finite, new, known))
 
-    both = each_group(one, magnitude, memory, *of_group)
-    if not isinstance(both, list):
-        return both
-    return [limit for limit, _ in both], [new for _, new in both]
+    if not length:
+        return magnitude, memory
+    limit, *new = map_groups(one, magnitude, *fields, *of_group)
+    return limit, tree.unflatten(jax.tree.leaves(new))
 
 
 class Remembering(ABC):
     """A threshold that answers from its memory of each array of groups alone."""
 
     @abstractmethod
-    def _first(self, group: jax.ShapeDtypeStruct) -> Memory:
-        """Give the memory of an array of groups before the first step."""
+    def first(self, group: jax.ShapeDtypeStruct, /) -> Memory:
+        """Give the memory of an array of groups before the first step.
+
+        Args:
+          group: the shape and type in which the magnitudes will come.
+
+        Returns:
+          A named tuple of arrays of that shape, or with more dimensions behind it.
+        """
 
     @abstractmethod
-    def _step(self, size: Number, memory: Memory) -> tuple[Number, Memory]:
-        """Give the limits of a step, and the new memory; `remember` calls it."""
+    def step(self, size: Number, memory: Memory, /) -> tuple[Number, Memory]:
+        """Give the limits of a step, and the new memory.
 
-    def init(self, groups: Groups) -> Any:
+        Args:
+          size: the magnitudes of an array of groups; infinity for a group that is not
+            finite, whose new memory is dropped.
+          memory: what is known of these groups.
+        """
+
+    def init(self, groups: GroupShapes) -> Any:
         """See `Threshold.init`."""
-        return begin(self._first, groups)
+        return begin(self.first, groups)
 
     def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
         """See `Threshold.update`."""
-        return remember(self._step, seen.magnitude, state)
+        return remember(self.first, self.step, seen.magnitude, state)
 
 
 def choose(groups: Bool[Array, "..."], new: Memory, old: Memory) -> Memory:
@@ -100,6 +133,6 @@ def like(value: ArrayLike, number: Number) -> Number:
     return jnp.asarray(value).astype(number.dtype)
 
 
-def count(step: Array) -> Array:
+def increment(step: Array) -> Array:
     """Count one more step, up to the largest number there is."""
     return jnp.asarray(optax.safe_increment(step))

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optaxclip.groupings import each_group
-from optaxclip.magnitudes import Number, PerGroup
-from optaxclip.thresholds.checks import check_threshold
-from optaxclip.thresholds.constant import check_limit
-from optaxclip.thresholds.threshold import Groups, Observation, Threshold
+from optaxclip.arguments import check_limit
+from optaxclip.groups import PerGroup, map_groups
+from optaxclip.numbers import Number
+from optaxclip.thresholds.constant import take_thresholds
+from optaxclip.thresholds.threshold import GroupShapes, Observation
 
 
 @dataclass(frozen=True)
@@ -23,21 +24,21 @@ class PerRootSize:
       scale: c.
     """
 
-    scale: Threshold
+    scale: Any  # a limit of any kind, taken as a threshold
 
     def __post_init__(self) -> None:
         """Check what is known now."""
-        check_threshold(self.scale, "scale")
+        take_thresholds(self, "scale")
 
-    def init(self, groups: Groups) -> Any:
+    def init(self, groups: GroupShapes) -> Any:
         """See `Threshold.init`."""
         return self.scale.init(groups)
 
     def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
         """See `Threshold.update`."""
         scale, state = self.scale.update(seen, state)
-        root = max(seen.number, 1) ** 0.5
-        return each_group(lambda c: c / root, scale), state
+        root = max(seen.groups.total_size, 1) ** 0.5
+        return jax.tree.map(lambda c: c / root, scale), state
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,15 @@ class Share:
       floor: the norm of which groups with smaller parameters get their share, ε.
     """
 
-    share: Threshold
+    share: Any  # a limit of any kind, taken as a threshold
     floor: ArrayLike
 
     def __post_init__(self) -> None:
         """Check what is known now."""
-        check_threshold(self.share, "share")
+        take_thresholds(self, "share")
         check_limit(self.floor, "floor")
 
-    def init(self, groups: Groups) -> Any:
+    def init(self, groups: GroupShapes) -> Any:
         """See `Threshold.init`."""
         return self.share.init(groups)
 
@@ -67,10 +68,10 @@ class Share:
         """See `Threshold.update`."""
         share, state = self.share.update(seen, state)
 
-        def limit(share: Number, norm: Number) -> Number:
+        def limit(norm: Number, share: Number) -> Number:
             share, floor = share.astype(norm.dtype), jnp.asarray(self.floor, norm.dtype)
             unlimited = share == jnp.inf  # of nothing, too
             product = jnp.where(unlimited, 1, share) * jnp.maximum(norm, floor)
             return jnp.where(unlimited, jnp.inf, product)
 
-        return each_group(limit, share, seen.measure_params()), state
+        return map_groups(limit, seen.measure_params(), share), state

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import PyTree
 
-from optaxclip.magnitudes import Leaf, Magnitude, PerGroup
+from optaxclip.groups import Groups, PerGroup
+from optaxclip.norms import Magnitude
 
-Groups = PyTree[jax.ShapeDtypeStruct]
+GroupShapes = PyTree[jax.ShapeDtypeStruct]
 
 
 @dataclass(frozen=True)
@@ -18,21 +19,17 @@ class Observation:
     """What a threshold may look at in one step.
 
     Attributes:
+      groups: the leaves that count, in groups.
       size: how big each group is, even where no float holds it.
-      leaves: the leaves that count.
-      number: how many numbers count in the whole tree, on all of the mesh.
       measure_params: gives how big the parameters of each group are.
-      arrange: arranges a tree of limits like the groups.
-      share: tells for which share of the groups something holds, on all of the mesh.
+      limits: arranges a tree of limits like the groups.
       extra_args: what else was handed to the optimizer's update, such as ``value``.
     """
 
+    groups: Groups
     size: Magnitude
-    leaves: list[Leaf]
-    number: int
     measure_params: Callable[[], PerGroup]
-    arrange: Callable[[PyTree], PerGroup]
-    share: Callable[[PyTree[Bool[Array, "..."]]], Float[Array, ""]]
+    limits: Callable[[PyTree], PerGroup]
     extra_args: Mapping[str, Any]
 
     @functools.cached_property
@@ -45,7 +42,7 @@ class Observation:
 class Threshold(Protocol):
     """A limit for each group, from what is seen now and what is remembered."""
 
-    def init(self, groups: Groups) -> Any:
+    def init(self, groups: GroupShapes) -> Any:
         """Give the memory before the first step.
 
         Args:

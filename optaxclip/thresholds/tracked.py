@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from optaxclip.magnitudes import Number, PerGroup
-from optaxclip.thresholds.checks import check_between, check_threshold
-from optaxclip.thresholds.constant import check_limit
+from optaxclip.arguments import check_between, check_limit
+from optaxclip.groups import PerGroup
+from optaxclip.numbers import Number
+from optaxclip.thresholds.constant import take_thresholds
 from optaxclip.thresholds.memory import begin, full, like, remember
-from optaxclip.thresholds.threshold import Groups, Observation, Threshold
+from optaxclip.thresholds.threshold import GroupShapes, Observation
 
 
 class FactorState(NamedTuple):
@@ -50,17 +51,17 @@ class TrackedQuantile:
       learning_rate: η >= 0.
     """
 
-    start: Threshold
+    start: Any  # a limit of any kind, taken as a threshold
     quantile: ArrayLike = 0.5
     learning_rate: ArrayLike = 0.2
 
     def __post_init__(self) -> None:
         """Check what is known now."""
-        check_threshold(self.start, "start")
+        take_thresholds(self, "start")
         check_between(self.quantile, 0, 1, "quantile")
         check_limit(self.learning_rate, "learning_rate")
 
-    def init(self, groups: Groups) -> tuple[Any, Any]:
+    def init(self, groups: GroupShapes) -> tuple[Any, Any]:
         """See `Threshold.init`."""
         return self.start.init(groups), begin(unit_factor, groups)
 
@@ -69,7 +70,9 @@ class TrackedQuantile:
     ) -> tuple[PerGroup, tuple[Any, Any]]:
         """See `Threshold.update`."""
         start, first = self.start.update(seen, state[0])
-        limit, memory = remember(self._step, seen.magnitude, state[1], start)
+        limit, memory = remember(
+            unit_factor, self._step, seen.magnitude, state[1], start
+        )
         return limit, (first, memory)
 
     def _step(

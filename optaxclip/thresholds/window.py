@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int32
 
-from optaxclip.magnitudes import Number
-from optaxclip.thresholds.checks import check_between, check_window
-from optaxclip.thresholds.constant import check_limit
+from optaxclip.arguments import check_between, check_limit, check_window
+from optaxclip.numbers import Number
 from optaxclip.thresholds.memory import Remembering, full, like
 
 
@@ -72,10 +71,12 @@ class RollingPercentile(Remembering):
         check_between(self.percentile, 0, 100, "percentile")
         check_window(self.window)
 
-    def _first(self, group: jax.ShapeDtypeStruct) -> Window:
+    def first(self, group: jax.ShapeDtypeStruct) -> Window:
+        """See `Remembering.first`."""
         return _empty_window(group, self.window)
 
-    def _step(self, size: Number, memory: Window) -> tuple[Number, Window]:
+    def step(self, size: Number, memory: Window) -> tuple[Number, Window]:
+        """See `Remembering.step`."""
         new = memory.pushed(size)
         ordered = jnp.sort(new.values, axis=-1)
         last = jnp.maximum(new.filled - 1, 0)
@@ -109,10 +110,12 @@ class HistoricalSigma(Remembering):
         check_limit(self.sigmas, "sigmas")
         check_window(self.window)
 
-    def _first(self, group: jax.ShapeDtypeStruct) -> Window:
+    def first(self, group: jax.ShapeDtypeStruct) -> Window:
+        """See `Remembering.first`."""
         return _empty_window(group, self.window)
 
-    def _step(self, size: Number, memory: Window) -> tuple[Number, Window]:
+    def step(self, size: Number, memory: Window) -> tuple[Number, Window]:
+        """See `Remembering.step`."""
         full = memory.filled == self.window
         values = jnp.where(full[..., None], memory.values, 0)
         # In units of the largest, whose square can neither overflow nor vanish.

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int32
 
+from optaxclip.arguments import check_between, check_decay, check_limit
 from optaxclip.averages import moved
-from optaxclip.magnitudes import Number
-from optaxclip.thresholds.checks import check_between, check_decay
-from optaxclip.thresholds.constant import check_limit
-from optaxclip.thresholds.memory import Remembering, choose, count, full, like
+from optaxclip.numbers import Number
+from optaxclip.thresholds.memory import Remembering, choose, full, increment, like
 
 
 @dataclass(frozen=True)
@@ -112,10 +111,12 @@ class ZScore(Remembering):
                 f"spike must be a Spike such as thresholds.to_mean, not {self.spike!r}."
             )
 
-    def _first(self, group: jax.ShapeDtypeStruct) -> ZScoreState:
+    def first(self, group: jax.ShapeDtypeStruct) -> ZScoreState:
+        """See `Remembering.first`."""
         return ZScoreState(full(group, 0), full(group, 0), full(group, 0, jnp.int32))
 
-    def _step(self, size: Number, memory: ZScoreState) -> tuple[Number, ZScoreState]:
+    def step(self, size: Number, memory: ZScoreState) -> tuple[Number, ZScoreState]:
+        """See `Remembering.step`."""
         mean, deviation, step = memory
         warm = step < jnp.asarray(self.warmup_steps).astype(step.dtype)
         z = (size - mean) / (deviation + like(self.eps, size))
@@ -134,7 +135,7 @@ class ZScore(Remembering):
         new = ZScoreState(
             moved(mean, number, share),
             jnp.hypot(jnp.sqrt(rest) * deviation, spread * (number - mean)),
-            count(step),
+            increment(step),
         )
         learns = ~(self.skip_update_on_spike & (size > limit))
         return limit, choose(learns, new, memory)

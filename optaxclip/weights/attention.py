@@ -1,5 +1,7 @@
 """QK-Clip: query and key kernels rescaled by the largest logit of each head."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +11,12 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
+from optaxclip import scopes
 from optaxclip.leaves import counted, counts, filled, names_of
-from optaxclip.magnitudes import Leaf, Magnitude, Number, as_number, widen
+from optaxclip.norms.norm import unscaled
+from optaxclip.numbers import Leaf, Number, as_number, widen
 from optaxclip.reports import ClipReport, ClipState, empty_report, state_type
-from optaxclip.thresholds import Observation, Threshold, as_threshold
+from optaxclip.thresholds import Limit, Observation, Threshold, as_threshold
 from optaxclip.weights.bounds import bound_weights
 from optaxclip.weights.shares import HeadShare, HeadShares, attention_shares
 
@@ -66,7 +70,7 @@ def _shrink_logits(
     def init(params: PyTree) -> ClipState:
         del params
         groups = jax.ShapeDtypeStruct((), jnp.float32)
-        return state_type(name, ClipState)(threshold.init(groups), empty_report(()))
+        return state_type(name, ClipState)(threshold.init(groups), (), empty_report(()))
 
     def update(
         updates: PyTree,
@@ -92,12 +96,10 @@ def _shrink_logits(
         )
         leaves = counted(updates)
         seen = Observation(
-            size=Magnitude(jnp.max(whole), jnp.ones(())),
-            leaves=leaves,
-            number=whole.size,
+            groups=scopes.whole().arrange(whole),
+            size=unscaled(jnp.max(whole)),
             measure_params=lambda: jnp.max(whole),
-            arrange=lambda tree: tree,
-            share=lambda held: jnp.mean(jnp.asarray(held, jnp.float32)),
+            limits=lambda tree: tree,
             extra_args=extra,
         )
         limit, memory = threshold.update(seen, state.threshold)
@@ -115,7 +117,7 @@ def _shrink_logits(
             clipped_steps=jnp.where(jnp.any(above), optax.safe_increment(steps), steps),
         )
         clipped = filled(updates, scaled)
-        return clipped, state_type(name, ClipState)(memory, report)
+        return clipped, state_type(name, ClipState)(memory, (), report)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -163,7 +165,7 @@ def _rescaled(
 
 
 def qk_clip(
-    max_logit: ArrayLike | optax.Schedule | Threshold = 100.0,
+    max_logit: Limit = 100.0,
     *,
     shares: HeadShares | None = None,
 ) -> optax.GradientTransformationExtraArgs:

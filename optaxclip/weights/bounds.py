@@ -1,5 +1,7 @@
 """Any clipper as a bound on the parameters: what an update must be to stay within."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from optaxclip.leaves import beside, counted, filled
-from optaxclip.magnitudes import Leaf, Number, widen, widest
+from optaxclip.numbers import Leaf, Number, widen, widest
 
 
 def _rounded(x: Number, dtype: DTypeLike) -> Number:

@@ -1,18 +1,18 @@
 """The named bounds on parameters, by value and by norm."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import PyTree
 
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
-from optaxclip.thresholds import Threshold, as_interval, as_threshold
+from optaxclip.thresholds import Limit, as_threshold
+from optaxclip.thresholds.constant import as_interval
 from optaxclip.weights.bounds import bound_weights
-
-Limit = Threshold | PyTree[ArrayLike | optax.Schedule]
 
 
 def clip_weights(

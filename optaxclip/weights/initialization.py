@@ -1,5 +1,7 @@
 """Parameters kept as small as they were initialized, by the fan-in of each kernel."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -7,15 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
-from optaxclip.groupings import each_group
+from optaxclip.groups import PerGroup, map_groups
 from optaxclip.leaves import AxisName, counts, dimensions, is_axes, of_leaves
-from optaxclip.magnitudes import Number, PerGroup
-from optaxclip.thresholds import Observation, Threshold, as_threshold
+from optaxclip.numbers import Number
+from optaxclip.thresholds import Limit, Observation, Threshold, as_threshold
 from optaxclip.weights.bounds import bound_weights
 
 
@@ -64,16 +65,17 @@ class _PerRootFanIn:
     def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
         scale, state = self.scale.update(seen, state)
 
-        def limit(scale: Number, root: Number) -> Number:
+        def limit(root: Number, scale: Number) -> Number:
             bound = scale / root.astype(scale.dtype)
             return jnp.where((root == 0) & ~jnp.isnan(scale), jnp.inf, bound)
 
         roots = [jnp.asarray((fan_in or 0) ** 0.5) for fan_in in self.fan_ins]
-        return each_group(limit, scale, roots), state
+        roots = jax.tree.structure(seen.magnitude).unflatten(roots)
+        return map_groups(limit, roots, scale), state
 
 
 def clip_weights_to_init(
-    kappa: ArrayLike | optax.Schedule | Threshold,
+    kappa: Limit,
     *,
     axis: Any = None,
     axis_name: AxisName = None,

@@ -1,5 +1,7 @@
 """The largest attention logits of Flax models, head by head."""
 
+from __future__ import annotations
+
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def head_logits(
-    query: Float[Array, "..."],
-    key: Float[Array, "..."],
+    query: Float[Array, ...],
+    key: Float[Array, ...],
     bias: Any = None,
     mask: Any = None,
     is_causal: bool = False,
@@ -72,7 +74,7 @@ def _kinds() -> tuple[type, type]:
     return MaxLogit, Recorder
 
 
-def record_max_logits(model: "nnx.Module") -> None:
+def record_max_logits(model: nnx.Module) -> None:
     """Let every ``nnx.MultiHeadAttention`` of a model note its largest logits.
 
     Call it once, before the optimizer is made. Each forward pass then replaces what
@@ -103,7 +105,7 @@ def record_max_logits(model: "nnx.Module") -> None:
             attention.attention_fn = nnx.data(noting)
 
 
-def max_logits(model: "nnx.Module") -> PyTree[Array]:
+def max_logits(model: nnx.Module) -> PyTree[Array]:
     """Collect the largest logits of the last forward pass, as `qk_clip` takes them.
 
     Args:

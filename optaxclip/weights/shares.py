@@ -1,5 +1,7 @@
 """Which projections of an attention take which share of the factor of a head."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 

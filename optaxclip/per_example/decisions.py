@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from optaxclip.clipper import tidy
-from optaxclip.magnitudes import Magnitude
+from optaxclip.mesh import vary, varying_axes
+from optaxclip.norms import Magnitude
 from optaxclip.per_example.limits import Limits
 from optaxclip.per_example.ways import (
     PRECISION,
@@ -19,14 +19,14 @@ from optaxclip.per_example.ways import (
     Way,
     in_precise_units,
 )
-from optaxclip.reductions import vary, varying_axes
 from optaxclip.responses import Response
+from optaxclip.responses.apply import nonnegative
 
-Groups = tuple[tuple[int, ...], ...]
+LeafGroups = tuple[tuple[int, ...], ...]
 Sums = tuple[list[Array], list[Array]]
 
 
-class Weights(NamedTuple):
+class Decisions(NamedTuple):
     """What is decided for each example.
 
     Attributes:
@@ -47,10 +47,10 @@ class Weights(NamedTuple):
         ]
 
 
-def measure(
+def measure_examples(
     ways: list[Way | None],
     kept: list[Kept],
-    groups: Groups,
+    groups: LeafGroups,
     mask: Array,
     dtype: np.dtype,
 ) -> list[Magnitude]:
@@ -108,21 +108,21 @@ def measure(
         precisely,
         kept,
     )
-    return [Magnitude(jnp.sqrt(s), u) for s, u in zip(sums, units, strict=True)]
+    return [Magnitude(jnp.sqrt(s), 1 / u) for s, u in zip(sums, units, strict=True)]
 
 
 def decide(
     sizes: list[Magnitude], limits: Limits, response: Response, mask: Array
-) -> Weights:
+) -> Decisions:
     """Weigh each example by the response; what is broken in part is broken."""
     factors, good = [], mask
     for size, limit in zip(sizes, limits.values, strict=True):
-        good &= jnp.isfinite(size.value) & jnp.isfinite(size.unit)
-        *some, last = response.weigh(*size, tidy(size.value, limit))
+        good &= jnp.isfinite(size.value) & jnp.isfinite(size.scale)
+        *some, last = response.weigh(*size, nonnegative(limit, size.value))
         one = jnp.ones_like(last)
         first = functools.reduce(jnp.multiply, some, one)
         faint = jnp.abs(first * last) < float(jnp.finfo(last.dtype).tiny) * 2.0**40
         factors.append(
             (jnp.where(faint, first, one), jnp.where(faint, last, first * last))
         )
-    return Weights(sizes, factors, good)
+    return Decisions(sizes, factors, good)

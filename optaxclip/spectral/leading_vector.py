@@ -2,27 +2,26 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
-from optaxclip.reductions import vary, varying_axes
-from optaxclip.spectral.bounds import frobenius, irregular
-from optaxclip.spectral.polar import (
+from optaxclip.mesh import vary, varying_axes
+from optaxclip.platforms import by_platform
+from optaxclip.spectral.bounds import irregular
+from optaxclip.spectral.linear_algebra import (
     Matrices,
     PerMatrix,
     adjoint,
+    frobenius,
     gram,
     matmul,
     scaled,
 )
 
-# How many vectors a round looks among.
+# How many vectors a round looks among, and how many rounds there are.
 _VECTORS = 8
-_MOST_ROUNDS = 16
-# How far from a singular vector the found one may be, in roundings.
-_SETTLED = 16
+_ROUNDS = 2
 
-# A vector, the square of its image's length, how far that may be off, and the rounds.
-_Carry = tuple[Matrices, PerMatrix, PerMatrix, Array]
+_Given = tuple[Matrices, Matrices]
 
 
 def _normalized(vector: Matrices) -> Matrices:
@@ -40,12 +39,8 @@ def _beyond(basis: Matrices, vector: Matrices) -> Matrices:
     return jnp.where(stays, jnp.zeros_like(left), _normalized(left))
 
 
-def _best(a: Matrices, vector: Matrices) -> tuple[Matrices, PerMatrix, PerMatrix]:
-    r"""Find the vector of the largest image among several that a vector leads to.
-
-    Give it, the square of its image's length, and a bound on how far that is from the
-    square of a singular value: the length of $A^* A v - \lVert A v \rVert^2 v$.
-    """
+def _better(a: Matrices, vector: Matrices) -> Matrices:
+    """Find the vector of the largest image among several that a vector leads to."""
 
     def extend(index: Array, basis: Matrices) -> Matrices:
         latest = jax.lax.dynamic_slice_in_dim(basis, index - 1, 1, axis=-1)
@@ -59,10 +54,24 @@ def _best(a: Matrices, vector: Matrices) -> tuple[Matrices, PerMatrix, PerMatrix
     basis = jnp.concatenate([first, *[jnp.zeros_like(first)] * (_VECTORS - 1)], axis=-1)
     basis = jax.lax.fori_loop(1, _VECTORS, extend, basis)
     mix = jnp.linalg.eigh(gram(matmul(a, basis)))[1][..., -1:]
-    best = _normalized(matmul(basis, mix))
-    image = matmul(a, best)
-    square = jnp.square(frobenius(image))
-    return best, square, frobenius(matmul(adjoint(a), image) - scaled(best, square))
+    return _normalized(matmul(basis, mix))
+
+
+def by_krylov(given: _Given) -> Matrices:
+    """Turn a vector to the largest singular value's by a few rounds."""
+    a, vector = given
+    return jax.lax.fori_loop(0, _ROUNDS, lambda _, vector: _better(a, vector), vector)
+
+
+def _by_decomposition(given: _Given) -> Matrices:
+    """Find the vector among all eigenvectors of the Gram matrix."""
+    return jnp.linalg.eigh(gram(given[0]))[1][..., -1:]
+
+
+# The vector of the largest image may turn without changing its length.
+_leading = by_platform(
+    by_krylov, _by_decomposition, lambda _, leading: leading, stacked=True
+)
 
 
 def leading_vector(a: Matrices, vector: Matrices) -> tuple[Matrices, PerMatrix]:
@@ -74,20 +83,11 @@ def leading_vector(a: Matrices, vector: Matrices) -> tuple[Matrices, PerMatrix]:
 
     Returns:
       The right singular vector, or the given one of a matrix of zeros, and the length
-      of $A^* A v - \lVert A v \rVert^2 v$.
+      of $A^* A v - \lVert A v \rVert^2 v$, a bound on how far the square of the
+      image's length is from that of a singular value.
     """
-
-    def goes_on(carry: _Carry) -> Bool[Array, ""]:
-        _, square, off, rounds = carry
-        far = off > _SETTLED * jnp.finfo(off.dtype).eps * square
-        return jnp.any(far) & (rounds < _MOST_ROUNDS)
-
-    def turn(carry: _Carry) -> _Carry:
-        vector, _, _, rounds = carry
-        return *_best(a, vector), rounds + 1
-
-    size = frobenius(a)
     vector = vary(vector, varying_axes(a))
-    start = vector, size, size + jnp.inf, jnp.zeros((), jnp.int32)
-    leading, _, off, _ = jax.lax.while_loop(goes_on, turn, start)
-    return jnp.where(size > 0, leading, vector), off
+    leading = jnp.where(frobenius(a) > 0, _leading((a, vector)), vector)
+    image = matmul(a, leading)
+    square = jnp.square(frobenius(image))
+    return leading, frobenius(matmul(adjoint(a), image) - scaled(leading, square))

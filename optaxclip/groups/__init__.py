@@ -1,0 +1,24 @@
+"""The leaves of a tree in groups: reduced to one number a group, and spread back."""
+
+from optaxclip.groups.groups import (
+    Groups,
+    PerGroup,
+    Summary,
+    map_groups,
+    share_trace,
+)
+from optaxclip.groups.joint import Labeled, Whole
+from optaxclip.groups.per_leaf import Elements, PerLeaf, Tensors
+
+__all__ = [
+    "Elements",
+    "Groups",
+    "Labeled",
+    "PerGroup",
+    "PerLeaf",
+    "Summary",
+    "Tensors",
+    "Whole",
+    "map_groups",
+    "share_trace",
+]

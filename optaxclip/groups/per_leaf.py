@@ -1,0 +1,238 @@
+"""Groups within leaves: tensors, units and elements, as an array for each leaf."""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, PyTree
+
+from optaxclip.groups.census import how_often, max_and_count, read, spelled
+from optaxclip.groups.groups import (
+    Groups,
+    PerGroup,
+    Summary,
+    is_above,
+    leaf_numbers,
+    share_trace,
+)
+from optaxclip.groups.reduction import MAX, Reduction
+from optaxclip.mesh import MeshAxes, copies, on_one_device, spread_over, varying_axes
+from optaxclip.numbers import Leaf, Number, capped, modulus
+
+
+@dataclass(frozen=True)
+class PerLeaf(Groups):
+    """Parts of leaves: an array for each leaf, which broadcasts to it.
+
+    Attributes:
+      tree: the structure in which the leaves stand, others being left out.
+    """
+
+    tree: Any
+
+    def _reduce(self, op: Reduction, terms: list[Number]) -> PerGroup:
+        parts = map(functools.partial(_within, op), terms, self.dims)
+        return self.tree.unflatten(
+            [op.over(*each) for each in zip(parts, self.axes, strict=True)]
+        )
+
+    def spread(self, of_group: PyTree[Array]) -> list[Array]:
+        """See `Groups.spread`."""
+        return leaf_numbers(of_group, len(self.leaves))
+
+    def sizes(self) -> PerGroup:
+        """See `Groups.sizes`."""
+        dtype = self.dtype
+        return self.tree.unflatten([jnp.asarray(n, dtype) for n in self._sizes()])
+
+    def struct(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """See `Groups.struct`."""
+        of_leaf = functools.partial(_struct, dtype=self.dtype, local=self.local)
+        return self.tree.unflatten(list(map(of_leaf, self.leaves, self.dims)))
+
+    @property
+    def report_shape(self) -> tuple[int, ...]:
+        """See `Groups.report_shape`."""
+        return ()
+
+    def _shards(self, x: Array, axes: MeshAxes) -> MeshAxes:
+        """Tell over which mesh axes the groups of a leaf differ, by their numbers."""
+        return tuple(sorted(varying_axes(x)))
+
+    def _by_shards(self, arrays: list[Array]) -> dict[MeshAxes, list[int]]:
+        """Sort the positions of arrays by the mesh axes over which groups differ."""
+        found: dict[MeshAxes, list[int]] = {}
+        for i, each in enumerate(zip(arrays, self.axes, strict=True)):
+            found.setdefault(self._shards(*each), []).append(i)
+        return found
+
+    def _total(self, arrays: list[Array], counts: Sequence[Number]) -> Number:
+        """Add up what was counted in each leaf, on the whole mesh."""
+        total = jnp.zeros((), jnp.float32)
+        for axes, alike in self._by_shards(arrays).items():
+            counted = jnp.stack([counts[i] for i in alike])
+            count = jnp.sum(counted, dtype=jnp.float32)
+            total += jax.lax.psum(count, axes) if axes else count
+        return total
+
+    def _number(self, arrays: list[Array]) -> int:
+        """Count the groups, on the whole mesh."""
+        pairs = zip(arrays, self.axes, strict=True)
+        return sum(x.size * copies(x, self._shards(x, axes)) for x, axes in pairs)
+
+    def summarize(self, value: PerGroup, scale: PerGroup, limit: PerGroup) -> Summary:
+        """See `Groups.summarize`."""
+        if not self.leaves:
+            return Summary(*(jnp.zeros((), jnp.float32) for _ in range(3)))
+        sizes = self.spread(value)
+        numbers = zip(sizes, self.spread(scale), self.spread(limit), strict=True)
+        call = share_trace(_most_above, sizes)
+        each = [call(*leaf) for leaf in numbers]
+        chosen = []
+        for axes, alike in self._by_shards(sizes).items():
+            tops = read(jnp.stack([each[i][0] for i in alike]))
+            bounds = jnp.stack([each[i][1] for i in alike])
+            chosen.append(_select(tops, bounds, axes))
+        tops, bounds = (jnp.stack(column) for column in zip(*chosen, strict=True))
+        top, bound = _select(tops, bounds)
+        above = self._total(sizes, [count for *_, count in each])
+        return Summary(top, bound, above / self._number(sizes))
+
+    def count(self, mask: PyTree[Bool[Array, "..."]]) -> Float[Array, ""]:
+        """Tell for how many groups something holds, on the whole mesh."""
+        masks = self.spread(mask)
+        return self._total(masks, [how_often(x) for x in masks])
+
+    def share(self, mask: PyTree[Bool[Array, "..."]]) -> Float[Array, ""]:
+        """See `Groups.share`."""
+        return self.count(mask) / max(self._number(self.spread(mask)), 1)
+
+
+@dataclass(frozen=True)
+class Tensors(PerLeaf):
+    """Whole leaves, or the tensors that are stacked in them; reports show each."""
+
+    @property
+    def report_shape(self) -> tuple[int, ...]:
+        """See `Groups.report_shape`."""
+        sides = (
+            [size for d, size in enumerate(leaf.shape) if d not in dims]
+            for leaf, dims in zip(self.leaves, self.dims, strict=True)
+        )
+        return (sum(map(math.prod, sides)),)
+
+    def summarize(self, value: PerGroup, scale: PerGroup, limit: PerGroup) -> Summary:
+        """See `Groups.summarize`."""
+        if not self.leaves:
+            none = jnp.zeros(0, jnp.float32)
+            return Summary(none, none, jnp.zeros((), jnp.float32))
+        sizes = self.spread(value)
+        shapes = [x.shape for x in sizes]
+        # What was measured is packed, and what follows from it is computed at once:
+        # derived numbers would be computed again, each in its own way, to be packed.
+        top = capped(_packed(sizes, shapes), _packed(self.spread(scale), shapes))
+        one = isinstance(limit, jax.Array) and limit.ndim == 0
+        bound = limit if one else _packed(self.spread(limit), shapes)
+        bound = jnp.broadcast_to(bound, top.shape)
+        fraction = jnp.mean(is_above(top, bound), dtype=jnp.float32)
+        return Summary(top, bound, fraction)
+
+
+@dataclass(frozen=True)
+class Elements(PerLeaf):
+    """Every number is a group of its own."""
+
+    @property
+    def pointwise(self) -> bool:
+        """See `Groups.pointwise`."""
+        return True
+
+    def _reduce(self, op: Reduction, terms: list[Number]) -> PerGroup:
+        return self.tree.unflatten(terms)
+
+    def _shards(self, x: Array, axes: MeshAxes) -> MeshAxes:
+        return tuple(sorted({*spread_over(x, axes), *varying_axes(x)}))
+
+
+for kind in PerLeaf, Tensors, Elements:
+    register_dataclass(kind, ["leaves"], ["dims", "axes", "tree"])
+
+
+def _within(op: Reduction, term: Number, dims: tuple[int, ...]) -> Number:
+    """Reduce a leaf's terms: to a scalar if all are together, or in its own rank."""
+    return op.within(term, axis=dims, keepdims=len(dims) < term.ndim)
+
+
+def _struct(leaf: Any, dims: tuple[int, ...], dtype: DTypeLike, local: bool) -> Any:
+    def number(leaf: Leaf) -> Number:
+        return _within(MAX, modulus(leaf), dims).astype(dtype)
+
+    if not local:
+        return jax.eval_shape(number, leaf)
+    if len(dims) == len(leaf.shape):
+        return jax.ShapeDtypeStruct((), dtype)
+    sides = enumerate(leaf.shape)
+    shape = tuple(1 if d in dims else size for d, size in sides)
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _excess(magnitude: Number, limit: Number) -> Number:
+    """Tell by how many times a limit is exceeded; one of infinity is at no time."""
+    times = magnitude / jnp.maximum(limit, jnp.finfo(limit.dtype).tiny)
+    return jnp.where(limit == jnp.inf, jnp.zeros_like(times), times)
+
+
+def _most_above(
+    value: Number, scale: Number, limit: Number
+) -> tuple[Number, Number, Number]:
+    """Find a leaf's group that is the most above its limit, and count all above.
+
+    Its magnitude is given as an integer, as what is packed should have been computed.
+    """
+    magnitude = capped(value, scale)
+    above = jnp.broadcast_to(is_above(magnitude, limit), magnitude.shape)
+    largest, count = max_and_count(magnitude, above)
+    if limit.size == 1:
+        return largest, limit.reshape(()), count
+    top, bound = _select(magnitude, limit)
+    return spelled(top), bound, count
+
+
+def _select(
+    magnitude: Number, limit: Number, axes: MeshAxes = ()
+) -> tuple[Number, Number]:
+    """Pick the group that is the most above its limit, or the largest of several."""
+
+    def largest(x: Number) -> Number:
+        return jax.lax.pmax(jnp.max(x), axes) if axes else jnp.max(x)
+
+    key = spelled(_excess(magnitude, limit))
+    sizes = jnp.where(key == largest(key), spelled(magnitude), -1)
+    bounds = jnp.where(sizes == largest(sizes), spelled(limit), -1)
+    return read(largest(sizes)), read(largest(bounds))
+
+
+def _packed(arrays: list[Number], shapes: list[tuple[int, ...]]) -> Number:
+    """Put the numbers of all leaves in one vector."""
+    rows = [
+        _gathered(jnp.broadcast_to(x, shape).ravel())
+        for x, shape in zip(arrays, shapes, strict=True)
+    ]
+    return jnp.concatenate(rows)
+
+
+def _gathered(row: Number) -> Number:
+    """Bring a short row together by a sum, where it may be sharded.
+
+    Adding up is what all else in a measurement does across a mesh, and joins it.
+    """
+    if row.size == 1 or on_one_device(row):
+        return row
+    kept = jnp.where(jnp.eye(row.size, dtype=bool), row[:, None], 0)
+    return jnp.sum(kept, axis=0)

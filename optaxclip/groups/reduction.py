@@ -1,0 +1,74 @@
+"""Sums and maxima in their three places: between leaves, in a leaf, across a mesh."""
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from optaxclip.mesh import MeshAxes, spread_over, varying_axes
+from optaxclip.numbers import Number
+
+# XLA compiles a kernel for each sum. Leaves of one shape are added up element by
+# element first, this many at a time: fewer kernels to compile, and faster ones.
+_BUNDLE = 16
+
+
+def _likeness(x: Number, position: int) -> Hashable:
+    """Tell which arrays can be added element by element without moving any data.
+
+    Where XLA chooses the sharding it is unknown here, so no two arrays are alike.
+    """
+    kind = jax.typeof(x)
+    mesh = kind.sharding.mesh
+    if any(mesh.shape[axis] > 1 for axis in mesh.auto_axes):
+        return position
+    return kind.shape, kind.dtype, kind.sharding, varying_axes(x)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """An operation that is associative and commutative.
+
+    Attributes:
+      between: combines two arrays element by element.
+      within: combines the elements of an array along dimensions.
+      across: combines arrays across mesh axes.
+    """
+
+    between: Callable[[Number, Number], Number]
+    within: Callable[..., Number]
+    across: Callable[..., Number]
+
+    def of(self, arrays: Iterable[Number]) -> Number:
+        """Combine arrays of one shape, in pairs for accuracy."""
+        found = list(arrays)
+        while len(found) > 1:
+            pairs = zip(found[::2], found[1::2], strict=False)
+            found = [
+                *(self.between(*pair) for pair in pairs),
+                *found[len(found) & ~1 :],
+            ]
+        return found[0]
+
+    def bundled(
+        self, arrays: Sequence[Number], dims: Sequence[tuple[int, ...]]
+    ) -> Number:
+        """Reduce each array along its `dims` and combine, with few kernels."""
+        alike: dict[tuple[Hashable, tuple[int, ...]], list[Number]] = {}
+        for position, (x, along) in enumerate(zip(arrays, dims, strict=True)):
+            alike.setdefault((_likeness(x, position), along), []).append(x)
+        return self.of(
+            self.within(self.of(same[start : start + _BUNDLE]), axis=along)
+            for (_, along), same in alike.items()
+            for start in range(0, len(same), _BUNDLE)
+        )
+
+    def over(self, x: Number, axes: MeshAxes) -> Number:
+        """Combine across the mesh axes over which an array is spread."""
+        axes = spread_over(x, axes)
+        return self.across(x, axes) if axes else x
+
+
+SUM = Reduction(jnp.add, jnp.sum, jax.lax.psum)
+MAX = Reduction(jnp.maximum, jnp.max, jax.lax.pmax)

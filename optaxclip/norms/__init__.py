@@ -1,0 +1,61 @@
+"""How big is a group of numbers?
+
+A norm is written once, for numbers in groups. It is accumulated in float32 or wider,
+and is right where a power overflows or underflows.
+"""
+
+import math
+from typing import Any
+
+from optaxclip.arguments import answers, not_static
+from optaxclip.norms.maxima import GeneralNorm, MaxNorm
+from optaxclip.norms.norm import Magnitude, Norm
+from optaxclip.norms.sums import PowerNorm
+
+__all__ = ["Magnitude", "Norm", "as_norm", "l1", "l2", "linf", "mean", "p_norm", "rms"]
+
+l1: Norm = PowerNorm(1)
+"""The sum of absolute values."""
+
+l2: Norm = PowerNorm(2)
+"""The Euclidean norm."""
+
+linf: Norm = MaxNorm()
+"""The largest absolute value."""
+
+mean: Norm = PowerNorm(1, averaged=True)
+"""The mean absolute value."""
+
+rms: Norm = PowerNorm(2, averaged=True)
+"""The root mean square."""
+
+
+def p_norm(order: float) -> Norm:
+    r"""Give the norm $(\sum_i |x_i|^p)^{1/p}$ of any order.
+
+    Args:
+      order: p >= 1; infinity gives the largest absolute value.
+
+    Returns:
+      The norm.
+
+    Raises:
+      TypeError: if `order` is not a number, or is traced.
+      ValueError: if `order` is below 1 or NaN.
+
+    Examples:
+      >>> optaxclip.norms.p_norm(2) == optaxclip.norms.l2
+      True
+    """
+    if not isinstance(order, int | float):
+        raise not_static("ord", "number", order)
+    if order == math.inf:
+        return linf
+    if not order >= 1:
+        raise ValueError(f"ord must be at least 1 or infinity, not {order}.")
+    return PowerNorm(int(order)) if order in (1, 2) else GeneralNorm(float(order))
+
+
+def as_norm(ord: Any) -> Norm:
+    """Take a norm as it is, and a number as the order of one."""
+    return ord if answers(ord, Norm) else p_norm(ord)

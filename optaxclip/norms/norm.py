@@ -1,0 +1,99 @@
+"""What a norm answers: a magnitude for each group, even where no float holds it."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from optaxclip.groups import Groups, PerGroup
+from optaxclip.numbers import Leaf, Number, modulus
+
+
+class Magnitude(NamedTuple):
+    """How big each group is, ``value / scale``.
+
+    Attributes:
+      value: a number for each group, measured after multiplying by the scale.
+      scale: a power of two for each group, at which the value is right.
+    """
+
+    value: PerGroup
+    scale: PerGroup
+
+    @property
+    def plain(self) -> PerGroup:
+        """One number for each group; infinite where the quotient overflows."""
+        return jax.tree.map(jnp.divide, self.value, self.scale)
+
+
+def unscaled(number: PerGroup) -> Magnitude:
+    """Take numbers that a float holds as magnitudes."""
+    return Magnitude(number, jax.tree.map(jnp.ones_like, number))
+
+
+@runtime_checkable
+class Norm(Protocol):
+    """What a norm has to answer."""
+
+    def measure(self, groups: Groups) -> Magnitude:
+        """Measure every group; the derivative is finite at zero too."""
+        ...
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def measure(norm: Norm, groups: Groups) -> Magnitude:
+    """Measure every group in at least float32."""
+    groups = groups.widened()
+    if groups.pointwise and not groups.complex:
+        return _moduli(groups)  # as any norm of one number is
+    return norm.measure(groups)
+
+
+@runtime_checkable
+class Measure(Protocol):
+    """What a clip has to know of how big its groups are."""
+
+    def init(self, groups: Groups) -> Any:
+        """Give what is remembered between measurements, before the first."""
+        ...
+
+    def __call__(self, groups: Groups, memory: Any) -> tuple[Magnitude, Any]:
+        """Measure every group."""
+        ...
+
+
+@dataclass(frozen=True)
+class ByNorm:
+    """Measure in a norm, which remembers nothing."""
+
+    norm: Norm
+
+    def init(self, groups: Groups) -> tuple[()]:
+        """See `Measure`."""
+        return ()
+
+    def __call__(
+        self, groups: Groups, memory: tuple[()]
+    ) -> tuple[Magnitude, tuple[()]]:
+        """See `Measure`."""
+        return measure(self.norm, groups), memory
+
+
+def _moduli(groups: Groups) -> Magnitude:
+    value = groups.max(nan_as_inf)
+    return Magnitude(value, jax.tree.map(lambda x: jnp.ones((), x.dtype), value))
+
+
+def nan_as_inf(x: Leaf) -> Number:
+    """Give the modulus, and infinity for NaN, which a maximum can lose."""
+    size = modulus(x)
+    return jnp.where(jnp.isnan(size), jnp.inf, size)
+
+
+def root(total: Number, order: float) -> Number:
+    """Take a root whose derivative at 0 is 0, not infinite."""
+    safe = jnp.where(total == 0, jnp.ones_like(total), total)
+    found = jnp.sqrt(safe) if order == 2 else safe ** (1 / order)
+    return jnp.where(total == 0, jnp.zeros_like(total), found)

@@ -1,0 +1,153 @@
+"""Norms that add: sums of moduli or squares, at scales at one of which they are right.
+
+Each group is summed up at three fixed scales. Sums at one scale can be added whatever
+is in them, between leaves and across devices, and the right one is picked in the end.
+So no loop and no collective depends on what was computed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from optaxclip.groups import Groups, PerGroup, map_groups
+from optaxclip.norms.norm import Magnitude, root, unscaled
+from optaxclip.numbers import Leaf, Number, modulus
+from optaxclip.platforms import by_platform
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """The powers of two by which numbers are multiplied before they are summed up.
+
+    Attributes:
+      up: for numbers whose squares vanish; 2^72 in float32.
+      down: for numbers whose squares overflow; 2^-80 in float32.
+      least: the smallest sum at the scale 1 that is trusted, 2^-79 in float32. Terms
+        that underflow to 0 do not reach its last bit in groups of up to 2^24 numbers,
+        and whatever lies below overflows no sum that is scaled up.
+    """
+
+    up: float
+    down: float
+    least: float
+
+    @classmethod
+    def of(cls, dtype: np.dtype) -> "_Scales":
+        finfo = jnp.finfo(dtype)
+        return cls(
+            up=2.0 ** (finfo.maxexp * 9 // 16),
+            down=2.0 ** -(finfo.maxexp * 5 // 8),
+            least=float(finfo.tiny) / float(finfo.eps) * 2.0**24,
+        )
+
+    def trust(self, plain: Number) -> Bool[Array, "..."]:
+        """Tell whether a sum at the scale 1 is right."""
+        return (plain >= self.least) & (plain < jnp.inf)
+
+    def suiting(self, plain: Number) -> Number:
+        """Choose a scale by the sum at the scale 1."""
+        fits = jnp.where(plain < self.least, self.up, jnp.ones_like(plain))
+        return jnp.where(plain == jnp.inf, self.down, fits)
+
+    def pick(self, plain: Number, up: Number, down: Number) -> tuple[Number, Number]:
+        """Take the sum that is right, and its scale."""
+        total = jnp.where(plain < self.least, up, plain)
+        return jnp.where(plain == jnp.inf, down, total), self.suiting(plain)
+
+
+@dataclass(frozen=True)
+class PowerNorm:
+    r"""The norm $(\sum_i |x_i|^p)^{1/p}$ with p = 1 or 2.
+
+    Attributes:
+      order: the exponent p.
+      averaged: whether the mean takes the place of the sum.
+    """
+
+    order: int
+    averaged: bool = False
+
+    def __repr__(self) -> str:
+        names = {1: ("l1", "mean"), 2: ("l2", "rms")}
+        return f"norms.{names[self.order][self.averaged]}"
+
+    def _power(self, x: Leaf) -> Number:
+        if self.order == 1:
+            return modulus(x)
+        if jnp.iscomplexobj(x):
+            return jnp.square(x.real) + jnp.square(x.imag)
+        return jnp.square(x)
+
+    def _scaled_power(self, x: Leaf, scale: Number) -> Number:
+        # XLA takes the square of a scale that it knows by itself, which overflows, and
+        # drops a modulus; it keeps this. On CPUs it fuses it with the sum, and not so
+        # a clamp.
+        def scaled(part: Number) -> Number:
+            return jnp.maximum(part * scale, -(part * scale))
+
+        return self._power_of_parts(scaled, x)
+
+    def _held_power(self, x: Leaf, scale: Number) -> Number:
+        # Sums at a scale that does not suit are not picked. But their derivative, a
+        # square's times 0, is a number only if what is squared is finite.
+        def held(part: Number) -> Number:
+            return jax.lax.clamp(-largest, part * scale, largest)
+
+        largest = 2.0 ** (jnp.finfo(x.dtype).maxexp - 2)
+        return self._power_of_parts(held, x)
+
+    def _power_of_parts(self, change: Callable[[Number], Number], x: Leaf) -> Number:
+        if jnp.iscomplexobj(x):
+            return self._power(jax.lax.complex(change(x.real), change(x.imag)))
+        return self._power(change(x))
+
+    def _root(self, total: Number, size: Number) -> Number:
+        if self.averaged:  # before the root, which rounds once more
+            total = total / jnp.maximum(size, 1)
+        return root(total, self.order)
+
+    def measure(self, groups: Groups) -> Magnitude:
+        """See `Norm.measure`."""
+        if not groups.leaves or not groups.local:
+            return self._in_one_pass(groups)
+        return by_platform(self._in_one_pass, self._with_a_look, self._again)(groups)
+
+    def _roots(self, groups: Groups, total: PerGroup) -> PerGroup:
+        sizes = groups.sizes() if self.averaged else jnp.ones((), groups.dtype)
+        return map_groups(self._root, total, sizes)
+
+    def _in_one_pass(self, groups: Groups) -> Magnitude:
+        """Sum up at all scales, which is no more to read, and pick one in the end."""
+        scales = _Scales.of(groups.dtype)
+        up, down = (
+            groups.sum(self._held_power, jnp.asarray(scale, groups.dtype))
+            for scale in (scales.up, scales.down)
+        )
+        plain = groups.sum(self._power)
+        total, scale = map_groups(scales.pick, plain, up, down)
+        return Magnitude(self._roots(groups, total), scale)
+
+    def _with_a_look(self, groups: Groups) -> Magnitude:
+        """Sum up again, at another scale, only where a plain sum is not right."""
+        scales = _Scales.of(groups.dtype)
+        plain = groups.sum(self._power)
+
+        def as_it_is(groups: Groups) -> Magnitude:
+            return unscaled(self._roots(groups, plain))
+
+        def again(groups: Groups) -> Magnitude:
+            scale = jax.tree.map(scales.suiting, plain)
+            total = groups.sum(self._scaled_power, scale)
+            return Magnitude(self._roots(groups, total), scale)
+
+        trusted = [jnp.all(scales.trust(x)) for x in jax.tree.leaves(plain)]
+        return jax.lax.cond(jnp.all(jnp.stack(trusted)), as_it_is, again, groups)
+
+    def _again(self, groups: Groups, known: Magnitude) -> Magnitude:
+        """Sum up at the scale that was found to suit, which has the derivative."""
+        total = groups.sum(self._scaled_power, known.scale)
+        return Magnitude(self._roots(groups, total), known.scale)
