@@ -4,9 +4,10 @@ Only leaves of floating point with at least one element count, real or complex.
 
 Under ``jit`` a mesh needs nothing said. Inside ``jax.shard_map`` and ``jax.pmap``,
 ``axis_name`` names the mesh axes over which the numbers of a group are spread: one
-axis, a tuple of axes, or a prefix tree of these with one entry a leaf (None for a
-replicated leaf). Where JAX keeps track of what varies (``check_vma=True``), leaves
-that are replicated are recognized without being named.
+axis, a tuple of axes, or a prefix tree of these with one entry per leaf (None for a
+replicated leaf). Where JAX keeps track of what varies (``check_vma=True``), replicated
+leaves are recognized, and an axis that a leaf varies over must be named. ``()`` says
+that each device clips by itself.
 """
 
 import math

@@ -86,7 +86,28 @@ def remember(
 
 
 class Remembering(ABC):
-    """A threshold that answers from its memory of each array of groups alone."""
+    """A threshold that answers from what it remembers of each group, and from no more.
+
+    Derive yours from it and write `first` and `step`, for one array of groups. It then
+    works at every scope, keeps its memory in trees like the updates wherever groups lie
+    within leaves, and learns nothing from a group that is not finite.
+
+    Examples:
+      >>> import typing
+      >>> Last = typing.NamedTuple("Last", [("size", jax.Array)])
+      >>> class TwiceTheLast(optaxclip.thresholds.Remembering):
+      ...     def first(self, group):
+      ...         return Last(jnp.full(group.shape, jnp.inf))
+      ...
+      ...     def step(self, size, memory):
+      ...         return 2 * memory.size, Last(size)
+      >>> clip = optaxclip.clip_global_norm(TwiceTheLast())
+      >>> state = clip.init(jnp.zeros(1))
+      >>> for number in 1.0, 9.0:
+      ...     updates, state = clip.update(jnp.array([number]), state)
+      >>> updates
+      Array([2.], dtype=float32)
+    """
 
     @abstractmethod
     def first(self, group: jax.ShapeDtypeStruct, /) -> Memory:
