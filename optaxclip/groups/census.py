@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Real
 
+from optaxclip.groups.reduction import Reduction
 from optaxclip.mesh import on_one_device, vary, varying_axes
 from optaxclip.numbers import Number
 
@@ -27,25 +28,46 @@ def read(bits: Int[Array, "..."]) -> Float[Array, "..."]:
     return lax.bitcast_convert_type(bits, jnp.dtype(f"float{8 * bits.dtype.itemsize}"))
 
 
-def max_and_count(
-    x: Number, mask: Bool[Array, "..."]
-) -> tuple[Int[Array, ""], Real[Array, ""]]:
-    """Find the largest number of a leaf, as an integer, and count where a mask holds.
+Row = tuple[Array, Array]  # numbers as integers, and how often something holds
 
-    All dimensions but the first of a large leaf are reduced in one pass, on several
-    cores where there are; so no int32 overflows in the count.
+
+def max_and_count(
+    numbers: list[Number], masks: list[Bool[Array, "..."]]
+) -> tuple[Int[Array, ""], Real[Array, ""]]:
+    """Find the largest number, as an integer, and count where masks hold.
+
+    Args:
+      numbers: those of some leaves, on the same devices; none of them negative.
+      masks: of the same shapes.
     """
-    row = spelled(x), mask.astype(jnp.int32)
+    rows = [
+        (spelled(x), mask.astype(jnp.int32))
+        for x, mask in zip(numbers, masks, strict=True)
+    ]
+    return _CENSUS.bundled(rows, [()] * len(rows))
+
+
+def _between(a: Row, b: Row) -> Row:
+    return jnp.maximum(a[0], b[0]), a[1] + b[1]
+
+
+def _within(row: Row, axis: tuple[()]) -> Row:
+    """Reduce all dimensions but the first of a large leaf in one pass, then the first.
+
+    The first step can run on several cores, and counts what no int32 overflows.
+    """
+    x = row[0]
     if not on_one_device(x):  # XLA spreads no reduction of two arrays over a mesh.
-        return jnp.max(row[0]), jnp.sum(row[1], dtype=jnp.float32)
+        return jnp.max(x), jnp.sum(row[1], dtype=jnp.float32)
     large = x.size > _SEVERAL_CORES and x.ndim > 1
     if x.ndim:
         varying = varying_axes(row[0]) | varying_axes(row[1])
         zeros = tuple(vary(jnp.zeros((), part.dtype), varying) for part in row)
         row = lax.reduce(row, zeros, _between, tuple(range(large, x.ndim)))
-    if large:
-        return jnp.max(row[0]), jnp.sum(row[1], dtype=jnp.float32)
-    return row[0], row[1]
+    return jnp.max(row[0]), jnp.sum(row[1], dtype=jnp.float32)
+
+
+_CENSUS = Reduction(_between, _within, lambda row, axes: row)
 
 
 def how_often(mask: Bool[Array, "..."]) -> Real[Array, ""]:
@@ -53,9 +75,7 @@ def how_often(mask: Bool[Array, "..."]) -> Real[Array, ""]:
 
     XLA on CPUs writes to memory what it counts, unless it looks for a maximum too.
     """
-    largest, count = max_and_count(mask.astype(jnp.float32), mask)
+    if not on_one_device(mask):
+        return jnp.sum(mask, dtype=jnp.float32)
+    largest, count = max_and_count([mask.astype(jnp.float32)], [mask])
     return jnp.where(largest > 0, count, jnp.zeros_like(count))
-
-
-def _between(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
-    return jnp.maximum(a[0], b[0]), a[1] + b[1]

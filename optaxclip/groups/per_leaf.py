@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,9 @@ from optaxclip.groups.groups import (
     Summary,
     is_above,
     leaf_numbers,
-    share_trace,
 )
 from optaxclip.groups.reduction import MAX, Reduction
+from optaxclip.leaves import is_one_leaf
 from optaxclip.mesh import MeshAxes, copies, on_one_device, spread_over, varying_axes
 from optaxclip.numbers import Leaf, Number, capped, modulus
 
@@ -90,19 +90,19 @@ class PerLeaf(Groups):
         """See `Groups.summarize`."""
         if not self.leaves:
             return Summary(*(jnp.zeros((), jnp.float32) for _ in range(3)))
-        sizes = self.spread(value)
-        numbers = zip(sizes, self.spread(scale), self.spread(limit), strict=True)
-        call = share_trace(_most_above, sizes)
-        each = [call(*leaf) for leaf in numbers]
-        chosen = []
+        sizes, scales = self.spread(value), self.spread(scale)
+        chosen, total = [], jnp.zeros((), jnp.float32)
         for axes, alike in self._by_shards(sizes).items():
-            tops = read(jnp.stack([each[i][0] for i in alike]))
-            bounds = jnp.stack([each[i][1] for i in alike])
-            chosen.append(_select(tops, bounds, axes))
-        tops, bounds = (jnp.stack(column) for column in zip(*chosen, strict=True))
-        top, bound = _select(tops, bounds)
-        above = self._total(sizes, [count for *_, count in each])
-        return Summary(top, bound, above / self._number(sizes))
+            found = [
+                _most_above([sizes[i] for i in each], [scales[i] for i in each], bound)
+                for each, bound in _by_limit(alike, limit)
+            ]
+            top, bound, count = map(jnp.stack, zip(*found, strict=True))
+            chosen.append(_select(read(top), bound, axes))
+            above = jnp.sum(count, dtype=jnp.float32)
+            total += jax.lax.psum(above, axes) if axes else above
+        tops, bounds = map(jnp.stack, zip(*chosen, strict=True))
+        return Summary(*_select(tops, bounds), total / self._number(sizes))
 
     def count(self, mask: PyTree[Bool[Array, "..."]]) -> Float[Array, ""]:
         """Tell for how many groups something holds, on the whole mesh."""
@@ -188,19 +188,31 @@ def _excess(magnitude: Number, limit: Number) -> Number:
     return jnp.where(limit == jnp.inf, jnp.zeros_like(times), times)
 
 
+def _by_limit(
+    positions: list[int], limit: PerGroup
+) -> Iterator[tuple[list[int], Number]]:
+    """Keep leaves together that have one limit, and give it."""
+    if is_one_leaf(limit):
+        yield positions, limit
+    else:
+        limits = jax.tree.leaves(limit)
+        yield from (([i], limits[i]) for i in positions)
+
+
 def _most_above(
-    value: Number, scale: Number, limit: Number
+    values: list[Number], scales: list[Number], limit: Number
 ) -> tuple[Number, Number, Number]:
-    """Find a leaf's group that is the most above its limit, and count all above.
+    """Find the group that is the most above its limit in leaves, and count all above.
 
     Its magnitude is given as an integer, as what is packed should have been computed.
     """
-    magnitude = capped(value, scale)
-    above = jnp.broadcast_to(is_above(magnitude, limit), magnitude.shape)
-    largest, count = max_and_count(magnitude, above)
+    sizes = list(map(capped, values, scales))
+    above = [jnp.broadcast_to(is_above(x, limit), x.shape) for x in sizes]
+    largest, count = max_and_count(sizes, above)
     if limit.size == 1:
-        return largest, limit.reshape(()), count
-    top, bound = _select(magnitude, limit)
+        return largest, limit.reshape(()).astype(jnp.float32), count
+    (size,) = sizes
+    top, bound = _select(size, limit)
     return spelled(top), bound, count
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,15 @@ from optaxclip.numbers import Number
 _BUNDLE = 16
 
 
-def _likeness(x: Number, position: int) -> Hashable:
+Numbers = Any  # an array, or a tuple of them that is reduced in one pass
+
+
+def _likeness(numbers: Numbers, position: int) -> Hashable:
     """Tell which arrays can be added element by element without moving any data.
 
     Where XLA chooses the sharding it is unknown here, so no two arrays are alike.
     """
+    x = jax.tree.leaves(numbers)[0]
     kind = jax.typeof(x)
     mesh = kind.sharding.mesh
     if any(mesh.shape[axis] > 1 for axis in mesh.auto_axes):
@@ -36,11 +41,11 @@ class Reduction:
       across: combines arrays across mesh axes.
     """
 
-    between: Callable[[Number, Number], Number]
-    within: Callable[..., Number]
-    across: Callable[..., Number]
+    between: Callable[[Numbers, Numbers], Numbers]
+    within: Callable[..., Numbers]
+    across: Callable[..., Numbers]
 
-    def of(self, arrays: Iterable[Number]) -> Number:
+    def of(self, arrays: Iterable[Numbers]) -> Numbers:
         """Combine arrays of one shape, in pairs for accuracy."""
         found = list(arrays)
         while len(found) > 1:
@@ -52,10 +57,10 @@ class Reduction:
         return found[0]
 
     def bundled(
-        self, arrays: Sequence[Number], dims: Sequence[tuple[int, ...]]
-    ) -> Number:
+        self, arrays: Sequence[Numbers], dims: Sequence[tuple[int, ...]]
+    ) -> Numbers:
         """Reduce each array along its `dims` and combine, with few kernels."""
-        alike: dict[tuple[Hashable, tuple[int, ...]], list[Number]] = {}
+        alike: dict[tuple[Hashable, tuple[int, ...]], list[Numbers]] = {}
         for position, (x, along) in enumerate(zip(arrays, dims, strict=True)):
             alike.setdefault((_likeness(x, position), along), []).append(x)
         return self.of(
