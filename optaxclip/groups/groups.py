@@ -147,23 +147,24 @@ class Groups(ABC):
         """Put others in the place of the leaves."""
         return dataclasses.replace(self, leaves=list(leaves))
 
-    def widened(self) -> "Groups":
-        """Bring all leaves to the type in which they are measured."""
-        return self.with_leaves([widen(leaf, self.dtype) for leaf in self.leaves])
-
     def sum(self, term: Callable[..., Number], *of_group: PerGroup) -> PerGroup:
-        """Add ``term(leaf, *of_group)`` over each group."""
+        """Add ``term(leaf, *of_group)`` over each group, of leaves of type `dtype`."""
         return self._reduce(SUM, self._terms(term, of_group))
 
     def max(self, term: Callable[..., Number], *of_group: PerGroup) -> PerGroup:
-        """Find the largest ``term(leaf, *of_group)`` of each group."""
+        """Find the largest ``term(leaf, *of_group)`` of each group, as `sum` does."""
         return self._reduce(MAX, self._terms(term, of_group))
 
     def _terms(
         self, term: Callable[..., Number], of_group: tuple[PerGroup, ...]
     ) -> list[Number]:
         given = [self.spread(numbers) for numbers in of_group]
-        call = share_trace(term, self.leaves)
+
+        @functools.wraps(term)
+        def widened(leaf: Leaf, *numbers: Number) -> Number:
+            return term(widen(leaf, self.dtype), *numbers)
+
+        call = share_trace(widened, self.leaves)
         return [call(*each) for each in zip(self.leaves, *given, strict=True)]
 
     def _sizes(self) -> list[int]:

@@ -98,7 +98,7 @@ class PerLeaf(Groups):
                 for each, bound in _by_limit(alike, limit)
             ]
             top, bound, count = map(jnp.stack, zip(*found, strict=True))
-            chosen.append(_select(read(top), bound, axes))
+            chosen.append(_select(read(top).astype(jnp.float32), bound, axes))
             above = jnp.sum(count, dtype=jnp.float32)
             total += jax.lax.psum(above, axes) if axes else above
         tops, bounds = map(jnp.stack, zip(*chosen, strict=True))
@@ -213,7 +213,7 @@ def _most_above(
         return largest, limit.reshape(()).astype(jnp.float32), count
     (size,) = sizes
     top, bound = _select(size, limit)
-    return spelled(top), bound, count
+    return spelled(top), bound.astype(jnp.float32), count
 
 
 def _select(

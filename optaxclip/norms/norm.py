@@ -45,7 +45,6 @@ class Norm(Protocol):
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def measure(norm: Norm, groups: Groups) -> Magnitude:
     """Measure every group in at least float32."""
-    groups = groups.widened()
     if groups.pointwise and not groups.complex:
         return _moduli(groups)  # as any norm of one number is
     return norm.measure(groups)
