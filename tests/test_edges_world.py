@@ -108,15 +108,25 @@ def test_the_first_state_can_be_made_from_shapes_alone(strategy):
 
 
 @every_strategy
-def test_optax_finds_what_is_like_the_params_in_a_state(strategy):
-    """It maps over what it finds, which must be of the structure of the params."""
+def test_optax_can_map_over_what_is_like_the_params_in_a_state(strategy):
     clip = strategy.make(1.0)
     state = clip.init(PARAMS)
+    mapped = optax.tree.map_params(clip, lambda x: x, state)
+    assert jax.tree.structure(mapped) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("scope", ["element", "unit", "tensor"])
+def test_the_memory_of_parts_of_leaves_is_found_beside_the_names_of_the_leaves(scope):
+    clip = optaxclip.clipper(
+        getattr(optaxclip.scopes, scope)(),
+        optaxclip.norms.linf,
+        optaxclip.thresholds.Ema(),
+        optaxclip.responses.shrink,
+    )
     names = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), PARAMS)
-    mapped = optax.tree.map_params(clip, lambda x, name: (x, name), state, names)
-    rest = optax.tree.map_params(clip, lambda x: x, state)
-    assert jax.tree.structure(rest) == jax.tree.structure(state)
-    assert len(jax.tree.leaves(mapped)) >= len(jax.tree.leaves(state))
+    state = clip.init(PARAMS)
+    found = optax.tree.map_params(clip, lambda _, name: name, state, names).threshold
+    assert found.mean == found.weight == names
 
 
 @every_guard

@@ -249,6 +249,17 @@ def test_each_side_counts_against_its_own_limit():
     assert report["clip/post_norm"] == report["clip/limit"] == 0.5
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_nan_of_either_sign_is_reported_beside_any_number(sign):
+    """Processors make a NaN with a sign of infinity less infinity."""
+    broken = np.copysign(np.float32(np.nan), np.float32(sign))
+    updates = np.array([[broken, 30.0], [2.0, 40.0]], np.float32)
+    report = after(optaxclip.clip_unit_norm(1.0), jnp.asarray(updates))
+    assert np.isnan(report["clip/pre_norm"])
+    assert np.isnan(report["clip/post_norm"])
+    assert report["clip/clipped_fraction"] == 1
+
+
 def test_multi_steps_reports_the_last_step_that_was_taken():
     steps = optax.MultiSteps(clip_norm, 2)
     double = jax.tree.map(lambda x: 3 * x, UPDATES)

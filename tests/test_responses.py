@@ -224,3 +224,45 @@ def test_auto_s_normalizes_by_the_magnitude_raised_by_gamma():
     for wrong in (-1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="gamma must be at least 0 and finite"):
             responses.auto_s(wrong)
+
+
+ORDERS = {"l1": 1, "l2": 2, "linf": np.inf, "p3": 3}
+FACTORS = {
+    responses.shrink: lambda ratio: np.minimum(1, 1 / ratio),
+    responses.normalize: lambda ratio: 1 / ratio,
+    responses.soften(responses.algebraic): lambda ratio: 1 / (1 + ratio),
+}
+
+
+@jax.jit
+def brought_to(limit, columns):
+    """Each column clipped alone, in every norm and by every response."""
+
+    def clipped(norm, response):
+        clip = optaxclip.clipper(scopes.unit(), norm, limit, response)
+        return clip.update(columns, clip.init(columns))[0]
+
+    named = {"l1": norms.l1, "l2": norms.l2, "linf": norms.linf, "p3": norms.p_norm(3)}
+    return {
+        name: [clipped(norm, response) for response in FACTORS]
+        for name, norm in named.items()
+    }
+
+
+def test_columns_of_any_size_are_brought_to_any_limit_as_float64_would():
+    """From 1e-29 to 1e34, and unlike within a column by up to eight powers of ten."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        sizes = 10 ** rng.uniform(-25, 30, (1, 6)) * 10 ** rng.uniform(-4, 4, (5, 6))
+        columns = jnp.asarray(rng.normal(size=(5, 6)) * sizes, jnp.float32)
+        limit = np.float32(10 ** rng.uniform(-20, 20))
+        numbers = np.asarray(columns, np.float64)
+        for name, found in brought_to(limit, columns).items():
+            norm = np.linalg.norm(numbers, ORDERS[name], axis=0)
+            for got, factor in zip(found, FACTORS.values(), strict=True):
+                factors = factor(norm / limit)
+                held = factors < 1e38  # or no float32 holds what it is multiplied by
+                wanted = numbers * factors
+                np.testing.assert_allclose(
+                    np.asarray(got)[:, held], wanted[:, held], 4e-6, 2e-38
+                )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from optaxclip.groups.reduction import Reduction
+from optaxclip.groups.reduction import Combination
 from optaxclip.mesh import on_one_device, vary, varying_axes
 from optaxclip.numbers import Number
 
@@ -19,8 +19,12 @@ _SEVERAL_CORES = 2**16
 
 
 def spelled(x: Number) -> Int[Array, "..."]:
-    """Take the bits of numbers that are not negative as integers of the same order."""
-    return lax.bitcast_convert_type(x, jnp.dtype(f"int{jnp.finfo(x.dtype).bits}"))
+    """Take the bits of numbers that are not negative as integers of the same order.
+
+    Their signs are dropped, since a processor may make a NaN that has one.
+    """
+    dtype = jnp.dtype(f"int{jnp.finfo(x.dtype).bits}")
+    return lax.bitcast_convert_type(x, dtype) & jnp.iinfo(dtype).max
 
 
 def read(bits: Int[Array, "..."]) -> Float[Array, "..."]:
@@ -67,7 +71,7 @@ def _within(row: Row, axis: tuple[()]) -> Row:
     return jnp.max(row[0]), jnp.sum(row[1], dtype=jnp.float32)
 
 
-_CENSUS = Reduction(_between, _within, lambda row, axes: row)
+_CENSUS = Combination(_between, _within)
 
 
 def how_often(mask: Bool[Array, "..."]) -> Real[Array, ""]:

@@ -32,18 +32,16 @@ def _likeness(numbers: Numbers, position: int) -> Hashable:
 
 
 @dataclass(frozen=True)
-class Reduction:
+class Combination:
     """An operation that is associative and commutative.
 
     Attributes:
       between: combines two arrays element by element.
       within: combines the elements of an array along dimensions.
-      across: combines arrays across mesh axes.
     """
 
     between: Callable[[Numbers, Numbers], Numbers]
     within: Callable[..., Numbers]
-    across: Callable[..., Numbers]
 
     def of(self, arrays: Iterable[Numbers]) -> Numbers:
         """Combine arrays of one shape, in pairs for accuracy."""
@@ -68,6 +66,17 @@ class Reduction:
             for (_, along), same in alike.items()
             for start in range(0, len(same), _BUNDLE)
         )
+
+
+@dataclass(frozen=True)
+class Reduction(Combination):
+    """An operation that reaches across a mesh, too.
+
+    Attributes:
+      across: combines arrays across mesh axes.
+    """
+
+    across: Callable[..., Numbers]
 
     def over(self, x: Number, axes: MeshAxes) -> Number:
         """Combine across the mesh axes over which an array is spread."""

@@ -5,6 +5,7 @@ is in them, between leaves and across devices, and the right one is picked in th
 So no loop and no collective depends on what was computed.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,34 +30,38 @@ class _Scales:
       least: the smallest sum at the scale 1 that is trusted, 2^-79 in float32. Terms
         that underflow to 0 do not reach its last bit in groups of up to 2^24 numbers,
         and whatever lies below overflows no sum that is scaled up.
+      most: the sum from which on none is trusted. Squares overflow there; moduli do not
+        yet, but a limit could vanish when it is divided by more than 2^64.
     """
 
     up: float
     down: float
     least: float
+    most: float
 
     @classmethod
-    def of(cls, dtype: np.dtype) -> "_Scales":
+    def of(cls, dtype: np.dtype, order: int) -> "_Scales":
         finfo = jnp.finfo(dtype)
         return cls(
             up=2.0 ** (finfo.maxexp * 9 // 16),
             down=2.0 ** -(finfo.maxexp * 5 // 8),
             least=float(finfo.tiny) / float(finfo.eps) * 2.0**24,
+            most=math.inf if order == 2 else 2.0 ** (finfo.maxexp // 2),
         )
 
     def trust(self, plain: Number) -> Bool[Array, "..."]:
         """Tell whether a sum at the scale 1 is right."""
-        return (plain >= self.least) & (plain < jnp.inf)
+        return (plain >= self.least) & (plain < self.most)
 
     def suiting(self, plain: Number) -> Number:
         """Choose a scale by the sum at the scale 1."""
         fits = jnp.where(plain < self.least, self.up, jnp.ones_like(plain))
-        return jnp.where(plain == jnp.inf, self.down, fits)
+        return jnp.where(plain >= self.most, self.down, fits)
 
     def pick(self, plain: Number, up: Number, down: Number) -> tuple[Number, Number]:
         """Take the sum that is right, and its scale."""
         total = jnp.where(plain < self.least, up, plain)
-        return jnp.where(plain == jnp.inf, down, total), self.suiting(plain)
+        return jnp.where(plain >= self.most, down, total), self.suiting(plain)
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class PowerNorm:
 
     def _in_one_pass(self, groups: Groups) -> Magnitude:
         """Sum up at all scales, which is no more to read, and pick one in the end."""
-        scales = _Scales.of(groups.dtype)
+        scales = _Scales.of(groups.dtype, self.order)
         up, down = (
             groups.sum(self._held_power, jnp.asarray(scale, groups.dtype))
             for scale in (scales.up, scales.down)
@@ -133,7 +138,7 @@ class PowerNorm:
 
     def _with_a_look(self, groups: Groups) -> Magnitude:
         """Sum up again, at another scale, only where a plain sum is not right."""
-        scales = _Scales.of(groups.dtype)
+        scales = _Scales.of(groups.dtype, self.order)
         plain = groups.sum(self._power)
 
         def as_it_is(groups: Groups) -> Magnitude:

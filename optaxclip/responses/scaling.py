@@ -20,12 +20,18 @@ def loud(magnitude: Number, result: Number) -> Number:
 def ratio_of(value: Number, scale: Number, limit: Number) -> tuple[Number, Number]:
     """Give limit * scale / value as two factors, whose product may be very small.
 
-    The first is a power of two that brings large numbers nearer to 1, so that the
-    second has less reason to underflow where the result does not.
+    The first is 1 unless the product may underflow; then it is the power of two by
+    which large numbers were scaled down.
     """
     finfo = jnp.finfo(value.dtype)
-    least = jnp.maximum(value, finfo.tiny)
-    return jnp.minimum(scale, 1), loud(value, limit * jnp.maximum(scale, 1) / least)
+    tiny = float(finfo.tiny)
+    faint = limit * scale < value * (tiny * 2.0**40)
+    down, one = jnp.minimum(scale, 1), jnp.ones((), scale.dtype)
+    # In two steps up, as a large limit would overflow and a small quotient vanish.
+    up = jnp.clip(scale, 1, 2.0 ** (finfo.maxexp // 4))
+    quotient = limit * jnp.where(faint, one, down) * up / jnp.maximum(value, tiny)
+    ratio = loud(value, quotient * (jnp.maximum(scale, 1) / up))
+    return jnp.where(faint, down, one), ratio
 
 
 def _within(value: Number, scale: Number, limit: Number) -> Bool[Array, "..."]:
@@ -46,7 +52,8 @@ class Scaling(ABC):
 
     def apply(self, leaf: Leaf, *weights: Number) -> Leaf:
         """See `Response.apply`."""
-        for weight in weights:
+        # The first last: what vanishes before it would vanish all the more behind it.
+        for weight in reversed(weights):
             leaf = multiply(leaf, weight.astype(jnp.finfo(leaf.dtype).dtype))
         return leaf
 
