@@ -17,7 +17,13 @@ from optaxclip.groups import Groups, PerGroup
 from optaxclip.leaves import beside, filled
 from optaxclip.norms import Magnitude, Norm, linf
 from optaxclip.norms.norm import ByNorm, Measure
-from optaxclip.reports import ClipState, empty_report, next_report, state_type
+from optaxclip.reports import (
+    ClipState,
+    check_state,
+    empty_report,
+    next_report,
+    state_type,
+)
 from optaxclip.responses import Response, clamp
 from optaxclip.responses.apply import ByResponse, Respond, nonnegative
 from optaxclip.scopes import Scope
@@ -97,7 +103,7 @@ class Clip:
       threshold: how big is too big.
       measure: tells how big each group is.
       respond: does what is to be done to a group that is too big.
-      known_shapes: of states, for leaves met before, as to find them takes a trace.
+      known_shapes: of states, for groups met before, as to find them takes a trace.
     """
 
     name: str
@@ -134,24 +140,20 @@ class Clip:
         self._check(state, groups)
         size, memory = self.measure(groups, state.measure)
         state = state._replace(measure=memory)
-        return self._clip(updates, groups, size, state, params, extra_args)
+        return self.clip(updates, groups, size, state, params, extra_args)
 
     def clip(
-        self, updates: PyTree, groups: Groups, size: Magnitude, state: Any
-    ) -> tuple[PyTree, ClipState]:
-        """Clip what was measured already."""
-        self._check(state, groups)
-        return self._clip(updates, groups, size, state, None, {})
-
-    def _clip(
         self,
         updates: PyTree,
         groups: Groups,
         size: Magnitude,
-        state: ClipState,
+        state: Any,
         params: PyTree | None,
         extra_args: Mapping[str, Any],
     ) -> tuple[PyTree, ClipState]:
+        """Clip what was measured already."""
+        self._check(state, groups)
+
         def measure_params() -> PerGroup:
             given = groups.of(beside(self.name, updates, params))
             return self.measure(given, state.measure)[0].plain
@@ -169,12 +171,9 @@ class Clip:
 
     def _check(self, state: Any, groups: Groups) -> None:
         """Refuse the state of another model, or of another threshold, or none."""
-        if not hasattr(state, "threshold"):
-            raise TypeError(
-                f"{self.name} needs the state that its own init or update gave, not "
-                f"{state!r}."
-            )
-        seen = tuple((leaf.shape, leaf.dtype) for leaf in groups.leaves)
+        check_state(self.name, state)
+        leaves = tuple((leaf.shape, leaf.dtype) for leaf in groups.leaves)
+        seen = jax.tree.structure(groups), leaves
         if seen not in self.known_shapes:
             first = jax.eval_shape(lambda: self._memories(groups))
             shapes = (x.shape for x in jax.tree.leaves(first))

@@ -61,3 +61,49 @@ def test_numbers_of_numpy_name_dimensions_too():
         (scopes.tensor(leading_axes=np.int32(1)), scopes.tensor(leading_axes=1)),
     ):
         assert one.arrange(updates) == other.arrange(updates)
+
+
+def test_one_clipper_serves_trees_whose_leaves_are_alike_and_grouped_otherwise():
+    """What it knows of one tree is not taken for the other."""
+    clip = optaxclip.clip_group_norm(1.0, lambda tree: {k: k[0] for k in tree})
+    for names in (("a1", "a2"), ("a1", "b1"), ("a1", "a2")):
+        updates = {name: jnp.full(1, 3.0) for name in names}
+        clipped, state = clip.update(updates, clip.init(updates))
+        groups = len({name[0] for name in names})
+        assert state.report.pre_norm.shape == (groups,)
+        wanted = 1 / np.sqrt(len(names) / groups)
+        for update in clipped.values():
+            np.testing.assert_allclose(update, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        optaxclip.clip_global_norm(1.0),
+        optaxclip.clip_singular_values(1.0),
+        optaxclip.clip_weight_spectral_norm(1.0),
+        optaxclip.clip_per_example(1.0),
+        optaxclip.scale_by_stable_adam(),
+    ],
+    ids=["norm", "spectral", "weights", "examples", "adam"],
+)
+def test_no_state_at_all_is_refused_in_a_sentence(clip):
+    updates = jnp.ones((2, 2))
+    clip.init(updates)
+    with unchecked(), pytest.raises(TypeError, match="its own init or update"):
+        clip.update(updates, None, updates)
+
+
+def test_a_limit_of_a_threshold_that_fits_one_leaf_alone_is_refused():
+    class ForTwo:
+        def init(self, groups):
+            return ()
+
+        def update(self, seen, state):
+            return jnp.ones((1, 2)), state
+
+    clip = optaxclip.clip_unit_norm(ForTwo())
+    updates = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 4))}
+    sentence = r"limit of shape \(1, 2\) does not fit groups of shape \(1, 4\)"
+    with pytest.raises(ValueError, match=sentence):
+        clip.update(updates, clip.init(updates))

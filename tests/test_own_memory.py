@@ -10,6 +10,7 @@ import pytest
 from trees import params_for, tree_of
 
 import optaxclip
+from optaxclip import thresholds
 
 SHAPES = {"matrix": (3, 4), "vector": (5,), "scalar": ()}
 STEPS = 320
@@ -262,6 +263,17 @@ def stable_adam(b1, b2, eps, most):
 )
 def test_scale_by_stable_adam_follows_its_paper(transformation, most):
     assert_follows(transformation, stable_adam(0.9, 0.99, 1e-8, most), atol=1e-6)
+
+
+def test_the_limit_of_scale_by_stable_adam_may_ask_for_the_params_and_the_loss():
+    gradient, params = jnp.array([3.0, 4.0]), jnp.array([0.3, 0.4])
+    share = thresholds.Share(0.5, floor=1e-3)
+    greedy = thresholds.Greedy(1.0)
+    for limit, extra in ((share, {}), (greedy, {"value": jnp.asarray(1.0)})):
+        clip = optaxclip.scale_by_stable_adam(max_rms=limit)
+        _, state = clip.update(gradient, clip.init(params), params, **extra)
+        wanted = 0.5 * np.sqrt(0.125) if limit is share else 1.0
+        np.testing.assert_allclose(state.clip.report.limit, [wanted], rtol=1e-6)
 
 
 def test_scale_by_stable_adam_is_adam_where_nothing_surprises():

@@ -18,7 +18,13 @@ from optaxclip.numbers import as_number
 from optaxclip.per_example.decisions import Decisions, decide
 from optaxclip.per_example.limits import Limits, arrange, check_response
 from optaxclip.per_example.ways import Factors, weigh
-from optaxclip.reports import ClipReport, ClipState, empty_report, state_type
+from optaxclip.reports import (
+    ClipReport,
+    ClipState,
+    check_state,
+    empty_report,
+    state_type,
+)
 from optaxclip.responses import Response, shrink
 from optaxclip.thresholds import (
     Constant,
@@ -94,6 +100,7 @@ def clip_per_example(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ClipState]:
         del params
+        check_state(NAME, state)
         leaves = counted(updates)
         number = _number_of_examples(updates)
         seen = Observation(

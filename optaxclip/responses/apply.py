@@ -26,7 +26,7 @@ def nonnegative(limit: PerGroup, size: PerGroup) -> PerGroup:
     Returns:
       Limits like the numbers, or one for all.
     """
-    if is_one_leaf(limit):
+    if is_one_leaf(limit) and jnp.ndim(limit) == 0:
         like = jax.tree.leaves(size)
         return _nonnegative(like[0], limit) if like else limit
     return map_groups(_nonnegative, size, limit)
@@ -34,7 +34,8 @@ def nonnegative(limit: PerGroup, size: PerGroup) -> PerGroup:
 
 def _nonnegative(size: Number, limit: ArrayLike) -> Number:
     limit = jnp.asarray(limit).astype(size.dtype)
-    if jnp.broadcast_shapes(limit.shape, size.shape) != size.shape:
+    ends = zip(reversed(limit.shape), reversed(size.shape), strict=False)
+    if limit.ndim > size.ndim or not all(own in (1, wanted) for own, wanted in ends):
         raise ValueError(
             f"a limit of shape {limit.shape} does not fit groups of shape "
             f"{size.shape}; give one number, or one for each group."

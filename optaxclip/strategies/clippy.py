@@ -133,6 +133,7 @@ def clippy(
         given = counted(beside("clippy", updates, params))
         bounds = [_bound(param, relative, absolute) for param in given]
         groups = scope.arrange(updates)
-        return clip.clip(updates, groups, _excess(groups, bounds), state)
+        excess = _excess(groups, bounds)
+        return clip.clip(updates, groups, excess, state, params, extra)
 
     return optax.GradientTransformationExtraArgs(clip.init, update)

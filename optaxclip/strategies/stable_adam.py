@@ -18,7 +18,7 @@ from optaxclip.clipper import Clip
 from optaxclip.leaves import AxisName, counted, filled, zeros_for
 from optaxclip.norms.norm import ByNorm, measure
 from optaxclip.numbers import Leaf, Number, modulus, multiply, widest
-from optaxclip.reports import ClipState
+from optaxclip.reports import ClipState, check_state
 from optaxclip.responses.apply import ByResponse
 from optaxclip.thresholds import Limit, as_threshold
 from optaxclip.thresholds.memory import full, increment
@@ -131,7 +131,7 @@ def scale_by_stable_adam(
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, StableAdamState]:
-        del params, extra
+        check_state(name, getattr(state, "clip", state))
         groups = scope.arrange(updates)
         old = list(zip(*map(jax.tree.leaves, (state.mean, state.rms)), strict=True))
         number = jax.tree.map(increment, state.number)
@@ -147,7 +147,12 @@ def scale_by_stable_adam(
         size = measure(norms.rms, groups.with_leaves(surprise))
         steps = [_over(mean, rms + eps) for mean, rms in new]
         clipped, clip_state = clip.clip(
-            filled(updates, steps), groups.with_leaves(steps), size, state.clip
+            filled(updates, steps),
+            groups.with_leaves(steps),
+            size,
+            state.clip,
+            params,
+            extra,
         )
         finite = list(map(jnp.isfinite, jax.tree.leaves(size.plain)))
 

@@ -15,7 +15,13 @@ from optaxclip import scopes
 from optaxclip.leaves import counted, counts, filled, names_of
 from optaxclip.norms.norm import unscaled
 from optaxclip.numbers import Leaf, Number, as_number, widen
-from optaxclip.reports import ClipReport, ClipState, empty_report, state_type
+from optaxclip.reports import (
+    ClipReport,
+    ClipState,
+    check_state,
+    empty_report,
+    state_type,
+)
 from optaxclip.thresholds import Limit, Observation, Threshold, as_threshold
 from optaxclip.weights.bounds import bound_weights
 from optaxclip.weights.shares import HeadShare, HeadShares, attention_shares
@@ -102,6 +108,7 @@ def _shrink_logits(
             limits=lambda tree: tree,
             extra_args=extra,
         )
+        check_state(name, state)
         limit, memory = threshold.update(seen, state.threshold)
         limit = jnp.maximum(as_number(limit).astype(jnp.float32), 0)
         gammas = {home: _gamma(x, limit) for home, x in logits.items()}
