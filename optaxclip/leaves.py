@@ -34,7 +34,8 @@ def _is_inexact(dtype: Any) -> bool:
 
 def is_one_leaf(tree: PyTree) -> bool:
     """Tell whether a tree is a number or an array, and no container of them."""
-    return jax.tree_util.treedef_is_leaf(jax.tree.structure(tree))
+    structure = jax.tree.structure(tree)
+    return structure.num_nodes == structure.num_leaves == 1
 
 
 def counted(tree: PyTree) -> list[Any]:
