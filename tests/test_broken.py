@@ -65,7 +65,6 @@ SOUND = {
     "test_in_a_chain_it_clips_what_the_earlier_ones_give",
     "test_under_masked_it_measures_and_clips_the_chosen_leaves_alone",
     "test_under_partition_each_part_is_clipped_alone",
-    "test_inject_hyperparams_sets_the_limit",
     "test_a_clip_by_hand_gives_what_a_jitted_one_gives",
 }
 

@@ -29,12 +29,11 @@ def mixed_tree(size=1.0):
     return tree
 
 
-TREES = {  # float32 alone is everywhere else, and a mixed tree takes all limits below
-    "bf16": lambda: tree_of(jnp.bfloat16),
-    "f16": lambda: tree_of(jnp.float16),
+TREES = {  # float32 alone is everywhere else
+    "mixed": mixed_tree,
     "c64": lambda: tree_of(jnp.complex64),
 }
-KNOWN_LIMITS = [1000, np.float64(0.5), 0.0, np.inf]
+KNOWN_LIMITS = [1000, np.float64(0.5)]
 TRACED_LIMITS = [jnp.asarray(0.5, jnp.bfloat16), jnp.asarray(1, jnp.int32)]
 every_tree = pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 
@@ -48,9 +47,10 @@ def dtypes(tree):
 @every_strategy
 def test_each_leaf_keeps_its_dtype(strategy, tree):
     updates = tree()
-    clipped = traced_clip(strategy, updates, 0.5)
-    assert dtypes(clipped) == dtypes(updates)
-    assert_close(clipped, expected(strategy, updates, 0.5))
+    for limit in (0.5, 0.0, np.inf):
+        clipped = traced_clip(strategy, updates, limit)
+        assert dtypes(clipped) == dtypes(updates)
+        assert_close(clipped, expected(strategy, updates, limit))
 
 
 @cache

@@ -19,7 +19,7 @@ from trees import (
     traced_clip,
     tree_of,
 )
-from zoo import STRATEGIES, every_kind, every_strategy, named
+from zoo import STRATEGIES, every_kind, every_scope, named
 
 OTHERS = {
     "integer": lambda: jnp.arange(3),
@@ -76,7 +76,7 @@ def with_others():
     return {**tree_of(jnp.float32), "others": arrays, "zero-size": empty}
 
 
-@every_strategy
+@every_kind
 def test_leaves_that_cannot_be_clipped_pass_through_uncounted(strategy):
     updates = with_others()
     for limit in (0.3, 0.0):
@@ -86,7 +86,7 @@ def test_leaves_that_cannot_be_clipped_pass_through_uncounted(strategy):
         assert_close(clipped, expected(strategy, tree_of(jnp.float32), limit))
 
 
-@every_strategy
+@every_kind
 def test_zero_size_leaves_pass_through_uncounted(strategy):
     updates = with_others()
     clipped = traced_clip(strategy, updates, 0.3)
@@ -95,13 +95,13 @@ def test_zero_size_leaves_pass_through_uncounted(strategy):
     assert_close(numbers, expected(strategy, tree_of(jnp.float32), 0.3))
 
 
-@every_kind
+@every_scope
 def test_leaves_that_cannot_be_clipped_pass_through_by_hand_too(strategy):
     clipped = clip(strategy, {"x": jnp.ones(2), "others": others()}, 0.3)
     assert_passed(clipped["others"], others())
 
 
-@every_strategy
+@every_kind
 def test_a_tree_without_numbers_comes_back_as_it_was(strategy):
     trees = {name: tree() for name, tree in EMPTY_TREES.items()}
 
@@ -115,7 +115,7 @@ def test_a_tree_without_numbers_comes_back_as_it_was(strategy):
                 assert_same_bits(clipped, trees[name])
 
 
-@every_kind
+@every_scope
 def test_a_tree_without_numbers_comes_back_by_hand_too(strategy):
     for name, tree in EMPTY_TREES.items():
         with in_case(name):

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from trees import as_limit, assert_close, expected, params_for, start, step
-from zoo import every_kind, every_strategy
+from zoo import every_kind
 
 import optaxclip
 
@@ -79,7 +79,7 @@ def assert_as_on_one_device(strategy, mesh):
     assert jax.tree.structure(state) == jax.tree.structure(wanted_state)
 
 
-@every_strategy
+@every_kind
 def test_under_jit_sharded_updates_are_clipped_as_on_one_device(strategy):
     assert_as_on_one_device(strategy, mesh_of(AxisType.Explicit))
 
@@ -128,7 +128,7 @@ def checked(strategy):
     return in_shard_map(strategy.make(0.2, axis_name="x"))
 
 
-@every_strategy
+@every_kind
 def test_in_shard_map_an_axis_name_counts_every_leaf_once(strategy):
     updates = sharded_tree()
     clipped = checked(strategy)(updates, params_for(updates))
@@ -142,7 +142,7 @@ def test_in_shard_map_unchecked_a_tree_of_axis_names_counts_every_leaf_once(stra
     assert_close(update(updates, params_for(updates)), on_one_device(strategy))
 
 
-@every_strategy
+@every_kind
 def test_in_shard_map_extremes_and_nan_are_as_on_one_device(strategy):
     updates = sharded_tree()
     updates["dense"]["kernel"] = updates["dense"]["kernel"] * 1e20

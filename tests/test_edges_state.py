@@ -22,7 +22,7 @@ from trees import (
     together,
     tree_of,
 )
-from zoo import every_kind, every_strategy, is_a_kind
+from zoo import every_kind, every_strategy
 
 
 def form(state):
@@ -126,13 +126,13 @@ def mapped_over_limits(strategy, several, _, params):
 @cache
 def in_loops(strategy):
     """Scan and both vmaps, as one program."""
-    loops = (scanned, mapped_over_limits) + (mapped_over_seeds,) * is_a_kind(strategy)
+    loops = (scanned, mapped_over_limits, mapped_over_seeds)
     programs = {loop: partial(loop, strategy) for loop in loops}
     _, state, params = started(strategy)
     return together(programs, stacked(SEVERAL), state, params)
 
 
-@every_strategy
+@every_kind
 def test_a_scan_gives_what_a_loop_gives(strategy):
     _, state, params = started(strategy)
     looped = []
@@ -149,7 +149,7 @@ def test_a_vmap_over_seeds_gives_what_a_loop_gives(strategy):
     assert_close(result_of(in_loops(strategy), mapped_over_seeds), stacked(looped))
 
 
-@every_strategy
+@every_kind
 def test_a_vmap_over_limits_gives_what_a_loop_gives(strategy):
     _, state, params = started(strategy)
     looped = [step(strategy, SEVERAL[0], state, params, limit) for limit in LIMITS]

@@ -19,7 +19,7 @@ from trees import (
     tree_of,
     wide,
 )
-from zoo import every_kind, every_strategy
+from zoo import every_scope, every_strategy
 
 import optaxclip
 
@@ -175,7 +175,7 @@ def test_what_a_bad_element_leaves_alone_keeps_its_bits(strategy):
             np.testing.assert_array_equal(kept, own, str(bad))
 
 
-@every_kind
+@every_scope
 def test_a_clip_by_hand_gives_what_a_jitted_one_gives(strategy):
     """Eagerly, as one tries things out: every step of it is a program of its own."""
     ordinary, bad = tree_of(jnp.float32), with_a_bad_element(jnp.nan)

@@ -458,6 +458,11 @@ LIKE_ANOTHER = {
     "soft_clip_singular_values": "clip_singular_values",
     "clip_weight_norm": "clip_weights",
     "clip_weights_to_init": "clip_weights",
+    # Memories of their own, which test_memory takes through every scope.
+    "zclip": "autoclip",
+    "quantile_clip": "autoclip",
+    "aggc": "clip_group_norm",
+    "adaclip": "spam_clip",
 }
 
 
@@ -471,3 +476,23 @@ def every_kind(row):
     ROWS[row.__name__] = row
     kinds = [s for s in STRATEGIES if is_a_kind(s) and row.__name__ not in s.exempt]
     return pytest.mark.parametrize("strategy", kinds, ids=named)(row)
+
+
+# One of each scope, one that remembers, one that asks for params, one that turns.
+EAGER = (
+    "clip_value",
+    "clip_unit_norm",
+    "clip_tensor_norm",
+    "clip_group_norm",
+    "clip_global_norm",
+    "autoclip",
+    "agc",
+    "clip_singular_values",
+)
+
+
+def every_scope(row):
+    """Ask a row, of clips without jit, of one strategy of each scope."""
+    ROWS[row.__name__] = row
+    asked = [s for s in STRATEGIES if s.name in EAGER and row.__name__ not in s.exempt]
+    return pytest.mark.parametrize("strategy", asked, ids=named)(row)
