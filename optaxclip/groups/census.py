@@ -36,17 +36,16 @@ Row = tuple[Array, Array]  # numbers as integers, and how often something holds
 
 
 def max_and_count(
-    numbers: list[Number], masks: list[Bool[Array, "..."]]
+    integers: list[Int[Array, "..."]], masks: list[Bool[Array, "..."]]
 ) -> tuple[Int[Array, ""], Real[Array, ""]]:
-    """Find the largest number, as an integer, and count where masks hold.
+    """Find the largest integer, and count where masks hold.
 
     Args:
-      numbers: those of some leaves, on the same devices; none of them negative.
+      integers: those of some leaves, on the same devices; none of them negative.
       masks: of the same shapes.
     """
     rows = [
-        (spelled(x), mask.astype(jnp.int32))
-        for x, mask in zip(numbers, masks, strict=True)
+        (x, mask.astype(jnp.int32)) for x, mask in zip(integers, masks, strict=True)
     ]
     return _CENSUS.bundled(rows, [()] * len(rows))
 
@@ -81,5 +80,5 @@ def how_often(mask: Bool[Array, "..."]) -> Real[Array, ""]:
     """
     if not on_one_device(mask):
         return jnp.sum(mask, dtype=jnp.float32)
-    largest, count = max_and_count([mask.astype(jnp.float32)], [mask])
+    largest, count = max_and_count([mask.astype(jnp.int32)], [mask])
     return jnp.where(largest > 0, count, jnp.zeros_like(count))

@@ -12,14 +12,16 @@ from jax.tree_util import register_dataclass
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
-from optaxclip.groups.census import how_often, max_and_count, read, spelled
+from optaxclip.groups.census import how_often, read
 from optaxclip.groups.groups import (
     Groups,
     PerGroup,
     Summary,
     is_above,
     leaf_numbers,
+    map_groups,
 )
+from optaxclip.groups.ranking import most_above, top_and_count
 from optaxclip.groups.reduction import MAX, Reduction
 from optaxclip.leaves import is_one_leaf
 from optaxclip.mesh import MeshAxes, copies, on_one_device, spread_over, varying_axes
@@ -90,19 +92,38 @@ class PerLeaf(Groups):
         """See `Groups.summarize`."""
         if not self.leaves:
             return Summary(*(jnp.zeros((), jnp.float32) for _ in range(3)))
-        sizes, scales = self.spread(value), self.spread(scale)
+        if self.local and not self.pointwise:
+            top, bound, fraction = self._packed_summary(value, scale, limit)
+            return Summary(*most_above(top, bound), fraction)
+        unscaled = is_one_leaf(scale)
+        sizes = self.spread(value if unscaled else map_groups(capped, value, scale))
         chosen, total = [], jnp.zeros((), jnp.float32)
         for axes, alike in self._by_shards(sizes).items():
             found = [
-                _most_above([sizes[i] for i in each], [scales[i] for i in each], bound)
+                top_and_count([sizes[i] for i in each], bound)
                 for each, bound in _by_limit(alike, limit)
             ]
             top, bound, count = map(jnp.stack, zip(*found, strict=True))
-            chosen.append(_select(read(top).astype(jnp.float32), bound, axes))
+            chosen.append(most_above(read(top).astype(jnp.float32), bound, axes))
             above = jnp.sum(count, dtype=jnp.float32)
             total += jax.lax.psum(above, axes) if axes else above
         tops, bounds = map(jnp.stack, zip(*chosen, strict=True))
-        return Summary(*_select(tops, bounds), total / self._number(sizes))
+        return Summary(*most_above(tops, bounds), total / self._number(sizes))
+
+    def _packed_summary(
+        self, value: PerGroup, scale: PerGroup, limit: PerGroup
+    ) -> Summary:
+        """Put the numbers of all groups in one vector, and sum them up at once."""
+        sizes = self.spread(value)
+        shapes = [x.shape for x in sizes]
+        # What was measured is packed, and what follows from it is computed at once:
+        # derived numbers would be computed again, each in its own way, to be packed.
+        top = capped(_packed(sizes, shapes), _packed(self.spread(scale), shapes))
+        one = isinstance(limit, jax.Array) and limit.ndim == 0
+        bound = limit if one else _packed(self.spread(limit), shapes)
+        bound = jnp.broadcast_to(bound, top.shape)
+        fraction = jnp.mean(is_above(top, bound), dtype=jnp.float32)
+        return Summary(top, bound, fraction)
 
     def count(self, mask: PyTree[Bool[Array, "..."]]) -> Float[Array, ""]:
         """Tell for how many groups something holds, on the whole mesh."""
@@ -132,16 +153,7 @@ class Tensors(PerLeaf):
         if not self.leaves:
             none = jnp.zeros(0, jnp.float32)
             return Summary(none, none, jnp.zeros((), jnp.float32))
-        sizes = self.spread(value)
-        shapes = [x.shape for x in sizes]
-        # What was measured is packed, and what follows from it is computed at once:
-        # derived numbers would be computed again, each in its own way, to be packed.
-        top = capped(_packed(sizes, shapes), _packed(self.spread(scale), shapes))
-        one = isinstance(limit, jax.Array) and limit.ndim == 0
-        bound = limit if one else _packed(self.spread(limit), shapes)
-        bound = jnp.broadcast_to(bound, top.shape)
-        fraction = jnp.mean(is_above(top, bound), dtype=jnp.float32)
-        return Summary(top, bound, fraction)
+        return self._packed_summary(value, scale, limit)
 
 
 @dataclass(frozen=True)
@@ -182,12 +194,6 @@ def _struct(leaf: Any, dims: tuple[int, ...], dtype: DTypeLike, local: bool) -> 
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _excess(magnitude: Number, limit: Number) -> Number:
-    """Tell by how many times a limit is exceeded; one of infinity is at no time."""
-    times = magnitude / jnp.maximum(limit, jnp.finfo(limit.dtype).tiny)
-    return jnp.where(limit == jnp.inf, jnp.zeros_like(times), times)
-
-
 def _by_limit(
     positions: list[int], limit: PerGroup
 ) -> Iterator[tuple[list[int], Number]]:
@@ -197,37 +203,6 @@ def _by_limit(
     else:
         limits = jax.tree.leaves(limit)
         yield from (([i], limits[i]) for i in positions)
-
-
-def _most_above(
-    values: list[Number], scales: list[Number], limit: Number
-) -> tuple[Number, Number, Number]:
-    """Find the group that is the most above its limit in leaves, and count all above.
-
-    Its magnitude is given as an integer, as what is packed should have been computed.
-    """
-    sizes = list(map(capped, values, scales))
-    above = [jnp.broadcast_to(is_above(x, limit), x.shape) for x in sizes]
-    largest, count = max_and_count(sizes, above)
-    if limit.size == 1:
-        return largest, limit.reshape(()).astype(jnp.float32), count
-    (size,) = sizes
-    top, bound = _select(size, limit)
-    return spelled(top), bound.astype(jnp.float32), count
-
-
-def _select(
-    magnitude: Number, limit: Number, axes: MeshAxes = ()
-) -> tuple[Number, Number]:
-    """Pick the group that is the most above its limit, or the largest of several."""
-
-    def largest(x: Number) -> Number:
-        return jax.lax.pmax(jnp.max(x), axes) if axes else jnp.max(x)
-
-    key = spelled(_excess(magnitude, limit))
-    sizes = jnp.where(key == largest(key), spelled(magnitude), -1)
-    bounds = jnp.where(sizes == largest(sizes), spelled(limit), -1)
-    return read(largest(sizes)), read(largest(bounds))
 
 
 def _packed(arrays: list[Number], shapes: list[tuple[int, ...]]) -> Number:

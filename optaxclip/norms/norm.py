@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from optaxclip.groups import Groups, PerGroup
+from optaxclip.groups import Groups, PerGroup, map_groups
 from optaxclip.numbers import Leaf, Number, modulus
 
 
@@ -16,7 +16,8 @@ class Magnitude(NamedTuple):
 
     Attributes:
       value: a number for each group, measured after multiplying by the scale.
-      scale: a power of two for each group, at which the value is right.
+      scale: a power of two for each group, at which the value is right; or, for all
+        groups, 1.
     """
 
     value: PerGroup
@@ -25,7 +26,7 @@ class Magnitude(NamedTuple):
     @property
     def plain(self) -> PerGroup:
         """One number for each group; infinite where the quotient overflows."""
-        return jax.tree.map(jnp.divide, self.value, self.scale)
+        return map_groups(jnp.divide, self.value, self.scale)
 
 
 def unscaled(number: PerGroup) -> Magnitude:
@@ -82,7 +83,7 @@ class ByNorm:
 
 def _moduli(groups: Groups) -> Magnitude:
     value = groups.max(nan_as_inf)
-    return Magnitude(value, jax.tree.map(lambda x: jnp.ones((), x.dtype), value))
+    return Magnitude(value, jnp.ones((), groups.dtype))
 
 
 def nan_as_inf(x: Leaf) -> Number:

@@ -1,0 +1,44 @@
+"""Which of many groups is the most above its limit, and how many are above theirs."""
+
+import jax
+import jax.numpy as jnp
+
+from optaxclip.groups.census import max_and_count, read, spelled
+from optaxclip.mesh import MeshAxes
+from optaxclip.numbers import Number
+
+
+def most_above(
+    magnitude: Number, limit: Number, axes: MeshAxes = ()
+) -> tuple[Number, Number]:
+    """Pick the group that is the most above its limit, or the largest of several."""
+
+    def largest(x: Number) -> Number:
+        return jax.lax.pmax(jnp.max(x), axes) if axes else jnp.max(x)
+
+    key = spelled(_excess(magnitude, limit))
+    sizes = jnp.where(key == largest(key), spelled(magnitude), -1)
+    bounds = jnp.where(sizes == largest(sizes), spelled(limit), -1)
+    return read(largest(sizes)), read(largest(bounds))
+
+
+def top_and_count(sizes: list[Number], limit: Number) -> tuple[Number, Number, Number]:
+    """Find the group that is the most above its limit in leaves, and count all above.
+
+    Its magnitude is given as an integer, as what is packed should have been computed.
+    """
+    bits = list(map(spelled, sizes))
+    none_above = jnp.iinfo(bits[0].dtype).max
+    bound = jnp.where(limit == jnp.inf, none_above, spelled(limit))
+    largest, count = max_and_count(bits, [x > bound for x in bits])
+    if limit.size == 1:
+        return largest, limit.reshape(()).astype(jnp.float32), count
+    (size,) = sizes
+    top, bound = most_above(size, limit)
+    return spelled(top), bound.astype(jnp.float32), count
+
+
+def _excess(magnitude: Number, limit: Number) -> Number:
+    """Tell by how many times a limit is exceeded; one of infinity is at no time."""
+    times = magnitude / jnp.maximum(limit, jnp.finfo(limit.dtype).tiny)
+    return jnp.where(limit == jnp.inf, jnp.zeros_like(times), times)
