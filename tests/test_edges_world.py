@@ -4,6 +4,7 @@ import pickle
 import re
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +114,7 @@ def test_a_step_that_was_exported_runs_in_another_process(tmp_path):
     exec(OPTIMIZER, names)
     params, state = names["params"], names["state"]
 
-    def step(params, state):
+    def step(params, state) -> tuple[Any, Any]:
         with jax.numpy_dtype_promotion("standard"):
             updates, state = names["optimizer"].update(params, state, params)
         return optax.apply_updates(params, updates), state
