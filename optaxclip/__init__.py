@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from optaxclip import norms, responses, scopes, thresholds
 from optaxclip.clipper import clipper
+from optaxclip.exports import register_for_export
 from optaxclip.feedback import error_feedback
 from optaxclip.guards import (
     skip_nonfinite,
@@ -101,6 +102,7 @@ __all__ = [
     "qk_clip",
     "quantile_clip",
     "record_max_logits",
+    "register_for_export",
     "report",
     "responses",
     "scale_by_stable_adam",

@@ -143,6 +143,45 @@ def test_a_broken_logit_is_loud_in_its_own_head(bad):
     assert_same_bits(after["query"]["kernel"][:, 1], params["query"]["kernel"][:, 1])
 
 
+def test_modules_and_heads_may_have_limits_of_their_own():
+    modules = {name: {"query": projections(2, 3)} for name in ("first", "second")}
+    logits = {"first": jnp.array([4.0, 1.0]), "second": jnp.array([4.0, 1.0])}
+    limits = {"first": 2.0, "second": jnp.array([4.0, 0.25])}
+    shares = {"query": (optaxclip.HeadShare(1.0),)}
+    clip = optaxclip.qk_clip(limits, shares=shares)
+    after, state = stepped(clip, modules, logits)
+    for name, factors in {"first": (0.5, 1.0), "second": (1.0, 0.25)}.items():
+        got, before = after[name]["query"]["bias"], modules[name]["query"]["bias"]
+        wanted = np.asarray(before) * np.array(factors)[:, None]
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    report = optaxclip.report(state)
+    assert [report[f"clip/{x}"] for x in ("pre_norm", "limit")] == [1.0, 0.25]
+
+
+def test_a_threshold_sees_the_largest_logit_of_all_heads():
+    params = {"query": projections(2, 3), "key": projections(2, 3, seed=1)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    clip = optaxclip.qk_clip(optaxclip.thresholds.Ema(1.0))
+    state = clip.init(params)
+    for first in (2.0, 9.0):
+        logits = jnp.array([first, -5.0])
+        _, state = clip.update(zeros, state, params, max_logits=logits)
+    report = optaxclip.report(state)
+    np.testing.assert_allclose(report["clip/limit"], 2, rtol=1e-6)
+    assert report["clip/pre_norm"] == 9
+    assert state.threshold.mean.shape == ()
+
+
+def test_heads_without_positive_logits_are_reported_as_0_and_a_limit_of_nan_is_loud():
+    params = {"query": projections(2, 3), "key": projections(2, 3, seed=1)}
+    _, state = stepped(optaxclip.qk_clip(1.0), params, jnp.array([-3.0, -1.0]))
+    assert optaxclip.report(state)["clip/pre_norm"] == 0
+    after = jax.jit(
+        lambda limit: stepped(optaxclip.qk_clip(limit), params, jnp.array([0.5, 2.0]))
+    )(jnp.nan)[0]
+    assert jnp.isnan(after["query"]["kernel"]).all()
+
+
 def test_what_is_missing_or_does_not_fit_is_named():
     params = {"query": projections(2, 3), "key": projections(2, 3, seed=1)}
     clip = optaxclip.qk_clip(1.0)
@@ -155,6 +194,11 @@ def test_what_is_missing_or_does_not_fit_is_named():
         clip.update(params, state, params, max_logits={"attention": jnp.ones(2)})
     with pytest.raises(ValueError, match="3 heads"):
         clip.update(params, state, params, max_logits=jnp.ones(3))
+    average = optaxclip.qk_clip(optaxclip.thresholds.Ema())
+    others: list[Any] = [None, average.init(params)]
+    for other in others:
+        with pytest.raises((TypeError, ValueError), match=r"qk_clip .* state"):
+            clip.update(params, other, params, max_logits=jnp.ones(2))
     for limit in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="max_logit"):
             optaxclip.qk_clip(limit)

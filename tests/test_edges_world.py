@@ -2,6 +2,9 @@
 
 import pickle
 import re
+import subprocess
+import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +86,60 @@ def test_a_state_and_its_structure_can_be_pickled(strategy):
     again, structure = pickle.loads(pickle.dumps((state, jax.tree.structure(state))))
     assert jax.tree.structure(again) == structure == jax.tree.structure(state)
     assert optaxclip.report(again).keys() == optaxclip.report(state).keys()
+
+
+@every_strategy
+def test_the_structure_of_an_exported_step_can_be_serialized(strategy):
+    state = strategy.make(1.0).init(PARAMS)
+    optaxclip.register_for_export(state)
+    kept = export.export(jax.jit(lambda state: state))(state).serialize()
+    assert export.deserialize(kept).out_tree == jax.tree.structure(state)
+
+
+# A whole step, as the process that keeps it and the one that runs it both define it.
+OPTIMIZER = """
+import jax, optax, optaxclip
+from jax import export
+
+params = {"w": jax.numpy.arange(3.0)}
+optimizer = optaxclip.skip_nonfinite(
+    optax.chain(optaxclip.zclip(), optaxclip.clip_tensor_norm(1.0), optax.adam(0.1))
+)
+state = optimizer.init(params)
+"""
+
+
+def test_a_step_that_was_exported_runs_in_another_process(tmp_path):
+    names = {}
+    exec(OPTIMIZER, names)
+    params, state = names["params"], names["state"]
+
+    def step(params, state) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = names["optimizer"].update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(2):  # the second time, all types are known
+        optaxclip.register_for_export(state)
+    kept = export.export(jax.jit(step))(params, state).serialize()
+    wanted, wanted_state = step(params, state)
+    after, after_state = export.deserialize(kept).call(params, state)
+    assert jax.tree.structure(after_state) == jax.tree.structure(wanted_state)
+    np.testing.assert_allclose(after["w"], wanted["w"], rtol=1e-6)
+
+    file = tmp_path / "step"
+    file.write_bytes(kept)
+    code = f"""{OPTIMIZER}
+optaxclip.register_for_export(jax.eval_shape(optimizer.init, params))
+kept = export.deserialize(bytearray(open({str(file)!r}, "rb").read()))
+params, state = kept.call(params, state)
+print(*params["w"], optaxclip.report(state)["clip_tensor_norm/pre_norm"][0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    norm = optaxclip.report(wanted_state)["clip_tensor_norm/pre_norm"][0]
+    found = [float(number) for number in done.stdout.split()]
+    np.testing.assert_allclose(found, [*wanted["w"], norm], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["a.b", "a/b (c)", "ä", "%2E"])

@@ -17,7 +17,7 @@ PACKAGE = Path(optaxclip.__file__).parent
 # From the ground up. Whoever builds a room says here on which floor it lies; a room
 # that is a folder is one room.
 FLOORS = [
-    {"arguments", "jaxprs", "mesh", "numbers", "platforms"},
+    {"arguments", "exports", "jaxprs", "mesh", "numbers", "platforms"},
     {"averages", "leaves"},
     {"groups"},
     {"norms", "scopes"},

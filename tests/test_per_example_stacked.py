@@ -1,5 +1,6 @@
 """Gradients that someone stacked, clipped one by one by a transformation."""
 
+import functools
 from typing import Any
 
 import jax
@@ -47,7 +48,9 @@ def test_a_broken_example_counts_as_zeros(value):
         for g in GRADIENTS
     ]
     assert distance(mean, clipped_mean(kept, LIMIT)) < 1e-6
-    assert np.isfinite(report["clip/pre_norm"])
+    norms = norms_of(kept)
+    np.testing.assert_allclose(report["clip/pre_norm"], norms.max(), rtol=1e-6)
+    assert report["clip/clipped_fraction"] == np.mean(norms > LIMIT)
 
 
 def test_limits_for_parts_schedules_and_responses():
@@ -61,6 +64,23 @@ def test_limits_for_parts_schedules_and_responses():
     kept = norms_of(GRADIENTS) <= LIMIT
     expected = [np.einsum("n,n...->...", kept, g) / 6 for g in GRADIENTS]
     assert distance(mean, expected) < 1e-6
+
+
+def test_a_report_of_several_limits_is_of_the_part_that_is_the_most_above_its_own():
+    parts = {"b": norms_of(GRADIENTS[:1]), "w": norms_of(GRADIENTS[1:])}
+    limits = {"b": float(np.median(parts["b"])), "w": float(parts["w"].max()) + 1}
+    _, report = clip(limits)
+    np.testing.assert_allclose(report["clip/pre_norm"], parts["b"].max(), rtol=1e-6)
+    np.testing.assert_allclose(report["clip/limit"], limits["b"], rtol=1e-6)
+    assert report["clip/clipped_fraction"] == 0.25  # half of one of two parts
+
+
+def test_a_limit_may_be_of_a_part_without_numbers():
+    updates = UPDATES | {"n": jnp.ones((6, 2), jnp.int32)}
+    mean, _ = clip({"w": 0.5, "b": 0.25, "n": 1.0}, updates)
+    wanted, _ = clip({"w": 0.5, "b": 0.25})
+    np.testing.assert_array_equal(mean["w"], wanted["w"])
+    np.testing.assert_array_equal(mean["n"], updates["n"])
 
 
 def test_narrow_types_are_summed_in_float32_and_extreme_ones_clipped():
@@ -128,12 +148,34 @@ def test_examples_may_be_spread_over_a_mesh():
     np.testing.assert_allclose(state.report.clipped_fraction, np.mean(norms > LIMIT))
 
 
+def test_an_axis_over_which_examples_vary_has_to_be_named():
+    def step(axis_name, updates):
+        clip = optaxclip.clip_per_example(LIMIT, axis_name=axis_name)
+        return clip.update(updates, clip.init(PARAMS))[0]["b"][None]
+
+    def of_devices(axis_name):
+        mesh = Mesh(np.asarray(jax.devices()[:2]), ("data",))
+        spread = PartitionSpec("data")
+        step_there = functools.partial(step, axis_name)
+        return jax.shard_map(step_there, mesh=mesh, in_specs=spread, out_specs=spread)
+
+    with pytest.raises(ValueError, match=r"axis_name must name \['data'\]"):
+        of_devices(None)(UPDATES)
+    each = jax.jit(of_devices(()))(UPDATES)
+    for mean, rows in zip(each, (slice(3), slice(3, 6)), strict=True):
+        wanted = clipped_mean([g[rows] for g in GRADIENTS], LIMIT)
+        assert distance(mean, wanted[:1]) < 1e-6
+
+
 def test_wrong_input_gets_a_sentence():
     with pytest.raises(ValueError, match="max_norm must be at least 0, not -1"):
         optaxclip.clip_per_example(-1.0)
     limit = optaxclip.thresholds.PerRootSize(optaxclip.thresholds.as_threshold(1.0))
     with pytest.raises(TypeError, match="max_norm must be a number, an array"):
         optaxclip.clip_per_example(limit)
+    steps = optaxclip.clip_per_example(optax.constant_schedule(1.0)).init(PARAMS)
+    with pytest.raises(ValueError, match="clip_per_example was given a state of"):
+        optaxclip.clip_per_example(1.0).update(UPDATES, steps)
     with pytest.raises(TypeError, match="response must multiply"):
         optaxclip.clip_per_example(1.0, response=responses.clamp)
     with pytest.raises(ValueError, match="updates must have as many examples"):

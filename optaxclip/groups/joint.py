@@ -50,7 +50,7 @@ class _Joint(Groups):
 
 @dataclass(frozen=True)
 class Whole(_Joint):
-    """One group of all leaves, or one for each place along what they share."""
+    """One group of all leaves."""
 
     def _reduce(self, op: Reduction, terms: list[Number]) -> Array:
         if not terms:
@@ -59,10 +59,7 @@ class Whole(_Joint):
 
     def spread(self, of_group: Array) -> list[Array]:
         """See `Groups.spread`."""
-        if of_group.ndim == 0:
-            return [of_group] * len(self.leaves)
-        ranks = (leaf.ndim - of_group.ndim for leaf in self.leaves)
-        return [of_group.reshape(*of_group.shape, *(1,) * rank) for rank in ranks]
+        return [of_group] * len(self.leaves)
 
     def sizes(self) -> Array:
         """See `Groups.sizes`."""
@@ -82,6 +79,9 @@ class Whole(_Joint):
 class Labeled(_Joint):
     """A group for each label, with a vector of their numbers.
 
+    Or one for each place along the first dimensions of all leaves, which are not
+    measured together: a row of numbers.
+
     Attributes:
       members: the positions of each group's leaves.
     """
@@ -100,7 +100,9 @@ class Labeled(_Joint):
         for group, members in enumerate(self.members):
             # Or the kernels of its leaves would each read at another place.
             number = computed_once(of_group[group])
-            found.update(dict.fromkeys(members, number))
+            for i in members:
+                last = range(number.ndim, self.leaves[i].ndim if number.ndim else 0)
+                found[i] = jnp.expand_dims(number, tuple(last))
         return [found[i] for i in range(len(self.leaves))]
 
     def sizes(self) -> Array:

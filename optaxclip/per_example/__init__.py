@@ -4,7 +4,8 @@ The gradient of one example is traced, and each leaf's gradient walked back to t
 products that it is a sum of (`origins`). A plan is chosen for each leaf (`plans`); the
 trace is then evaluated for all examples at once, up to the factors of those products
 (`tracing`, `program`). From the factors come the norms (`weights`) and the weighted
-sums, leaf by leaf (`products`, `tables`, `convolutions`, `ways`).
+sums, leaf by leaf (`products`, `tables`, `convolutions`, `ways`). On a mesh with
+explicit axes the compiler lays out all of that (`placement`).
 """
 
 from optaxclip.per_example.clipped import (

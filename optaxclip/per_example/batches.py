@@ -132,6 +132,14 @@ def examples_first(
     return zero, moved
 
 
+def examples_of(in_axes: tuple[Any, ...], batch: Batch) -> list[Any]:
+    """List the arrays that have the examples in front."""
+    found: list[Any] = []
+    for axes, argument in zip(in_axes, batch, strict=True):
+        _each_leaf(lambda axis, name, x: found.append(x), axes, argument, "")
+    return found
+
+
 def one_example(in_axes: tuple[Any, ...], batch: Batch) -> PyTree:
     """Give the shapes and types of one example."""
 
@@ -144,10 +152,24 @@ def one_example(in_axes: tuple[Any, ...], batch: Batch) -> PyTree:
     )
 
 
+def chunked(x: Any, size: int) -> Any:
+    """Put what has the examples in front into chunks of a size."""
+    return jnp.moveaxis(x.reshape(size, -1, *x.shape[1:]), 1, 0)
+
+
+def joined(x: Any) -> Any:
+    """Put chunks of `chunked` together again."""
+    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+
 def in_microbatches(
     in_axes: tuple[Any, ...], batch: Batch, microbatch_size: int
 ) -> tuple[Batch, Callable[[Batch], Batch]]:
-    """Cut the examples into chunks, to be looped over beside what all share."""
+    """Cut the examples into chunks, to be looped over beside what all share.
+
+    A chunk takes examples at equal distances, so that each device of a mesh has as many
+    of every chunk as of the batch.
+    """
     leaves, treedef = jax.tree.flatten(batch)
     marks = tuple(
         _each_leaf(lambda axis, name, x: _CUT, axes, argument, "")
@@ -155,9 +177,7 @@ def in_microbatches(
     )
     split = [mark is _CUT for mark in jax.tree.leaves(marks)]
     chunks = [
-        x.reshape(-1, microbatch_size, *x.shape[1:])
-        for x, cut in zip(leaves, split, strict=True)
-        if cut
+        chunked(x, microbatch_size) for x, cut in zip(leaves, split, strict=True) if cut
     ]
 
     def together(chunk: Any) -> Batch:

@@ -13,12 +13,10 @@ from jaxtyping import PyTree
 from optaxclip.arguments import check_denominator
 from optaxclip.leaves import AxisName
 from optaxclip.numbers import as_number
-from optaxclip.per_example.limits import (
-    arrange,
-    check_limits,
-    check_response,
-)
+from optaxclip.per_example.limits import arrange, check_limits, check_response
+from optaxclip.per_example.placement import on_any_mesh
 from optaxclip.per_example.sums import (
+    Examples,
     Loss,
     PerExample,
     add_up,
@@ -112,7 +110,9 @@ def clipped_value_and_grad(
       size. With `normalize` and a single limit zero gradients stay zero, and the bounds
       hold. Examples that are not finite still count in the denominator.
       What is held are the inputs and cotangents of all layers, so that checkpoints save
-      less memory than in a plain gradient; `microbatch_size` bounds it.
+      less memory than in a plain gradient; `microbatch_size` bounds it. Under ``jit``
+      a multiple of the number of devices leaves all examples where they are on a mesh,
+      whose explicit axes are automatic inside the loss.
       The paper's reference code adds 1e-6 to the norm before it divides; this does not.
     """
     check_limits(max_norm)
@@ -120,26 +120,23 @@ def clipped_value_and_grad(
     if denominator is not None:
         check_denominator(denominator)
 
-    def value_and_grad(
-        params: PyTree, *batch: Any, mask: Any = None
-    ) -> tuple[PerExample, PyTree]:
-        examples = prepare(params, batch, in_axes, mask, axis_name)
+    def clip_all(examples: Examples) -> tuple[PerExample, PyTree]:
         limits = arrange(max_norm, examples.params).places(examples.params)
-        number = (
-            examples.number(axis_name)
-            if denominator is None
-            else as_number(denominator)
-        )
+        given = denominator
+        number = examples.number(axis_name) if given is None else as_number(given)
         function = partial(add_up, Loss(loss, has_aux), limits, response, number)
-        if microbatch_size is None:
-            told, sums = function(examples)
-        else:
-            told, sums = in_chunks(function, examples, microbatch_size)
+        told, sums = in_chunks(function, examples, microbatch_size)
         if axis_name is not None:
             sums = jax.lax.psum(sums, axis_name)
         leaves, treedef = jax.tree.flatten(examples.params)
         grads = [s.astype(x.dtype) for s, x in zip(sums, leaves, strict=True)]
         return told, jax.tree.unflatten(treedef, grads)
+
+    def value_and_grad(
+        params: PyTree, *batch: Any, mask: Any = None
+    ) -> tuple[PerExample, PyTree]:
+        examples = prepare(params, batch, in_axes, mask, axis_name)
+        return on_any_mesh(clip_all, examples, lambda each, shared: (each, shared))
 
     return value_and_grad
 
@@ -238,11 +235,14 @@ def per_example_norms(
       Array([5. , 0.5], dtype=float32)
     """
 
-    def norms(params: PyTree, *batch: Any) -> PyTree:
-        examples = prepare(params, batch, in_axes, None, None)
+    def measure_all(examples: Examples) -> PyTree:
         zeros = jax.tree.map(lambda _: 0.0, prefix)
         groups = arrange(zeros, examples.params, "prefix")
         groups = groups.places(examples.params)
         return measure_norms(Loss(loss, has_aux), groups, examples).norm
+
+    def norms(params: PyTree, *batch: Any) -> PyTree:
+        examples = prepare(params, batch, in_axes, None, None)
+        return on_any_mesh(measure_all, examples, lambda each, shared: each)
 
     return norms

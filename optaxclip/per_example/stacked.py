@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import register_dataclass
 from jax.typing import ArrayLike
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
 
-from optaxclip.groups import Whole
-from optaxclip.leaves import AxisName, counted, counts, filled
+from optaxclip import scopes
+from optaxclip.clipper import Clip
+from optaxclip.groups import Groups, Labeled, PerGroup, Summary
+from optaxclip.leaves import AxisName, counted, counts, mesh_axes, shapes_of
 from optaxclip.norms import Magnitude, l2
-from optaxclip.norms.norm import measure
-from optaxclip.numbers import as_number
-from optaxclip.per_example.decisions import Decisions, decide
-from optaxclip.per_example.limits import Limits, arrange, check_response
-from optaxclip.per_example.ways import Factors, weigh
-from optaxclip.reports import (
-    ClipReport,
-    ClipState,
-    check_state,
-    empty_report,
-    state_type,
-)
+from optaxclip.norms.norm import ByNorm
+from optaxclip.numbers import Leaf, multiply, widen
+from optaxclip.per_example.limits import arrange, check_response
+from optaxclip.per_example.ways import spread_over_examples
+from optaxclip.reports import ClipState
 from optaxclip.responses import Response, shrink
-from optaxclip.thresholds import (
-    Constant,
-    Limit,
-    Observation,
-    Scheduled,
-    as_threshold,
-)
-
-NAME = "clip_per_example"
+from optaxclip.responses.apply import Outcome, apply_response
+from optaxclip.thresholds import Constant, Limit, Scheduled, as_threshold
 
 
 def clip_per_example(
@@ -62,13 +52,14 @@ def clip_per_example(
     Returns:
       A transformation whose updates have the examples in front and come back without.
       Leaves that hold integers, or no numbers at all, come back as they are.
-      Examples that are not finite count as zeros. The report has the largest finite
-      norm and limit, and the share of examples above a limit.
+      Examples that are not finite count as zeros, in the report too. It shows the
+      gradient, or the part of one, that is the most above its limit, and the share of
+      them that are above.
 
     Raises:
       TypeError: if `max_norm` or `response` has the wrong type.
-      ValueError: if `max_norm` is negative or NaN, or leaves differ in their number of
-        examples.
+      ValueError: if `max_norm` is negative or NaN, leaves differ in their number of
+        examples, or `axis_name` does not name an axis over which they vary.
 
     Examples:
       >>> clip = optaxclip.clip_per_example(1.0)
@@ -92,49 +83,21 @@ def clip_per_example(
         )
     check_response(response)
 
-    def init(params: PyTree) -> ClipState:
-        memory = threshold.init(jax.ShapeDtypeStruct((), jnp.float32))
-        return state_type(NAME, ClipState)(memory, (), empty_report(()))
+    scope = _ByExample(threshold.limit, axis_name)
+    respond = _ByMean(response, axis_name)
+    clip = Clip("clip_per_example", scope, threshold, ByNorm(l2), respond)
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ClipState]:
-        del params
-        check_state(NAME, state)
-        leaves = counted(updates)
-        number = _number_of_examples(updates)
-        seen = Observation(
-            groups=Whole(leaves, ((),) * len(leaves), ((),) * len(leaves)),
-            size=Magnitude([], []),  # given limits do not depend on it
-            measure_params=list,
-            limits=_as_numbers,
-            extra_args=extra,
-        )
-        given, memory = threshold.update(seen, state.threshold)
-        kind = state_type(NAME, ClipState)
-        if not leaves:
-            return updates, kind(memory, (), state.report)
-        limits = arrange(given, updates, tree="the updates")
-        sizes = [_measure([leaves[i] for i in group]) for group in limits.groups]
-        weights = decide(sizes, limits, response, jnp.ones(number, bool))
-        total = jax.lax.psum(number, axis_name) if axis_name else number
-        factors = limits.of_leaves(weights.divided(total))
-        means = [
-            _sum(leaf, factors[i], weights, axis_name) for i, leaf in enumerate(leaves)
-        ]
-        mean = filled(updates, means)
-        report = _report(state.report, limits, weights, axis_name)
-        return mean, kind(memory, (), report)
+        _check_number(updates)
+        return clip.update(updates, state, params, **extra)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(clip.init, update)
 
 
-def _as_numbers(limits: PyTree[ArrayLike]) -> PyTree[Array]:
-    return jax.tree.map(as_number, limits)
-
-
-def _number_of_examples(updates: PyTree) -> int:
-    """Count the examples; all leaves must agree."""
+def _check_number(updates: PyTree) -> None:
+    """Refuse leaves that differ in their number of examples."""
     sizes = {
         jax.tree_util.keystr(path) or "the update": jnp.shape(leaf)
         for path, leaf in jax.tree.leaves_with_path(updates)
@@ -147,47 +110,85 @@ def _number_of_examples(updates: PyTree) -> int:
                 "updates must have as many examples along axis 0 of all leaves; "
                 f"{name} has shape {shape} and {first} {sizes[first]}."
             )
-    return next(iter(sizes.values()))[0] if sizes else 1
 
 
-def _measure(leaves: list[Array]) -> Magnitude:
-    """Measure each example of some leaves together."""
-    flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
-    return measure(l2, Whole(flat, ((1,),) * len(flat), ((),) * len(flat)))
+@dataclass(frozen=True)
+class _Examples(Labeled):
+    """Each example by itself, in every part of the tree that has a limit.
+
+    Their numbers come as a row for each part, and a report shows one of them.
+
+    Attributes:
+      axis_name: the mesh axes over which the examples are spread.
+    """
+
+    axis_name: AxisName
+
+    @property
+    def report_shape(self) -> tuple[int, ...]:
+        return ()
+
+    def summarize(self, value: PerGroup, scale: PerGroup, limit: PerGroup) -> Summary:
+        numbers = scopes.element(axis_name=self.axis_name).arrange(value)
+        return numbers.summarize(value, scale, limit)
 
 
-def _sum(
-    leaf: Array, factors: Factors, weights: Decisions, axis_name: AxisName
-) -> Array:
-    total = jnp.sum(weigh(leaf, factors, weights.good), axis=0)
-    total = jax.lax.psum(total, axis_name) if axis_name else total
-    return total.astype(leaf.dtype)
+register_dataclass(_Examples, ["leaves"], ["dims", "axes", "members", "axis_name"])
 
 
-def _report(
-    before: ClipReport, limits: Limits, weights: Decisions, axis_name: AxisName
-) -> ClipReport:
-    """Show the largest of all examples that are finite, and how many were clipped."""
-    norms, after = [], []
-    for (value, scale), (first, second) in zip(
-        weights.sizes, weights.factors, strict=True
-    ):
-        norms.append((value / scale).astype(jnp.float32))
-        after.append((value * (first / scale * second)).astype(jnp.float32))
-    norms, after = jnp.stack(norms), jnp.stack(after)
-    bounds = jnp.stack([limit.astype(jnp.float32) for limit in limits.values])
-    good = weights.good[None, :]
-    above = jnp.any(~(norms <= bounds[:, None]), axis=0)
-    fraction = jnp.mean(above, dtype=jnp.float32)
-    largest = [jnp.max(jnp.where(good, x, jnp.zeros_like(x))) for x in (norms, after)]
-    if axis_name:
-        fraction = jax.lax.pmean(fraction, axis_name)
-        largest = jax.lax.pmax(largest, axis_name)
-    steps = before.clipped_steps
-    return ClipReport(
-        pre_norm=largest[0],
-        post_norm=largest[1],
-        limit=jnp.max(bounds),
-        clipped_fraction=fraction,
-        clipped_steps=jnp.where(fraction > 0, optax.safe_increment(steps), steps),
-    )
+@dataclass(frozen=True)
+class _ByExample:
+    """Measure each example by itself, in every part of the tree that has a limit.
+
+    Attributes:
+      max_norm: the limits, which tell the parts.
+      axis_name: the mesh axes over which the examples are spread.
+    """
+
+    max_norm: PyTree
+    axis_name: AxisName
+
+    def arrange(self, tree: PyTree) -> _Examples:
+        mesh_axes(self.axis_name, tree)  # complains of what is not named
+        start = jnp.zeros((), jnp.int32)
+        now = jax.tree.map(lambda x: x(start) if callable(x) else x, self.max_norm)
+        parts = arrange(now, tree, tree="the updates").groups
+        dims = tuple(tuple(range(1, len(shape))) for shape in shapes_of(tree))
+        axes, members = ((),) * len(dims), tuple(filter(None, parts))
+        return _Examples(counted(tree), dims, axes, members, self.axis_name)
+
+    def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
+        found = arrange(spec, tree, tree="the updates")
+        parts = zip(found.groups, found.values, strict=True)
+        limits = [limit for leaves, limit in parts if leaves]
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.stack(limits)[:, None] if limits else jnp.zeros((0, 1))
+
+
+@dataclass(frozen=True)
+class _ByMean:
+    """Take the mean of what a response makes of the examples; broken ones are zeros.
+
+    Attributes:
+      response: what happens to a gradient above the limit.
+      axis_name: the mesh axes over which the examples are spread.
+    """
+
+    response: Response
+    axis_name: AxisName
+
+    def __call__(self, groups: Groups, size: Magnitude, limit: PerGroup) -> Outcome:
+        good = jnp.all(jnp.isfinite(size.value), axis=0)
+        wide = groups.with_leaves([widen(leaf) for leaf in groups.leaves])
+        clipped = apply_response(self.response, wide, size, limit)
+        means = [
+            self._mean(x, good).astype(leaf.dtype)
+            for x, leaf in zip(clipped, groups.leaves, strict=True)
+        ]
+        counted = Magnitude(jnp.where(good, size.value, 0), size.scale)
+        return Outcome(means, counted, self.response.reach)
+
+    def _mean(self, clipped: Leaf, good: Bool[Array, " examples"]) -> Leaf:
+        kept = jnp.where(spread_over_examples(good, clipped), clipped, 0)
+        mean = jnp.sum(multiply(kept, jnp.asarray(1 / len(kept))), axis=0)
+        return jax.lax.pmean(mean, self.axis_name) if self.axis_name else mean

@@ -144,9 +144,11 @@ def measure_norms(loss: Loss, groups: Limits, examples: Examples) -> PerExample:
 def in_chunks(
     function: Callable[[Examples], tuple[PerExample, list[Array]]],
     examples: Examples,
-    size: int,
+    size: int | None,
 ) -> tuple[PerExample, list[Array]]:
-    """Call a function for chunks of the examples, one after another."""
+    """Call a function for chunks of the examples, one after another, or for all."""
+    if size is None:
+        return function(examples)
     number = len(examples.mask)
     if not isinstance(size, int | np.integer):
         raise TypeError(f"microbatch_size must be an int, not {size!r}.")
@@ -163,7 +165,7 @@ def in_chunks(
         parts, mask = chunk
         return function(examples._replace(batch=together(parts), mask=mask))
 
-    chunks = (chunks, examples.mask.reshape(-1, size))
+    chunks = (chunks, batches.chunked(examples.mask, size))
     totals = jax.eval_shape(one, jax.tree.map(lambda x: x[0], chunks))[1]
 
     def step(sums: list[Array], chunk: Any) -> tuple[list[Array], PerExample]:
@@ -173,4 +175,4 @@ def in_chunks(
     over = varying_axes(examples.mask)
     start = [vary(jnp.zeros(t.shape, t.dtype), over) for t in totals]
     sums, told = jax.lax.scan(step, start, chunks)
-    return jax.tree.map(lambda x: x.reshape(number, *x.shape[2:]), told), sums
+    return jax.tree.map(batches.joined, told), sums

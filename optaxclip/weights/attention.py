@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,17 +12,16 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from optaxclip import scopes
+from optaxclip.clipper import clipper
+from optaxclip.groups import PerGroup
 from optaxclip.leaves import counted, counts, filled, names_of
-from optaxclip.norms.norm import unscaled
+from optaxclip.norms import linf
+from optaxclip.norms.norm import measure
 from optaxclip.numbers import Leaf, Number, as_number, widen
-from optaxclip.reports import (
-    ClipReport,
-    ClipState,
-    check_state,
-    empty_report,
-    state_type,
-)
+from optaxclip.reports import ClipState
+from optaxclip.responses import shrink
 from optaxclip.thresholds import Limit, Observation, Threshold, as_threshold
+from optaxclip.thresholds.threshold import GroupShapes
 from optaxclip.weights.bounds import bound_weights
 from optaxclip.weights.shares import HeadShare, HeadShares, attention_shares
 
@@ -68,15 +67,31 @@ def _factor(leaf: Leaf, shares: tuple[HeadShare, ...], gamma: Number) -> Number:
     return factor
 
 
+@dataclass(frozen=True)
+class _ForAllHeads:
+    """One limit for all heads, by the largest logit of all.
+
+    Attributes:
+      threshold: what gives the limit; it sees a single group.
+    """
+
+    threshold: Threshold
+
+    def init(self, groups: GroupShapes) -> Any:
+        return self.threshold.init(jax.ShapeDtypeStruct((), jnp.float32))
+
+    def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
+        heads = scopes.whole(axis_name=()).arrange(seen.magnitude)
+        largest = replace(seen, groups=heads, size=measure(linf, heads))
+        return self.threshold.update(largest, state)
+
+
 def _shrink_logits(
     threshold: Threshold, shares: HeadShares
 ) -> optax.GradientTransformationExtraArgs:
-    name = "qk_clip"
-
-    def init(params: PyTree) -> ClipState:
-        del params
-        groups = jax.ShapeDtypeStruct((), jnp.float32)
-        return state_type(name, ClipState)(threshold.init(groups), (), empty_report(()))
+    """Clip the logits, and take what that leaves of each as the factor of its head."""
+    scope = scopes.element(axis_name=())
+    clip = clipper(scope, linf, _ForAllHeads(threshold), shrink, name="qk_clip")
 
     def update(
         updates: PyTree,
@@ -93,48 +108,26 @@ def _shrink_logits(
                 "update(updates, state, params, max_logits=...), where "
                 "optaxclip.max_logits collects them from a Flax model."
             )
-        logits = {
-            names_of(path): jnp.atleast_1d(as_number(leaf))
-            for path, leaf in jax.tree_util.tree_leaves_with_path(max_logits)
-        }
-        whole = jnp.concatenate(
-            [x.ravel().astype(jnp.float32) for x in logits.values()]
-        )
-        leaves = counted(updates)
-        seen = Observation(
-            groups=scopes.whole().arrange(whole),
-            size=unscaled(jnp.max(whole)),
-            measure_params=lambda: jnp.max(whole),
-            limits=lambda tree: tree,
-            extra_args=extra,
-        )
-        check_state(name, state)
-        limit, memory = threshold.update(seen, state.threshold)
-        limit = jnp.maximum(as_number(limit).astype(jnp.float32), 0)
-        gammas = {home: _gamma(x, limit) for home, x in logits.items()}
+        logits = jax.tree.map(_positive, max_logits)
+        clipped, state = clip.update(logits, state, **extra)
+        left = jax.tree.map(_gamma, clipped, logits)
+        found = jax.tree_util.tree_leaves_with_path(left)
+        gammas = {names_of(path): gamma for path, gamma in found}
         belongs = _by_module(max_logits, updates, shares)
-        scaled = iter(_rescaled(leaves, belongs, gammas, shares))
-        above = ~(whole <= limit) & (limit < jnp.inf)
-        steps = state.report.clipped_steps
-        report = ClipReport(
-            pre_norm=jnp.max(whole),
-            post_norm=jnp.minimum(jnp.max(whole), limit),
-            limit=limit,
-            clipped_fraction=jnp.mean(above.astype(jnp.float32)),
-            clipped_steps=jnp.where(jnp.any(above), optax.safe_increment(steps), steps),
-        )
-        clipped = filled(updates, scaled)
-        return clipped, state_type(name, ClipState)(memory, (), report)
+        scaled = _rescaled(counted(updates), belongs, gammas, shares)
+        return filled(updates, scaled), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(clip.init, update)
 
 
-def _gamma(logits: Number, limit: Number) -> Number:
-    """Shrink heads above the limit; one whose logits are all negative is below it."""
-    limit = limit.astype(logits.dtype)
-    above = ~(logits <= limit) & (limit < jnp.inf)
-    safe = jnp.where(above, logits, 1)
-    return jnp.where(above, jnp.where(safe < jnp.inf, limit / safe, jnp.nan), 1)
+def _positive(logit: ArrayLike) -> Number:
+    """Take 0 for negative logits: the head is below any limit."""
+    return jnp.maximum(jnp.atleast_1d(as_number(logit)), 0)
+
+
+def _gamma(clipped: Number, logit: Number) -> Number:
+    same = clipped == logit  # as are 0, and infinity below an infinite limit
+    return jnp.where(same, 1, clipped / jnp.where(same, 1, logit))
 
 
 def _rescaled(
@@ -192,15 +185,16 @@ def qk_clip(
 
     Args:
       max_logit: the largest logit allowed, τ >= 0: a number, an array, a schedule of
-        the clipper's own step, or a threshold of one magnitude.
+        the clipper's own step, a prefix tree of these for ``max_logits``, or a
+        threshold, which sees the largest logit of all heads.
       shares: which projections take which share of the factor: `attention_shares`,
         `latent_attention_shares`, or a dict of tuples of `HeadShare`; those of modules
         called ``query`` and ``key`` if not given. Kernels and biases of a projection
         end in ``(heads, features)``.
 
     Returns:
-      A transformation. Its report is of the logits: the largest one, and the share of
-      heads above the limit.
+      A transformation. Its report is of the logits, of which negative ones count as 0:
+      the one that is the most above its limit, and the share of heads that are above.
 
     Raises:
       TypeError: if `max_logit` has the wrong type.

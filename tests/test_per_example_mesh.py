@@ -1,0 +1,80 @@
+"""Every example clipped where the batch is spread over a mesh, under jit."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from per_example import clipped_mean, distance, norms_of, random, values_and_gradients
+
+import optaxclip
+
+PARAMS = {"w": random(0, 6, 8), "v": random(1, 8, 2)}
+SPECS = {"w": P(None, "model"), "v": P("model")}
+X, SHARED = random(2, 6, 16), random(3, 2)
+AXES = (1, None)
+
+
+def loss(params, x, shared):
+    """Two layers; the examples are columns."""
+    hidden = jnp.tanh(x @ params["w"])
+    return jnp.sum((hidden @ params["v"] - shared) ** 2), hidden
+
+
+(VALUES, HIDDEN), GRADIENTS = values_and_gradients(
+    loss, PARAMS, (X, SHARED), AXES, has_aux=True
+)
+NORMS = norms_of(GRADIENTS)
+LIMIT = float(np.median(NORMS))
+
+
+def mesh_of(axis_type):
+    """Two devices for the examples by two for the layers."""
+    devices = np.array(jax.devices()[:4]).reshape(2, 2)
+    return Mesh(devices, ("data", "model"), axis_types=(axis_type,) * 2)
+
+
+def placed(mesh):
+    """The parameters and a batch on the mesh."""
+    given, specs = (PARAMS, X, SHARED), (SPECS, P(None, "data"), P())
+    return jax.device_put(given, jax.tree.map(partial(NamedSharding, mesh), specs))
+
+
+# All, two examples on each device, and fewer examples than devices.
+@pytest.mark.parametrize("microbatch_size", [None, 4, 1])
+@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
+def test_a_batch_on_a_mesh_is_clipped_as_on_one_device(axis_type, microbatch_size):
+    both = optaxclip.clipped_value_and_grad(
+        loss, LIMIT, has_aux=True, in_axes=AXES, microbatch_size=microbatch_size
+    )
+    mesh = mesh_of(axis_type)
+    with jax.set_mesh(mesh):
+        examples, grads = jax.jit(both)(*placed(mesh))
+    assert distance(grads, clipped_mean(GRADIENTS, LIMIT)) < 1e-5
+    np.testing.assert_allclose(examples.norm, NORMS, rtol=1e-5)
+    np.testing.assert_allclose(examples.value, VALUES, rtol=1e-5)
+    np.testing.assert_allclose(examples.aux, HIDDEN, rtol=1e-5, atol=1e-6)
+    if axis_type == AxisType.Explicit:
+        found = [x.sharding.spec for x in (examples.norm, grads["w"], grads["v"])]
+        assert found == [P("data"), P(None, "model"), P("model", None)]
+
+
+def test_norms_are_measured_on_explicit_axes_where_no_mesh_is_set():
+    norms = optaxclip.per_example_norms(loss, has_aux=True, in_axes=AXES)
+    given = placed(mesh_of(AxisType.Explicit))
+    np.testing.assert_allclose(jax.jit(norms)(*given), NORMS, rtol=1e-5)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
+def test_microbatches_leave_the_examples_on_their_devices(axis_type):
+    grad = optaxclip.clipped_grad(loss, LIMIT, has_aux=True, microbatch_size=4)
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",), axis_types=(axis_type,))
+    batch = jax.device_put((X.T, jnp.ones((16, 2))), NamedSharding(mesh, P("data")))
+    params = jax.device_put(PARAMS, NamedSharding(mesh, P()))
+    text = jax.jit(grad).lower(params, *batch).compile().as_text() or ""
+    assert "all-reduce" in text
+    for gathered in ("all-gather", "all-to-all", "collective-permute"):
+        assert gathered not in text
