@@ -6,6 +6,7 @@ from optaxclip import norms, responses, scopes, thresholds
 from optaxclip.clipper import clipper
 from optaxclip.feedback import error_feedback
 from optaxclip.guards import (
+    skip_above,
     skip_nonfinite,
     skip_spikes,
     stop_on_streak,
@@ -106,6 +107,7 @@ __all__ = [
     "scale_by_stable_adam",
     "scopes",
     "shrink_tree",
+    "skip_above",
     "skip_nonfinite",
     "skip_spikes",
     "soft_clip_global_norm",

@@ -17,7 +17,15 @@ import optaxclip
 from optaxclip import jaxprs
 from optaxclip.guards import holding
 
+
+def skip_above(inner, **where):
+    """Skip what is far above its average, measured on the mesh axes given."""
+    average, whole = optaxclip.thresholds.Ema(100.0), optaxclip.scopes.whole(**where)
+    return optaxclip.skip_above(inner, average, scope=whole)
+
+
 GUARDS = {
+    "skip_above": skip_above,
     "skip_nonfinite": optaxclip.skip_nonfinite,
     "skip_spikes": optaxclip.skip_spikes,
 }
@@ -373,7 +381,7 @@ def test_inside_shard_map_all_devices_skip_together(guard):
 def test_reports_of_guards_stand_beside_those_of_the_clippers_inside():
     clip = optaxclip.clip_global_norm(1.0)
     skip = {"skipped", "consecutive", "total"}
-    spike = {*skip, "norm", "norm_score", "value_score"}
+    spike = {*skip, "norm", "norm_score", "value_score", "value_given"}
     clips = {"pre_norm", "post_norm", "limit", "clipped_fraction", "clipped_steps"}
 
     def keys(**reports):

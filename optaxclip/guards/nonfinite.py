@@ -116,12 +116,13 @@ class _Nonfinite:
 
     axis_name: AxisName
 
-    def init(self) -> tuple[tuple[()], SkipReport]:
+    def init(self, params: PyTree) -> tuple[tuple[()], SkipReport]:
         return (), SkipReport(*(jnp.zeros((), jnp.int32) for _ in range(3)))
 
     def judge(
         self,
         updates: PyTree,
+        params: PyTree | None,
         memory: tuple[()],
         report: SkipReport,
         extra_args: Mapping[str, Any],
