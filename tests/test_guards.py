@@ -410,6 +410,26 @@ def test_reports_of_guards_stand_beside_those_of_the_clippers_inside():
     assert set(optaxclip.report(twice.init(ONE))) == wanted
 
 
+def test_a_guard_goes_by_its_name_in_a_report():
+    inner = optax.sgd(0.1)
+    for guard in (
+        optaxclip.skip_nonfinite(inner, name="gate"),
+        optaxclip.skip_spikes(inner, name="gate"),
+        optaxclip.skip_above(inner, 1.0, name="gate"),
+        optaxclip.zero_nonfinite(name="gate"),
+    ):
+        _, state = guard.update(BAD, guard.init(ONE))
+        assert optaxclip.report(state)["gate/consecutive"] == 1
+
+
+@every_guard
+def test_a_forgotten_state_is_answered_by_a_sentence(guard):
+    optimizer = guard(optax.sgd(0.1))
+    for wrong in (None, ONE, optax.sgd(0.1).init(ONE)):
+        with pytest.raises(TypeError, match=r"^skip_\w+ needs the state .*\.$"):
+            optimizer.update(ONE, wrong)
+
+
 def test_a_run_is_stopped_by_a_streak_and_by_nothing_else():
     optimizer = optax.chain(optaxclip.skip_nonfinite(optax.sgd(0.1)))
     state = optimizer.init(ONE)

@@ -268,5 +268,5 @@ def test_what_is_no_limit_scope_or_norm_is_refused():
 def test_the_state_of_another_model_is_refused():
     guard = optaxclip.skip_above(optax.identity(), Ema(), scope=scopes.tensor())
     state = guard.init({"a": jnp.zeros(2)})
-    with pytest.raises(ValueError, match="skip_above was given a state of shapes"):
+    with pytest.raises(ValueError, match="skip_above was given a state"):
         guard.update({"a": jnp.zeros(2), "b": jnp.zeros(2)}, state)

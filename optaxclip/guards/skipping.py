@@ -75,6 +75,11 @@ def skipping(
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SkipState]:
+        if not hasattr(state, "inner_state"):
+            raise TypeError(
+                f"{name} needs the state that its own init or update gave, not "
+                f"{type(state).__name__}; call update(updates, state, params)."
+            )
         bad, memory, report = judge.judge(
             updates, params, state.memory, state.report, extra
         )
@@ -87,8 +92,8 @@ def skipping(
 
         taken, inner_state = held_if(bad, inner_update, state.inner_state)
         report = tally(report, bad)._replace(skipped=bad.astype(jnp.int32))
-        return _zero_if(bad, taken), state_type(name, SkipState)(
-            inner_state, memory, report
+        return _zero_if(bad, taken), state._replace(
+            inner_state=inner_state, memory=memory, report=report
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

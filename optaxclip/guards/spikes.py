@@ -153,6 +153,7 @@ def skip_spikes(
     min_steps: ArrayLike = 64,
     min_std: ArrayLike = 0.01,
     axis_name: AxisName = None,
+    name: str = "skip_spikes",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Skip every step whose loss or gradient norm stands out, and keep all state.
 
@@ -178,6 +179,7 @@ def skip_spikes(
         k times this share.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``;
         ``value`` has to be the same on all devices there.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation that hands ``params`` and extra arguments on to `inner`. Its
@@ -219,4 +221,4 @@ def skip_spikes(
     check_window(window)
     check_between(min_steps, 1, window, "min_steps, which the window has to hold,")
     judge = _Spikes(sigmas, sigmas_below, window, min_steps, min_std, axis_name)
-    return skipping(inner, judge, "skip_spikes")
+    return skipping(inner, judge, name)
