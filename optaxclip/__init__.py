@@ -7,6 +7,7 @@ from optaxclip.clipper import clipper
 from optaxclip.exports import register_for_export
 from optaxclip.feedback import error_feedback
 from optaxclip.guards import (
+    skip_above,
     skip_nonfinite,
     skip_spikes,
     stop_on_streak,
@@ -108,6 +109,7 @@ __all__ = [
     "scale_by_stable_adam",
     "scopes",
     "shrink_tree",
+    "skip_above",
     "skip_nonfinite",
     "skip_spikes",
     "soft_clip_global_norm",

@@ -152,6 +152,21 @@ class Clip:
         extra_args: Mapping[str, Any],
     ) -> tuple[PyTree, ClipState]:
         """Clip what was measured already."""
+        limit, memory = self.limit(updates, groups, size, state, params, extra_args)
+        leaves, size, reach = self.respond(groups, size, limit)
+        report = next_report(reach, state.report, groups, size, limit)
+        return filled(updates, leaves), self._state(memory, state.measure, report)
+
+    def limit(
+        self,
+        updates: PyTree,
+        groups: Groups,
+        size: Magnitude,
+        state: Any,
+        params: PyTree | None,
+        extra_args: Mapping[str, Any],
+    ) -> tuple[PerGroup, Any]:
+        """Ask the threshold of what was measured; give its limits and its memory."""
         self._check(state, groups)
 
         def measure_params() -> PerGroup:
@@ -161,10 +176,7 @@ class Clip:
         limits = functools.partial(self.scope.limits, tree=updates)
         seen = Observation(groups, size, measure_params, limits, extra_args)
         limit, memory = self.threshold.update(seen, state.threshold)
-        limit = nonnegative(limit, size.value)
-        leaves, size, reach = self.respond(groups, size, limit)
-        report = next_report(reach, state.report, groups, size, limit)
-        return filled(updates, leaves), self._state(memory, state.measure, report)
+        return nonnegative(limit, size.value), memory
 
     def _state(self, *fields: Any) -> ClipState:
         return state_type(self.name, ClipState)(*fields)

@@ -125,6 +125,11 @@ def clamp(x, size, limit):
     return np.where(size > limit, direction * limit, x)
 
 
+def leave_out(x, size, limit):
+    """Zeros for a group above its limit."""
+    return np.where(size > limit, 0.0, x)
+
+
 def soften(curve):
     """Replace the size r of a group by c * curve(r / c)."""
 

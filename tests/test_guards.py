@@ -17,7 +17,15 @@ import optaxclip
 from optaxclip import jaxprs
 from optaxclip.guards import holding
 
+
+def skip_above(inner, **where):
+    """Skip what is far above its average, measured on the mesh axes given."""
+    average, whole = optaxclip.thresholds.Ema(100.0), optaxclip.scopes.whole(**where)
+    return optaxclip.skip_above(inner, average, scope=whole)
+
+
 GUARDS = {
+    "skip_above": skip_above,
     "skip_nonfinite": optaxclip.skip_nonfinite,
     "skip_spikes": optaxclip.skip_spikes,
 }
@@ -373,7 +381,7 @@ def test_inside_shard_map_all_devices_skip_together(guard):
 def test_reports_of_guards_stand_beside_those_of_the_clippers_inside():
     clip = optaxclip.clip_global_norm(1.0)
     skip = {"skipped", "consecutive", "total"}
-    spike = {*skip, "norm", "norm_score", "value_score"}
+    spike = {*skip, "norm", "norm_score", "value_score", "value_given"}
     clips = {"pre_norm", "post_norm", "limit", "clipped_fraction", "clipped_steps"}
 
     def keys(**reports):
@@ -400,6 +408,26 @@ def test_reports_of_guards_stand_beside_those_of_the_clippers_inside():
     twice = optaxclip.skip_nonfinite(optaxclip.skip_nonfinite(clip))
     wanted = keys(skip_nonfinite=skip, skip_nonfinite_2=skip, clip=clips)
     assert set(optaxclip.report(twice.init(ONE))) == wanted
+
+
+def test_a_guard_goes_by_its_name_in_a_report():
+    inner = optax.sgd(0.1)
+    for guard in (
+        optaxclip.skip_nonfinite(inner, name="gate"),
+        optaxclip.skip_spikes(inner, name="gate"),
+        optaxclip.skip_above(inner, 1.0, name="gate"),
+        optaxclip.zero_nonfinite(name="gate"),
+    ):
+        _, state = guard.update(BAD, guard.init(ONE))
+        assert optaxclip.report(state)["gate/consecutive"] == 1
+
+
+@every_guard
+def test_a_forgotten_state_is_answered_by_a_sentence(guard):
+    optimizer = guard(optax.sgd(0.1))
+    for wrong in (None, ONE, optax.sgd(0.1).init(ONE)):
+        with pytest.raises(TypeError, match=r"^skip_\w+ needs the state .*\.$"):
+            optimizer.update(ONE, wrong)
 
 
 def test_a_run_is_stopped_by_a_streak_and_by_nothing_else():

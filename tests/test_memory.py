@@ -44,6 +44,7 @@ THRESHOLDS = {
     "percentile": RollingPercentile(20.0, 4),
     "quantile": TrackedQuantile(Constant(0.5)),
     "sigma": HistoricalSigma(0.5, 4),
+    "sigma_early": HistoricalSigma(0.5, 4, min_steps=2),
     "warmup": Warmup(Constant(1.0), Ema(), 4),
     "z_mean": ZScore(0.5, thresholds.to_mean, warmup_steps=3, decay=0.8),
     "z_percentile": ZScore(0.5, thresholds.to_percentile, warmup_steps=3, decay=0.8),
@@ -375,6 +376,21 @@ def test_historical_sigma_is_mean_plus_k_deviations_of_the_window_before():
     )
 
 
+def test_historical_sigma_limits_from_min_steps_on_as_levanter_does():
+    """By the formula of its ``clip_update_by_historical_norm``, which takes n / 2."""
+    wanted = [np.inf] * 4
+    for i in range(4, 60):
+        last = SIZES[max(0, i - 8) : i].astype(np.float64)
+        wanted.append(last.mean() + 3 * max(last.std(), 1e-6))
+    threshold = HistoricalSigma(3.0, 8, min_steps=4)
+    np.testing.assert_allclose(limits_of(threshold, SIZES), wanted, rtol=1e-5)
+
+
+def test_historical_sigma_waits_for_a_full_window_if_not_told_otherwise():
+    told = limits_of(HistoricalSigma(2, 7, min_steps=7), SIZES)
+    np.testing.assert_array_equal(limits_of(HistoricalSigma(2, 7), SIZES), told)
+
+
 def test_a_rolling_percentile_interpolates_as_numpy_does():
     for percentile in (0, 33.3, 50, 99, 100):
         windows = [SIZES[max(0, i - 5) : i + 1] for i in range(60)]
@@ -503,6 +519,8 @@ REFUSED = [
     (RollingPercentile, {"window": 0}),
     (HistoricalSigma, {"sigmas": -1.0}),
     (HistoricalSigma, {"window": -1}),
+    (HistoricalSigma, {"min_steps": 0}),
+    (HistoricalSigma, {"min_steps": 129}),
     (optaxclip.quantile_clip, {"quantile": 1.1}),
     (optaxclip.quantile_clip, {"learning_rate": -0.1}),
     (optaxclip.quantile_clip, {"init_norm": -0.1}),

@@ -200,6 +200,27 @@ def test_without_a_value_the_norm_alone_is_judged():
     assert state.report.value_score == 0
 
 
+def test_the_report_tells_whether_a_loss_was_given():
+    guard = optaxclip.skip_spikes(optax.sgd(1.0))
+    state = guard.init(jnp.zeros(()))
+    for given, told in (({}, 0), ({"value": 2.5}, 1), ({"value": None}, 0)):
+        _, state = guard.update(jnp.asarray(1.0), state, **given)
+        assert optaxclip.report(state)["skip_spikes/value_given"] == told
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_loss_under_another_name_is_not_overlooked(jitted):
+    guard = optaxclip.skip_spikes(optax.sgd(1.0))
+    greedy = optaxclip.greedy_clip(1.0)
+    one = jnp.ones(2)
+    for transform in (guard, greedy):
+        update = jax.jit(transform.update) if jitted else transform.update
+        state = transform.init(one)
+        with pytest.raises(TypeError, match=r"^loss must be .* as value.*value=loss"):
+            update(one, state, loss=jnp.asarray(1.0))
+        update(one, state, loss=jnp.asarray(1.0), value=jnp.asarray(1.0))
+
+
 def test_a_value_of_any_type_is_judged_in_float32():
     for value in (
         2,

@@ -98,6 +98,15 @@ SKIPS = exempt(
     "it remembers the value",
     "test_unexpected_extra_arguments_are_ignored",
 )
+LEAVES_OUT = exempt(
+    "a step above its limit, or with a bad element, is left out as a whole",
+    "test_what_a_bad_element_leaves_alone_keeps_its_bits",
+    "test_leaves_that_cannot_be_clipped_pass_through_uncounted",
+    "test_leaves_that_cannot_be_clipped_pass_through_by_hand_too",
+    "test_before_an_optimizer_it_trains",
+    "test_a_traced_nan_limit_makes_the_update_nan",
+    "test_a_group_keeps_its_direction_and_does_not_grow",
+)
 UNGROUPED = exempt(
     "it does not compare the size of a group with a limit",
     "test_no_group_exceeds_its_limit",
@@ -125,6 +134,13 @@ def around(wrapper, measures):
         return wrapper(clip, **options) if measures else wrapper(clip)
 
     return factory
+
+
+@functools.wraps(optaxclip.skip_above)
+def skip_above(threshold, **options):
+    """The guard as the matrix sees it: round nothing, by the global norm."""
+    whole = optaxclip.scopes.whole(**options)
+    return optaxclip.skip_above(optax.identity(), threshold, scope=whole)
 
 
 # Those that are measured in a way of their own; the curves of soft clipping are too
@@ -332,6 +348,13 @@ STRATEGIES = [
         )
         for guard in (optaxclip.skip_nonfinite, optaxclip.skip_spikes)
     ],
+    Strategy(
+        "skip_above",
+        skip_above,
+        "threshold",
+        oracles.FiniteSteps(oracles.global_norm(2), respond=oracles.leave_out),
+        exempt=NO_INFINITE_LIMIT | LEAVES_OUT,
+    ),
 ]
 
 # What bounds the parameters is exempt from what is said of updates alone. The matrix

@@ -50,7 +50,7 @@ class ZeroState(NamedTuple):
 
 
 def zero_nonfinite(
-    *, axis_name: AxisName = None
+    *, axis_name: AxisName = None, name: str = "zero_nonfinite"
 ) -> optax.GradientTransformationExtraArgs:
     r"""Set every number that is not finite to zero, and count them.
 
@@ -63,6 +63,7 @@ def zero_nonfinite(
     Args:
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
         report needs it.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation. Its entries in `optaxclip.report` are ``zeroed``, how many
@@ -83,7 +84,7 @@ def zero_nonfinite(
     def init(params: PyTree) -> ZeroState:
         counters = (jnp.zeros((), jnp.int32) for _ in range(2))
         report = ZeroReport(jnp.zeros((), jnp.float32), *counters)
-        return state_type("zero_nonfinite", ZeroState)(report)
+        return state_type(name, ZeroState)(report)
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
@@ -91,7 +92,7 @@ def zero_nonfinite(
         zeroed = _count_nonfinite(updates, axis_name)
         clean = filled(updates, map(_finite, counted(updates)))
         report = tally(state.report, zeroed > 0)._replace(zeroed=zeroed)
-        return clean, state_type("zero_nonfinite", ZeroState)(report)
+        return clean, state_type(name, ZeroState)(report)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -116,12 +117,13 @@ class _Nonfinite:
 
     axis_name: AxisName
 
-    def init(self) -> tuple[tuple[()], SkipReport]:
+    def init(self, params: PyTree) -> tuple[tuple[()], SkipReport]:
         return (), SkipReport(*(jnp.zeros((), jnp.int32) for _ in range(3)))
 
     def judge(
         self,
         updates: PyTree,
+        params: PyTree | None,
         memory: tuple[()],
         report: SkipReport,
         extra_args: Mapping[str, Any],
@@ -130,7 +132,10 @@ class _Nonfinite:
 
 
 def skip_nonfinite(
-    inner: optax.GradientTransformation, *, axis_name: AxisName = None
+    inner: optax.GradientTransformation,
+    *,
+    axis_name: AxisName = None,
+    name: str = "skip_nonfinite",
 ) -> optax.GradientTransformationExtraArgs:
     """Skip every step whose gradient holds NaN or infinity, and keep all state.
 
@@ -141,6 +146,7 @@ def skip_nonfinite(
     Args:
       inner: the whole optimizer.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation that hands ``params`` and extra arguments on to `inner`. Its
@@ -168,4 +174,4 @@ def skip_nonfinite(
       a finite gradient is not judged. Wrap it round ``optax.MultiSteps``, not inside:
       the sum that is kept there stays NaN once it was.
     """
-    return skipping(inner, _Nonfinite(axis_name), "skip_nonfinite")
+    return skipping(inner, _Nonfinite(axis_name), name)

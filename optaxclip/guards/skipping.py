@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Bool, PyTree
 
 from optaxclip.arguments import check_transformation
-from optaxclip.guards.holding import held_if, keep_if
+from optaxclip.guards.holding import held_if
 from optaxclip.guards.streaks import tally
 from optaxclip.leaves import counts
 from optaxclip.numbers import computed_once
@@ -23,7 +23,7 @@ class SkipState(NamedTuple):
 
     Attributes:
       inner_state: the state of the optimizer inside.
-      memory: what the guard remembers of the steps that were taken.
+      memory: what the guard remembers of past steps.
       report: what the last step did.
     """
 
@@ -36,14 +36,19 @@ class SkipState(NamedTuple):
 class Judge(Protocol):
     """What a guard has to answer of a step."""
 
-    def init(self) -> tuple[Any, Any]:
+    def init(self, params: PyTree) -> tuple[Any, Any]:
         """Give the memory and the report before the first step."""
         ...
 
     def judge(
-        self, updates: PyTree, memory: Any, report: Any, extra_args: Mapping[str, Any]
+        self,
+        updates: PyTree,
+        params: PyTree | None,
+        memory: Any,
+        report: Any,
+        extra_args: Mapping[str, Any],
     ) -> tuple[Bool[Array, ""], Any, Any]:
-        """Tell whether a step is bad, what to remember if not, and what to report."""
+        """Tell whether a step is bad, what to remember, and what to report."""
         ...
 
 
@@ -65,12 +70,19 @@ def skipping(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> SkipState:
-        return state_type(name, SkipState)(inner.init(params), *judge.init())
+        return state_type(name, SkipState)(inner.init(params), *judge.init(params))
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SkipState]:
-        bad, memory, report = judge.judge(updates, state.memory, state.report, extra)
+        if not hasattr(state, "inner_state"):
+            raise TypeError(
+                f"{name} needs the state that its own init or update gave, not "
+                f"{type(state).__name__}; call update(updates, state, params)."
+            )
+        bad, memory, report = judge.judge(
+            updates, params, state.memory, state.report, extra
+        )
         bad = (
             computed_once(bad.astype(jnp.float32)) > 0
         )  # or each leaf's kernels judge again
@@ -80,10 +92,8 @@ def skipping(
 
         taken, inner_state = held_if(bad, inner_update, state.inner_state)
         report = tally(report, bad)._replace(skipped=bad.astype(jnp.int32))
-        return _zero_if(bad, taken), state_type(name, SkipState)(
-            inner_state,
-            keep_if(bad, state.memory, memory),
-            report,
+        return _zero_if(bad, taken), state._replace(
+            inner_state=inner_state, memory=memory, report=report
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -12,13 +12,14 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
-from optaxclip import scopes
+from optaxclip import norms, scopes
 from optaxclip.arguments import check_between, check_limit, check_window
+from optaxclip.guards.holding import keep_if
+from optaxclip.guards.measuring import apart
 from optaxclip.guards.skipping import skipping
 from optaxclip.leaves import AxisName
 from optaxclip.norms.norm import measure
-from optaxclip.norms.sums import PowerNorm
-from optaxclip.numbers import Leaf, Number
+from optaxclip.thresholds.loss import loss_of
 from optaxclip.thresholds.window import Window
 
 Scalar = Float[Array, ""]
@@ -41,6 +42,7 @@ class SpikeReport(NamedTuple):
       norm: the norm of the last gradient, skipped or not.
       norm_score: by how many standard deviations it lay above the mean.
       value_score: by how many the loss did.
+      value_given: whether the last step was told its loss, 0 or 1.
     """
 
     skipped: Int32[Array, ""]
@@ -49,6 +51,7 @@ class SpikeReport(NamedTuple):
     norm: Scalar
     norm_score: Scalar
     value_score: Scalar
+    value_given: Int32[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,12 @@ class _Spikes:
     min_std: ArrayLike
     axis_name: AxisName
 
-    def init(self) -> tuple[SpikeMemory, SpikeReport]:
+    def init(self, params: PyTree) -> tuple[SpikeMemory, SpikeReport]:
         memory = SpikeMemory(*(_empty(self.window) for _ in range(2)))
         counters = (jnp.zeros((), jnp.int32) for _ in range(3))
         scores = (jnp.zeros((), jnp.float32) for _ in range(3))
-        return memory, SpikeReport(*counters, *scores)
+        given = jnp.zeros((), jnp.int32)
+        return memory, SpikeReport(*counters, *scores, value_given=given)
 
     def _score(self, window: Window, x: Scalar) -> Scalar:
         known = window.values < jnp.inf
@@ -93,26 +97,29 @@ class _Spikes:
     def judge(
         self,
         updates: PyTree,
+        params: PyTree | None,
         memory: SpikeMemory,
         report: SpikeReport,
         extra_args: Mapping[str, Any],
     ) -> tuple[Bool[Array, ""], SpikeMemory, SpikeReport]:
         norm = _norm(updates, self.axis_name)
         seen = {"norm": norm}
-        if extra_args.get("value") is not None:
-            seen["loss"] = _scalar(extra_args["value"])
+        loss = loss_of(extra_args)
+        if loss is not None:
+            seen["loss"] = loss.astype(jnp.float32)
         scores = {name: self._score(getattr(memory, name), seen[name]) for name in seen}
         bad = jnp.stack([self._stands_out(scores[name], seen[name]) for name in seen])
+        bad = jnp.any(bad)
+        taken = {name: _taken(getattr(memory, name), x) for name, x in seen.items()}
         unseen = jnp.zeros((), jnp.float32)
         return (
-            jnp.any(bad),
-            memory._replace(
-                **{name: _taken(getattr(memory, name), x) for name, x in seen.items()}
-            ),
+            bad,
+            keep_if(bad, memory, memory._replace(**taken)),
             report._replace(
                 norm=norm,
                 norm_score=scores["norm"],
                 value_score=scores.get("loss", unseen),
+                value_given=jnp.asarray("loss" in seen, jnp.int32),
             ),
         )
 
@@ -131,29 +138,10 @@ def _empty(size: int) -> Window:
 def _norm(updates: PyTree, axis_name: AxisName) -> Scalar:
     """Measure in float32; finite numbers whose norm it cannot hold have its largest."""
     groups = scopes.whole(axis_name=axis_name).arrange(updates)
-    size = measure(_SquaresApart(2), groups)
+    size = measure(apart(norms.l2), groups)
     largest = float(jnp.finfo(jnp.float32).max)
     most = jnp.where(jnp.isfinite(size.value), largest, jnp.inf)
     return jnp.minimum(size.plain.astype(jnp.float32), most)
-
-
-class _SquaresApart(PowerNorm):
-    """The L2 norm, by squares that XLA does not take for those of an optimizer inside.
-
-    It would keep them in memory for both, which is a copy of the gradient.
-    """
-
-    def _power(self, x: Leaf) -> Number:
-        return super()._power(x if jnp.iscomplexobj(x) else jnp.maximum(x, -x))
-
-
-def _scalar(value: ArrayLike) -> Scalar:
-    if jnp.shape(value) != ():
-        raise ValueError(
-            f"value must be a scalar loss, not of shape {jnp.shape(value)}; hand over "
-            "its mean."
-        )
-    return jnp.asarray(value).astype(jnp.float32)
 
 
 def skip_spikes(
@@ -165,6 +153,7 @@ def skip_spikes(
     min_steps: ArrayLike = 64,
     min_std: ArrayLike = 0.01,
     axis_name: AxisName = None,
+    name: str = "skip_spikes",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Skip every step whose loss or gradient norm stands out, and keep all state.
 
@@ -177,7 +166,7 @@ def skip_spikes(
     zero and leaves the state of `inner` bit for bit. Wrap the whole optimizer,
     clippers included, and hand the loss over:
     ``optimizer.update(grads, state, params, value=loss)``. Without ``value`` the norm
-    alone is judged.
+    alone is judged, and the report says so.
 
     Args:
       inner: the whole optimizer.
@@ -190,15 +179,17 @@ def skip_spikes(
         k times this share.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``;
         ``value`` has to be the same on all devices there.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation that hands ``params`` and extra arguments on to `inner`. Its
       entries in `optaxclip.report` are ``skipped`` (0 or 1), ``consecutive``,
-      ``total``, ``norm``, ``norm_score`` and ``value_score``.
+      ``total``, ``norm``, ``norm_score``, ``value_score`` and ``value_given`` (0 or
+      1: whether there was a loss).
 
     Raises:
       TypeError: if `inner` is no transformation, `window` is traced, or an argument
-        has the wrong type.
+        has the wrong type; in the update, if the loss comes as ``loss``.
       ValueError: if `sigmas`, `sigmas_below` or `min_std` is negative or NaN, or not
         1 <= `min_steps` <= `window`; in the update, if ``value`` is no scalar.
 
@@ -230,4 +221,4 @@ def skip_spikes(
     check_window(window)
     check_between(min_steps, 1, window, "min_steps, which the window has to hold,")
     judge = _Spikes(sigmas, sigmas_below, window, min_steps, min_std, axis_name)
-    return skipping(inner, judge, "skip_spikes")
+    return skipping(inner, judge, name)

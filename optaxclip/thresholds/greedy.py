@@ -10,9 +10,10 @@ from jaxtyping import Array, Float
 
 from optaxclip.arguments import check_between, check_decay
 from optaxclip.groups import PerGroup
-from optaxclip.numbers import Number, as_number
+from optaxclip.numbers import Number
 from optaxclip.thresholds.constant import take_thresholds
 from optaxclip.thresholds.ema import EmaState, average, empty_average
+from optaxclip.thresholds.loss import loss_of
 from optaxclip.thresholds.memory import begin, choose, full, like, remember
 from optaxclip.thresholds.threshold import GroupShapes, Observation
 from optaxclip.thresholds.tracked import within_floats
@@ -73,17 +74,13 @@ class Greedy:
         self, seen: Observation, state: tuple[Any, Any]
     ) -> tuple[PerGroup, tuple[Any, Any]]:
         """See `Threshold.update`."""
-        if seen.extra_args.get("value") is None:
+        loss = loss_of(seen.extra_args)
+        if loss is None:
             raise ValueError(
                 "a greedy limit needs the loss; call update(updates, state, params, "
                 "value=loss)."
             )
-        loss = jax.lax.stop_gradient(as_number(seen.extra_args["value"]))
-        if loss.shape != ():
-            raise ValueError(
-                f"value must be a scalar loss, not of shape {loss.shape}; hand over "
-                "its mean."
-            )
+        loss = jax.lax.stop_gradient(loss)
         start, first = self.start.update(seen, state[0])
 
         def step(

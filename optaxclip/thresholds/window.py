@@ -95,20 +95,25 @@ class HistoricalSigma(Remembering):
 
     The magnitudes are those before clipping, and the present one is not among them. A
     spike of any size raises the limit until it has left the window, and no longer.
-    There is no limit until the window is full.
+    There is no limit until the window is full, or holds `min_steps` magnitudes.
 
     Attributes:
       sigmas: k >= 0.
       window: how many magnitudes of each group are kept, n >= 1.
+      min_steps: how many of them there have to be before the first limit, from 1 to
+        n; n if not given. Levanter's ``clip_update_by_historical_norm`` takes n / 2.
     """
 
     sigmas: ArrayLike = 3.0
     window: int = 128
+    min_steps: ArrayLike | None = None
 
     def __post_init__(self) -> None:
         """Check what is known now."""
         check_limit(self.sigmas, "sigmas")
         check_window(self.window)
+        if self.min_steps is not None:
+            check_between(self.min_steps, 1, self.window, "min_steps")
 
     def first(self, group: jax.ShapeDtypeStruct) -> Window:
         """See `Remembering.first`."""
@@ -116,12 +121,15 @@ class HistoricalSigma(Remembering):
 
     def step(self, size: Number, memory: Window) -> tuple[Number, Window]:
         """See `Remembering.step`."""
-        full = memory.filled == self.window
-        values = jnp.where(full[..., None], memory.values, 0)
+        least = self.window if self.min_steps is None else self.min_steps
+        enough = memory.filled >= jnp.asarray(least).astype(jnp.int32)
+        known = (memory.values < jnp.inf) & enough[..., None]
+        values = jnp.where(known, memory.values, 0)
         # In units of the largest, whose square can neither overflow nor vanish.
         largest = jnp.max(values, axis=-1)
         unit = jnp.where(largest > 0, largest, 1)
         scaled = values / unit[..., None]
-        sigmas = like(self.sigmas, size) * jnp.std(scaled, axis=-1)
-        limit = unit * (jnp.mean(scaled, axis=-1) + sigmas)
-        return jnp.where(full, limit, jnp.inf), memory.pushed(size)
+        known = known | ~enough[..., None]  # no mean is that of nothing
+        sigmas = like(self.sigmas, size) * jnp.std(scaled, axis=-1, where=known)
+        limit = unit * (jnp.mean(scaled, axis=-1, where=known) + sigmas)
+        return jnp.where(enough, limit, jnp.inf), memory.pushed(size)

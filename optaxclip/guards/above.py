@@ -1,0 +1,172 @@
+"""Steps that are above a limit, whichever threshold tells it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int32, PyTree
+
+from optaxclip import norms, responses, scopes
+from optaxclip.arguments import check_role
+from optaxclip.clipper import Clip
+from optaxclip.groups import Groups, map_groups
+from optaxclip.guards.holding import keep_if
+from optaxclip.guards.measuring import apart
+from optaxclip.guards.skipping import skipping
+from optaxclip.norms import Norm
+from optaxclip.norms.norm import ByNorm
+from optaxclip.numbers import Number, capped
+from optaxclip.reports import ClipState, empty_report
+from optaxclip.responses.apply import ByResponse
+from optaxclip.scopes import Scope
+from optaxclip.thresholds import Limit, as_threshold
+
+_WHOLE = scopes.whole()
+
+
+class AboveReport(NamedTuple):
+    """What `skip_above` did.
+
+    The last two have the shapes of those in `ClipReport`.
+
+    Attributes:
+      skipped: whether the last step was skipped, 0 or 1.
+      consecutive: how many steps in a row, up to the last, were skipped.
+      total: how many steps so far were skipped.
+      norm: the magnitude of each group in the last step, skipped or not; where groups
+        are very many, that of the one group that was the most above its limit.
+      limit: the limit of the same groups.
+    """
+
+    skipped: Int32[Array, ""]
+    consecutive: Int32[Array, ""]
+    total: Int32[Array, ""]
+    norm: Float[Array, "..."]
+    limit: Float[Array, "..."]
+
+
+@dataclass(frozen=True)
+class _Above:
+    """Judge a step by the limits that a clipper would have."""
+
+    clip: Clip
+
+    def init(self, params: PyTree) -> tuple[Any, AboveReport]:
+        first = self.clip.init(params)
+        counters = (jnp.zeros((), jnp.int32) for _ in range(3))
+        norm, limit = first.report.pre_norm, first.report.limit
+        return first.threshold, AboveReport(*counters, norm=norm, limit=limit)
+
+    def judge(
+        self,
+        updates: PyTree,
+        params: PyTree | None,
+        memory: Any,
+        report: AboveReport,
+        extra_args: Mapping[str, Any],
+    ) -> tuple[Bool[Array, ""], Any, AboveReport]:
+        groups = self.clip.scope.arrange(updates)
+        size, _ = self.clip.measure(groups, ())
+        known = ClipState(memory, (), empty_report(())._replace(pre_norm=report.norm))
+        limit, learned = self.clip.limit(
+            updates, groups, size, known, params, extra_args
+        )
+        broken = _any(groups, map_groups(_is_broken, size.value))
+        above = _any(groups, map_groups(_exceeds, *size, limit))
+        norm, bound, _ = groups.summarize(*size, limit)
+        return (
+            broken | above,
+            keep_if(broken, memory, learned),
+            report._replace(
+                norm=norm.astype(jnp.float32), limit=bound.astype(jnp.float32)
+            ),
+        )
+
+
+def _any(groups: Groups, mask: PyTree[Bool[Array, "..."]]) -> Bool[Array, ""]:
+    return groups.share(mask) > 0
+
+
+def _is_broken(value: Number) -> Bool[Array, "..."]:
+    return ~jnp.isfinite(value)
+
+
+def _exceeds(value: Number, scale: Number, limit: Number) -> Bool[Array, "..."]:
+    return ~(capped(value, scale) <= limit)  # NaN is no limit that anything is below
+
+
+def skip_above(
+    inner: optax.GradientTransformation,
+    threshold: Limit,
+    *,
+    scope: Scope = _WHOLE,
+    norm: Norm = norms.l2,
+    name: str = "skip_above",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Skip every step in which any group is above its limit, and keep all state.
+
+    $$u_t \leftarrow 0 \text{ if } \lVert g_t \rVert > c_t \text{ for any group}$$
+
+    A step that is not finite is above any limit. Like `skip_nonfinite`, a skipped step
+    gives updates of zero and leaves the state of `inner` bit for bit. Wrap the whole
+    optimizer, clippers included, so that the raw gradient is judged.
+
+    The threshold sees every finite step, and learns from one that is skipped what it
+    learns from one that a clipper shortens: ``Ema`` its limit, ``HistoricalSigma`` the
+    magnitude as it is. So a limit with memory follows a level that lasts, as fast as
+    it does in a clipper, and a schedule goes on. Of a step that is not finite nothing
+    is remembered.
+
+    Args:
+      inner: the whole optimizer.
+      threshold: how big is too big: a number, an array, a schedule of the guard's own
+        finite steps, a tree of these as the scope takes it, or one of
+        `optaxclip.thresholds`: 20 times the average norm is ``thresholds.Ema(20.0)``.
+      scope: which numbers are measured together, one of `optaxclip.scopes`, which
+        takes ``axis_name`` and ``leading_axes``.
+      norm: how big such a group is, one of `optaxclip.norms`.
+      name: what `optaxclip.report` calls it.
+
+    Returns:
+      A transformation that hands ``params`` and extra arguments on to `inner`. Its
+      entries in `optaxclip.report` are ``skipped`` (0 or 1), ``consecutive``,
+      ``total``, ``norm`` and ``limit``.
+
+    Raises:
+      TypeError: if an argument is not what it has to be.
+      ValueError: if a limit is negative or NaN.
+
+    Examples:
+      >>> average = optaxclip.thresholds.Ema(factor=5.0, decay=0.9)
+      >>> optimizer = optaxclip.skip_above(optax.sgd(1.0), average)
+      >>> state = optimizer.init(jnp.zeros(1))
+      >>> for gradient in 1.0, 1.2, 80.0, 1.1:
+      ...     updates, state = optimizer.update(jnp.array([gradient]), state)
+      ...     print(updates)
+      [-1.]
+      [-1.2]
+      [0.]
+      [-1.1]
+
+    Note:
+      A limit that does not move, such as a number, can skip for ever: the parameters
+      stay where the gradient is too large, and the next gradient is too large again.
+      So can a limit that takes in no spikes, ``ZScore(skip_update_on_spike=True)``, and
+      a ``Share`` of parameters that no longer move. ``consecutive`` says so, and
+      `optaxclip.stop_on_streak` ends the run.
+
+      ``RollingPercentile`` counts the present step in: one that is larger than all
+      in its window is skipped whatever the percentile below 100.
+    """
+    check_role(scope, Scope, "scope", "scopes.whole()")
+    check_role(norm, Norm, "norm", "norms.l2")
+    limits = Clip(
+        name,
+        scope,
+        as_threshold(threshold),
+        ByNorm(apart(norm)),
+        ByResponse(responses.drop),
+    )
+    return skipping(inner, _Above(limits), name)
