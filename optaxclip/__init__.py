@@ -38,6 +38,7 @@ from optaxclip.strategies.norm_limits import (
     clip_unit_norm,
 )
 from optaxclip.strategies.quantile_clip import quantile_clip
+from optaxclip.strategies.relative_update import relative_update
 from optaxclip.strategies.soft import soft_clip_global_norm, soft_clip_value
 from optaxclip.strategies.spam import spam_clip
 from optaxclip.strategies.stable_adam import scale_by_stable_adam
@@ -57,6 +58,7 @@ from optaxclip.weights.shares import (
     latent_attention_shares,
 )
 from optaxclip.weights.spectral_norm import clip_weight_spectral_norm
+from optaxclip.weights.spheres import hyperball, normalize_weights
 
 __version__ = version("optaxclip")
 
@@ -94,13 +96,16 @@ __all__ = [
     "error_feedback",
     "explain",
     "greedy_clip",
+    "hyperball",
     "latent_attention_shares",
     "max_logits",
+    "normalize_weights",
     "norms",
     "per_example_norms",
     "qk_clip",
     "quantile_clip",
     "record_max_logits",
+    "relative_update",
     "report",
     "responses",
     "scale_by_stable_adam",

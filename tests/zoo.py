@@ -75,6 +75,14 @@ SOFT = exempt(
     "test_what_is_within_the_limit_keeps_its_bits",
 )
 
+SPHERES = SOFT | exempt(
+    "it scales up as well as down",
+    "test_a_group_keeps_its_direction_and_does_not_grow",
+    "test_no_group_exceeds_its_limit",
+    "test_clipping_commutes_with_a_change_of_unit",
+    "test_the_derivative_at_zero_updates_is_the_identity",
+)
+
 # What a strategy without a limit to set, or one that its first step does not use, is
 # exempt from.
 LIMITLESS = exempt(
@@ -294,6 +302,14 @@ STRATEGIES = [
         needs_params=True,
     ),
     Strategy(
+        "relative_update",
+        optaxclip.relative_update,
+        "ratio",
+        Groupwise(oracles.tensor_norm, oracles.own_size, oracles.normalize),
+        exempt=SPHERES,
+        needs_params=True,
+    ),
+    Strategy(
         "scale_by_stable_adam",
         optaxclip.scale_by_stable_adam,
         "max_rms",
@@ -425,6 +441,27 @@ STRATEGIES += [
         "max_norm",
         oracles.OfWeights(Groupwise(oracles.spectral_norm)),
         exempt=WEIGHTS | WHOLE_MATRICES,
+        needs_params=True,
+    ),
+    Strategy(
+        "normalize_weights",
+        optaxclip.normalize_weights,
+        "radius",
+        oracles.OfWeights(Groupwise(oracles.unit_norm, respond=oracles.normalize)),
+        exempt=WEIGHTS | SPHERES,
+        needs_params=True,
+    ),
+    Strategy(
+        "hyperball",
+        optaxclip.hyperball,
+        "learning_rate",
+        oracles.hyperball,
+        exempt=WEIGHTS
+        | SPHERES
+        | exempt(
+            "however long a step is, it ends on the sphere",
+            "test_limit_inf_changes_no_bit_even_of_inf_and_nan",
+        ),
         needs_params=True,
     ),
 ]
