@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from optaxclip import norms, responses, scopes, thresholds
 from optaxclip.clipper import clipper
+from optaxclip.cotangents import clip_cotangents
 from optaxclip.feedback import error_feedback
 from optaxclip.guards import (
     skip_nonfinite,
@@ -29,6 +30,7 @@ from optaxclip.strategies.agc import agc
 from optaxclip.strategies.aggc import aggc
 from optaxclip.strategies.autoclip import autoclip
 from optaxclip.strategies.clippy import clippy
+from optaxclip.strategies.delta_clip import delta_clip
 from optaxclip.strategies.greedy_clip import greedy_clip
 from optaxclip.strategies.norm_limits import (
     clip_global_norm,
@@ -75,6 +77,7 @@ __all__ = [
     "attention_shares",
     "autoclip",
     "bound_weights",
+    "clip_cotangents",
     "clip_global_norm",
     "clip_group_norm",
     "clip_per_example",
@@ -93,6 +96,7 @@ __all__ = [
     "clipped_value_and_grad",
     "clipper",
     "clippy",
+    "delta_clip",
     "error_feedback",
     "explain",
     "greedy_clip",

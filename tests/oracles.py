@@ -126,6 +126,17 @@ def normalize(x, size, limit):
     return np.where(np.isinf(limit), x, x * factor)
 
 
+def shrink_by_at_least(factor):
+    """Scale a group down to its limit, but by no factor below the given one."""
+
+    def respond(x, size, limit):
+        return shrink(
+            x, size, np.maximum(limit, np.where(size < np.inf, size, 0) * factor)
+        )
+
+    return respond
+
+
 def clamp(x, size, limit):
     """Bring every number down to the limit, infinite ones too."""
     direction = np.where(np.isinf(size), np.sign(x), x / np.where(size > 0, size, 1))

@@ -151,3 +151,43 @@ def test_columns_have_root_mean_square_one_as_edm2_has_them():
     updates, _ = bound.update(jnp.zeros_like(params), bound.init(params), params)
     after = wide(optax.apply_updates(params, updates))
     np.testing.assert_allclose(np.sqrt((after**2).mean(0)), 1.0, rtol=1e-6)
+
+
+def test_norms_of_weights_are_brought_into_a_band_from_both_sides():
+    sizes = np.array([0.0, 0.1, 0.5, 1.0, 2.0, 2.5, 9.0])
+    columns = wide(normal((20, 7), 0))
+    params = jnp.asarray(columns / np.linalg.norm(columns, axis=0) * sizes, jnp.float32)
+    bound = optaxclip.clip_weight_norm(2.0, min_norm=0.5, axis=0)
+    updates, state = bound.update(jnp.zeros_like(params), bound.init(params), params)
+    after = optax.apply_updates(params, updates)
+    found = np.linalg.norm(wide(after), axis=0)
+    np.testing.assert_allclose(found, [0.0, 0.5, 0.5, 1.0, 2.0, 2.0, 2.0], rtol=1e-6)
+    np.testing.assert_array_equal(updates[:, 3], 0.0)
+    np.testing.assert_allclose(optaxclip.report(state)["clip/limit"], 2.0)
+
+
+def test_a_band_of_weights_without_an_upper_edge_raises_alone():
+    params = {"small": jnp.full(4, 0.1), "large": jnp.full(4, 1e30)}
+    bound = optaxclip.clip_weight_norm(jnp.inf, min_norm=1.0)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = bound.update(zeros, bound.init(params), params)
+    after = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(after["small"], 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(after["large"], params["large"])
+
+
+def test_a_band_of_weights_that_is_upside_down_is_refused():
+    wanted = "^min_norm must be at most max_norm, but 2.0 is above 1.0.$"
+    with pytest.raises(ValueError, match=wanted):
+        optaxclip.clip_weight_norm(1.0, min_norm=2.0)
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e20, 3e38])
+def test_delta_clip_never_shrinks_by_more_than_its_smallest_factor(size):
+    updates = tree_of(jnp.float32, size)
+    clip = optaxclip.delta_clip(2.0, 0.25)
+    found, _ = clip.update(updates, clip.init(updates))
+    flat = np.concatenate([np.ravel(wide(x)) for x in jax.tree.leaves(updates)])
+    factor = min(1.0, max(0.25, 2.0 / np.linalg.norm(flat)))
+    for got, had in zip(jax.tree.leaves(found), jax.tree.leaves(updates), strict=True):
+        np.testing.assert_allclose(wide(got), factor * wide(had), rtol=1e-6)

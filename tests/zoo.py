@@ -260,6 +260,21 @@ STRATEGIES = [
         Groupwise(oracles.global_norm(2)),
     ),
     Strategy(
+        "delta_clip",
+        optaxclip.delta_clip,
+        "max_norm",
+        Groupwise(oracles.global_norm(2), respond=oracles.shrink_by_at_least(0.1)),
+        options={"min_factor": 0.1},
+        exempt=exempt(
+            "a share is left of what is above its limit",
+            "test_limit_zero_gives_zeros",
+            "test_a_traced_negative_limit_acts_as_zero",
+            "test_no_group_exceeds_its_limit",
+            "test_clipping_twice_is_clipping_once",
+            "test_a_complex_number_is_clipped_by_its_modulus_and_keeps_its_phase",
+        ),
+    ),
+    Strategy(
         "spam_clip",
         optaxclip.spam_clip,
         None,
@@ -491,10 +506,13 @@ LIKE_ANOTHER = {
     "clip_global_norm_3": "clip_global_norm",
     "soft_clip_global_norm": "clip_global_norm",
     "clip_tensor_rms": "clip_tensor_norm",
+    "delta_clip": "clip_global_norm",
     "clip_trust_ratio": "agc",
+    "relative_update": "agc",
     "soft_clip_singular_values": "clip_singular_values",
     "clip_weight_norm": "clip_weights",
     "clip_weights_to_init": "clip_weights",
+    "normalize_weights": "clip_weights",
 }
 
 

@@ -154,7 +154,8 @@ def hyperball(
       Levanter bounds norms from below by 1e-10; no such guard is needed here.
 
     References:
-      Hyperball optimization, 2026, arXiv:2606.16899.
+      Wen et al., Fantastic pretraining optimizers and where to find them II: hyperball
+      optimization, 2026, arXiv:2606.16899.
     """
     scope = scopes.tensor(leading_axes=leading_axes, axis_name=axis_name)
     own = Share(1.0, 0.0) if radius is None else as_threshold(radius, "radius")
