@@ -5,6 +5,7 @@ from importlib.metadata import version
 from optaxclip import norms, responses, scopes, thresholds
 from optaxclip.clipper import clipper
 from optaxclip.exports import register_for_export
+from optaxclip.cotangents import clip_cotangents
 from optaxclip.feedback import error_feedback
 from optaxclip.guards import (
     skip_above,
@@ -31,6 +32,7 @@ from optaxclip.strategies.agc import agc
 from optaxclip.strategies.aggc import aggc
 from optaxclip.strategies.autoclip import autoclip
 from optaxclip.strategies.clippy import clippy
+from optaxclip.strategies.delta_clip import delta_clip
 from optaxclip.strategies.greedy_clip import greedy_clip
 from optaxclip.strategies.norm_limits import (
     clip_global_norm,
@@ -40,6 +42,7 @@ from optaxclip.strategies.norm_limits import (
     clip_unit_norm,
 )
 from optaxclip.strategies.quantile_clip import quantile_clip
+from optaxclip.strategies.relative_update import relative_update
 from optaxclip.strategies.soft import soft_clip_global_norm, soft_clip_value
 from optaxclip.strategies.spam import spam_clip
 from optaxclip.strategies.stable_adam import scale_by_stable_adam
@@ -59,6 +62,7 @@ from optaxclip.weights.shares import (
     latent_attention_shares,
 )
 from optaxclip.weights.spectral_norm import clip_weight_spectral_norm
+from optaxclip.weights.spheres import hyperball, normalize_weights
 
 __version__ = version("optaxclip")
 
@@ -75,6 +79,7 @@ __all__ = [
     "attention_shares",
     "autoclip",
     "bound_weights",
+    "clip_cotangents",
     "clip_global_norm",
     "clip_group_norm",
     "clip_per_example",
@@ -93,17 +98,21 @@ __all__ = [
     "clipped_value_and_grad",
     "clipper",
     "clippy",
+    "delta_clip",
     "error_feedback",
     "explain",
     "greedy_clip",
+    "hyperball",
     "latent_attention_shares",
     "max_logits",
+    "normalize_weights",
     "norms",
     "per_example_norms",
     "qk_clip",
     "quantile_clip",
     "record_max_logits",
     "register_for_export",
+    "relative_update",
     "report",
     "responses",
     "scale_by_stable_adam",

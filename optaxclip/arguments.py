@@ -90,14 +90,17 @@ def check_between(value: Any, low: float, high: float, argument: str) -> None:
     )
 
 
-def check_order(low: Any, high: Any) -> None:
+def check_order(low: Any, high: Any, names: tuple[str, str] = ("low", "high")) -> None:
     """Refuse a lower bound above the upper one."""
     try:
         ordered = np.all(np.asarray(low) <= np.asarray(high))
     except jax.errors.TracerArrayConversionError:
         return
     if not ordered:
-        raise ValueError(f"low must be at most high, but {low} is above {high}.")
+        first, second = names
+        raise ValueError(
+            f"{first} must be at most {second}, but {low} is above {high}."
+        )
 
 
 def check_decay(value: Any, argument: str = "decay") -> None:

@@ -98,7 +98,8 @@ def check_state(name: str, state: Any) -> None:
     """Refuse what is no state of a clipper, such as none at all."""
     if not hasattr(state, "threshold"):
         raise TypeError(
-            f"{name} needs the state that its own init or update gave, not {state!r}."
+            f"{name} needs the state that its own init or update gave, not {state!r}; "
+            "use optaxclip.shrink_tree where there is none."
         )
 
 

@@ -119,6 +119,24 @@ def shrink(x, size, limit):
     return np.where(np.isinf(limit), x, x * factor)
 
 
+def normalize(x, size, limit):
+    """Scale a group to its limit, up as well as down; zeros stay."""
+    factor = np.where(size > 0, limit / np.where(size > 0, size, 1.0), 1.0)
+    factor = np.where(np.isfinite(size), factor, np.nan)
+    return np.where(np.isinf(limit), x, x * factor)
+
+
+def shrink_by_at_least(factor):
+    """Scale a group down to its limit, but by no factor below the given one."""
+
+    def respond(x, size, limit):
+        return shrink(
+            x, size, np.maximum(limit, np.where(size < np.inf, size, 0) * factor)
+        )
+
+    return respond
+
+
 def clamp(x, size, limit):
     """Bring every number down to the limit, infinite ones too."""
     direction = np.where(np.isinf(size), np.sign(x), x / np.where(size > 0, size, 1))
@@ -183,6 +201,11 @@ class Groupwise:
 def share_of_tensor(params, limit):
     """A share of the norm of the tensor itself, which counts as 1e-3 or more."""
     return [limit * np.maximum(size, 1e-3) for size in tensor_norm(params)]
+
+
+def own_size(params, limit):
+    """A share of the norm of the tensor itself, even if that is next to nothing."""
+    return [limit * size for size in tensor_norm(params)]
 
 
 def unchanged(updates, params, limit):
@@ -309,6 +332,22 @@ class OfWeights:
                 np.where((t == s) | (np.isnan(t) & np.isnan(s)), u, t - p)
                 for t, s, u, p in zip(within, after, updates, params, strict=True)
             ]
+
+
+def hyperball(updates, params, limit):
+    """A step of a share of the norm, brought back to the sphere: MuonH's formula."""
+    result = []
+    for x, w in zip(broken_tensors(updates, params, limit), params, strict=True):
+        (length,), (radius,) = tensor_norm([x]), tensor_norm([w])
+        moved = w - limit * radius * x / np.where(length == 0, 1.0, length)
+        (size,) = tensor_norm([moved])
+        after = radius * moved / np.where(size == 0, 1.0, size)
+        step = np.asarray(after - w).view(Within)
+        # Of weights so near to the center rounding decides to which side they go.
+        aimless = size <= 1e-6 * radius
+        step.error = (2 if aimless else 2e-6) * np.max(np.abs(w), initial=0.0)
+        result.append(step)
+    return result
 
 
 def bend(size, scale):

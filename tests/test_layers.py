@@ -24,7 +24,7 @@ FLOORS = [
     {"thresholds", "responses", "reports"},
     {"clipper"},
     {"spectral", "strategies", "trees"},
-    {"feedback", "guards", "per_example", "weights"},
+    {"cotangents", "feedback", "guards", "per_example", "weights"},
     {"__init__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -75,6 +75,14 @@ SOFT = exempt(
     "test_what_is_within_the_limit_keeps_its_bits",
 )
 
+SPHERES = SOFT | exempt(
+    "it scales up as well as down",
+    "test_a_group_keeps_its_direction_and_does_not_grow",
+    "test_no_group_exceeds_its_limit",
+    "test_clipping_commutes_with_a_change_of_unit",
+    "test_the_derivative_at_zero_updates_is_the_identity",
+)
+
 # What a strategy without a limit to set, or one that its first step does not use, is
 # exempt from.
 LIMITLESS = exempt(
@@ -268,6 +276,21 @@ STRATEGIES = [
         Groupwise(oracles.global_norm(2)),
     ),
     Strategy(
+        "delta_clip",
+        optaxclip.delta_clip,
+        "max_norm",
+        Groupwise(oracles.global_norm(2), respond=oracles.shrink_by_at_least(0.1)),
+        options={"min_factor": 0.1},
+        exempt=exempt(
+            "a share is left of what is above its limit",
+            "test_limit_zero_gives_zeros",
+            "test_a_traced_negative_limit_acts_as_zero",
+            "test_no_group_exceeds_its_limit",
+            "test_clipping_twice_is_clipping_once",
+            "test_a_complex_number_is_clipped_by_its_modulus_and_keeps_its_phase",
+        ),
+    ),
+    Strategy(
         "spam_clip",
         optaxclip.spam_clip,
         None,
@@ -307,6 +330,14 @@ STRATEGIES = [
         optaxclip.clip_trust_ratio,
         "max_ratio",
         Groupwise(oracles.tensor_norm, oracles.share_of_tensor),
+        needs_params=True,
+    ),
+    Strategy(
+        "relative_update",
+        optaxclip.relative_update,
+        "ratio",
+        Groupwise(oracles.tensor_norm, oracles.own_size, oracles.normalize),
+        exempt=SPHERES,
         needs_params=True,
     ),
     Strategy(
@@ -450,6 +481,27 @@ STRATEGIES += [
         exempt=WEIGHTS | WHOLE_MATRICES,
         needs_params=True,
     ),
+    Strategy(
+        "normalize_weights",
+        optaxclip.normalize_weights,
+        "radius",
+        oracles.OfWeights(Groupwise(oracles.unit_norm, respond=oracles.normalize)),
+        exempt=WEIGHTS | SPHERES,
+        needs_params=True,
+    ),
+    Strategy(
+        "hyperball",
+        optaxclip.hyperball,
+        "learning_rate",
+        oracles.hyperball,
+        exempt=WEIGHTS
+        | SPHERES
+        | exempt(
+            "however long a step is, it ends on the sphere",
+            "test_limit_inf_changes_no_bit_even_of_inf_and_nan",
+        ),
+        needs_params=True,
+    ),
 ]
 
 
@@ -477,7 +529,9 @@ LIKE_ANOTHER = {
     "clip_global_norm_3": "clip_global_norm",
     "soft_clip_global_norm": "clip_global_norm",
     "clip_tensor_rms": "clip_tensor_norm",
+    "delta_clip": "clip_global_norm",
     "clip_trust_ratio": "agc",
+    "relative_update": "agc",
     "soft_clip_singular_values": "clip_singular_values",
     "clip_weight_norm": "clip_weights",
     "clip_weights_to_init": "clip_weights",
@@ -486,6 +540,7 @@ LIKE_ANOTHER = {
     "quantile_clip": "autoclip",
     "aggc": "clip_group_norm",
     "adaclip": "spam_clip",
+    "normalize_weights": "clip_weights",
 }
 
 

@@ -12,7 +12,7 @@ from optaxclip.thresholds.constant import (
 from optaxclip.thresholds.ema import Ema
 from optaxclip.thresholds.greedy import Greedy
 from optaxclip.thresholds.memory import Remembering
-from optaxclip.thresholds.relative import PerRootSize, Share
+from optaxclip.thresholds.relative import OwnShare, PerRootSize, Share
 from optaxclip.thresholds.threshold import Observation, Threshold
 from optaxclip.thresholds.tracked import TrackedQuantile
 from optaxclip.thresholds.window import HistoricalSigma, RollingPercentile
@@ -35,6 +35,7 @@ __all__ = [
     "Maximum",
     "Minimum",
     "Observation",
+    "OwnShare",
     "PerRootSize",
     "Remembering",
     "RollingPercentile",

@@ -1,4 +1,4 @@
-"""Limits relative to the model: to its size, and to its parameters."""
+"""Limits relative to the size of the model, to its parameters, or to the group."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -75,3 +75,40 @@ class Share:
             return jnp.where(unlimited, jnp.inf, product)
 
         return map_groups(limit, seen.measure_params(), share), state
+
+
+@dataclass(frozen=True)
+class OwnShare:
+    r"""The limit $\delta m$, m being the group's own magnitude.
+
+    Under it no group shrinks by a factor below δ: ``Maximum(c, OwnShare(delta))`` is a
+    limit c that never cuts off more. With the share 1 it stands for the group as it is,
+    between other limits: ``Minimum(high, Maximum(low, OwnShare(1.0)))`` and the
+    response `normalize` keep groups in a band. A magnitude that is not finite has the
+    limit 0.
+
+    Attributes:
+      share: δ, at least 0.
+    """
+
+    share: ArrayLike
+
+    def __post_init__(self) -> None:
+        """Check what is known now."""
+        check_limit(self.share, "share")
+
+    def init(self, groups: GroupShapes) -> tuple[()]:
+        """See `Threshold.init`."""
+        return ()
+
+    def update(self, seen: Observation, state: tuple[()]) -> tuple[PerGroup, tuple[()]]:
+        """See `Threshold.update`."""
+
+        def limit(value: Number, scale: Number) -> Number:
+            share = jnp.asarray(self.share).astype(value.dtype)
+            # Of a magnitude that no float holds, the share may be one that a float
+            # does; no finite group is without a limit.
+            own = jnp.minimum(share * value / scale, jnp.finfo(value.dtype).max)
+            return jnp.where(value < jnp.inf, own, 0)
+
+        return map_groups(limit, *seen.size), state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -73,6 +74,13 @@ def _reach(
     return jnp.where(same, update, jnp.where(beyond, less, found))
 
 
+def _nearest(param: Number, update: Number, target: Number) -> Number:
+    """Find the update that brings a parameter to a target, on either side of it."""
+    there = param + update
+    same = (there == target) | (jnp.isnan(there) & jnp.isnan(target))
+    return jnp.where(same, update, target - param)
+
+
 def _parts(x: Leaf) -> list[Number]:
     return [x.real, x.imag] if jnp.iscomplexobj(x) else [x]
 
@@ -102,6 +110,15 @@ class _Pair:
     def reach(self, target: Leaf) -> Leaf:
         each = zip(self.param, self.update, _parts(target), strict=True)
         found = _whole([_reach(p, u, t, self.types) for p, u, t in each])
+        return found.astype(self.dtype)
+
+    def unrounded(self) -> Leaf:
+        pairs = zip(self.param, self.update, strict=True)
+        return _whole([p + u for p, u in pairs])
+
+    def nearest(self, target: Leaf) -> Leaf:
+        each = zip(self.param, self.update, _parts(target), strict=True)
+        found = _whole([_nearest(p, u, t) for p, u, t in each])
         return found.astype(self.dtype)
 
 
@@ -139,6 +156,29 @@ def bound_weights(
       zero than it has to: a float16 of 6e4 with a limit of 1 goes to 0, since no
       float16 leads from 6e4 to 1. The bound holds.
     """
+    return _of_weights(clip, name, _Pair.sum, _Pair.reach)
+
+
+def place_weights(
+    clip: optax.GradientTransformation, name: str
+) -> optax.GradientTransformationExtraArgs:
+    """Let a clipper say what the parameters become, to the nearest number.
+
+    Where a bound rounds towards zero, a sphere would shrink with every step.
+
+    Args:
+      clip: any clipper of the library.
+      name: what a missing argument is complained about as.
+    """
+    return _of_weights(clip, name, _Pair.unrounded, _Pair.nearest)
+
+
+def _of_weights(
+    clip: optax.GradientTransformation,
+    name: str,
+    add: Callable[[_Pair], Leaf],
+    lead: Callable[[_Pair, Leaf], Leaf],
+) -> optax.GradientTransformationExtraArgs:
     inner = optax.with_extra_args_support(clip)
 
     def update(
@@ -146,11 +186,11 @@ def bound_weights(
     ) -> tuple[PyTree, Any]:
         given = counted(beside(name, updates, params))
         pairs = [_Pair(*each) for each in zip(given, counted(updates), strict=True)]
-        sums = (pair.sum() for pair in pairs)
+        sums = map(add, pairs)
         following = filled(updates, sums)
         targets, state = inner.update(following, state, params, **extra)
         found = (
-            pair.reach(target)
+            lead(pair, target)
             for pair, target in zip(pairs, counted(targets), strict=True)
         )
         return filled(updates, found), state

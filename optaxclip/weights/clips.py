@@ -8,9 +8,18 @@ import optax
 from jax.typing import ArrayLike
 
 from optaxclip import norms, responses, scopes
+from optaxclip.arguments import check_order, is_real
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
-from optaxclip.thresholds import Limit, as_threshold
+from optaxclip.responses import Response
+from optaxclip.thresholds import (
+    Limit,
+    Maximum,
+    Minimum,
+    OwnShare,
+    Threshold,
+    as_threshold,
+)
 from optaxclip.thresholds.constant import as_interval
 from optaxclip.weights.bounds import bound_weights
 
@@ -73,19 +82,37 @@ def clip_weights(
     )
 
 
+def _in_band(max_norm: Limit, min_norm: Limit | None) -> tuple[Threshold, Response]:
+    """Give what shrinks to one norm, and raises to another one if that is given."""
+    highest = as_threshold(max_norm, "max_norm")
+    if min_norm is None:
+        return highest, responses.shrink
+    lowest = as_threshold(min_norm, "min_norm")
+    if is_real(min_norm) and is_real(max_norm):
+        check_order(min_norm, max_norm, ("min_norm", "max_norm"))
+    nearest = Minimum(highest, Maximum(lowest, OwnShare(1.0)))
+    return nearest, responses.normalize
+
+
 def clip_weight_norm(
-    max_norm: Limit, *, axis: Any = None, axis_name: AxisName = None
+    max_norm: Limit,
+    *,
+    min_norm: Limit | None = None,
+    axis: Any = None,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keep the norm of every tensor, or of every unit, below a bound.
 
     $$w_j \leftarrow w_j \cdot \min(1, c / \lVert w_j \rVert_2)$$
 
-    With `axis` this is the max-norm constraint. Place it last in a chain. Needs
-    ``params``.
+    With `axis` this is the max-norm constraint. With `min_norm` norms are kept in a
+    band: what is below is scaled up. Place it last in a chain. Needs ``params``.
 
     Args:
       max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
         the clipper's own step, a prefix tree of these, or a threshold.
+      min_norm: the smallest norm allowed, but for one rounding, given like `max_norm`,
+        which holds where it is the smaller; none if not given. Zeros stay zeros.
       axis: the dimensions that are measured together, ``axis=0`` for what feeds each
         unit of a dense kernel: an int, a tuple, or a prefix tree of these; the whole
         tensor if not given. Scalars and vectors are always measured whole.
@@ -96,9 +123,10 @@ def clip_weight_norm(
       those of the parameters. So is its report.
 
     Raises:
-      TypeError: if `max_norm` has the wrong type.
-      ValueError: if `max_norm` is negative or NaN, or a leaf has no dimension `axis`;
-        in the update, if ``params`` do not fit the updates.
+      TypeError: if `max_norm` or `min_norm` has the wrong type.
+      ValueError: if `max_norm` or `min_norm` is negative or NaN, `min_norm` is above
+        `max_norm`, or a leaf has no dimension `axis`; in the update, if ``params`` do
+        not fit the updates.
 
     Examples:
       >>> sgd = optax.chain(optax.sgd(0.1), optaxclip.clip_weight_norm(5.0, axis=0))
@@ -120,13 +148,8 @@ def clip_weight_norm(
         scope = scopes.tensor(axis_name=axis_name)
     else:
         scope = scopes.unit(axis=axis, axis_name=axis_name)
+    threshold, response = _in_band(max_norm, min_norm)
     return bound_weights(
-        clipper(
-            scope,
-            norms.l2,
-            as_threshold(max_norm, "max_norm"),
-            responses.shrink,
-            name="clip_weight_norm",
-        ),
+        clipper(scope, norms.l2, threshold, response, name="clip_weight_norm"),
         name="clip_weight_norm",
     )
