@@ -19,7 +19,8 @@ from optaxclip.per_example import (
     explain,
     per_example_norms,
 )
-from optaxclip.reports import ClipReport, ClipState, report
+from optaxclip.reading import report
+from optaxclip.reports import ClipReport, ClipState
 from optaxclip.spectral.clipping import (
     clip_singular_values,
     soft_clip_singular_values,

@@ -61,9 +61,9 @@ def test_logits_shrink_to_the_limit_in_the_heads_above_it_alone(kv_heads):
     gamma = np.minimum(1, limit / sizes)[:, None, None]
     np.testing.assert_allclose(logits(after), before * gamma, rtol=1e-4, atol=1e-5)
     report = optaxclip.report(state)
-    np.testing.assert_allclose(report["clip/pre_norm"], sizes.max(), rtol=1e-6)
-    assert report["clip/post_norm"] == np.float32(limit)
-    assert report["clip/clipped_fraction"] == 0.5
+    np.testing.assert_allclose(report["qk_clip/pre_norm"], sizes.max(), rtol=1e-6)
+    assert report["qk_clip/post_norm"] == np.float32(limit)
+    assert report["qk_clip/clipped_fraction"] == 0.5
     if kv_heads < 4:
         assert_same_bits(after["key"], params["key"])
 
@@ -168,9 +168,9 @@ def test_a_schedule_drives_the_limit_and_the_state_keeps_its_form():
     form = jax.tree.map(jnp.shape, state), jax.tree.structure(state)
     for wanted in (4.0, 3.0, 2.0, 1.0):
         _, state = clip.update(zeros, state, params, max_logits=jnp.array([9.0]))
-        assert optaxclip.report(state)["clip/limit"] == pytest.approx(wanted)
+        assert optaxclip.report(state)["qk_clip/limit"] == pytest.approx(wanted)
         assert (jax.tree.map(jnp.shape, state), jax.tree.structure(state)) == form
-    assert optaxclip.report(state)["clip/clipped_steps"] == 4
+    assert optaxclip.report(state)["qk_clip/clipped_steps"] == 4
 
 
 class Model(nnx.Module):

@@ -21,7 +21,7 @@ FLOORS = [
     {"averages", "leaves"},
     {"groups"},
     {"norms", "scopes"},
-    {"thresholds", "responses", "reports"},
+    {"thresholds", "responses", "reading", "reports"},
     {"clipper"},
     {"spectral", "strategies", "trees"},
     {"feedback", "guards", "per_example", "weights"},

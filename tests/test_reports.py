@@ -45,8 +45,11 @@ def report_type(transformation, updates):
 
 clip_norm, clip_value = optaxclip.clip_global_norm(1.0), optaxclip.clip_value(0.1)
 PLACES = {
-    "alone": (clip_norm, keys("clip")),
-    "chain": (optax.chain(optax.scale(2.0), clip_norm, optax.adam(0.1)), keys("clip")),
+    "alone": (clip_norm, keys("clip_global_norm")),
+    "chain": (
+        optax.chain(optax.scale(2.0), clip_norm, optax.adam(0.1)),
+        keys("clip_global_norm"),
+    ),
     "two": (
         optax.chain(clip_norm, clip_value),
         keys("clip_global_norm", "clip_value"),
@@ -61,7 +64,7 @@ PLACES = {
     ),
     "masked": (
         optax.masked(clip_norm, {"conv": True, "dense": False, "scale": True}),
-        keys("clip"),
+        keys("clip_global_norm"),
     ),
     "partition": (
         optax.partition({"a": clip_norm, "b": clip_value}, LABELS),
@@ -69,13 +72,13 @@ PLACES = {
     ),
     "inject_hyperparams": (
         optax.inject_hyperparams(optaxclip.clip_global_norm)(max_norm=1.0),
-        keys("clip"),
+        keys("clip_global_norm"),
     ),
     "MultiSteps": (
         optax.MultiSteps(optax.chain(clip_norm, optax.sgd(0.1)), 2),
-        keys("clip"),
+        keys("clip_global_norm"),
     ),
-    "apply_if_finite": (optax.apply_if_finite(clip_norm, 3), keys("clip")),
+    "apply_if_finite": (optax.apply_if_finite(clip_norm, 3), keys("clip_global_norm")),
     "none": (optax.adam(0.1), set()),
     "identity": (optax.identity(), set()),
 }
@@ -118,7 +121,7 @@ def test_a_report_before_the_first_step_is_of_zeros():
 def test_a_report_is_float32_with_an_int32_count_whatever_is_clipped():
     for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64):
         report = report_type(clip_norm, tree_of(dtype))
-        types = [report[f"clip/{field}"].dtype for field in FIELDS]
+        types = [report[f"clip_global_norm/{field}"].dtype for field in FIELDS]
         assert types == [*[jnp.float32] * 4, jnp.int32]
 
 
@@ -129,8 +132,8 @@ def test_a_report_can_be_read_inside_jit():
         return optaxclip.report(state)
 
     found = step(UPDATES, clip_norm.init(UPDATES))
-    assert set(found) == keys("clip")
-    np.testing.assert_allclose(found["clip/post_norm"], 1, rtol=1e-6)
+    assert set(found) == keys("clip_global_norm")
+    np.testing.assert_allclose(found["clip_global_norm/post_norm"], 1, rtol=1e-6)
 
 
 def grouped(leaves, scope):
@@ -205,8 +208,10 @@ def test_a_stack_of_layers_has_an_entry_a_layer():
     )
     rows = np.linalg.norm(wide(stack["a"]), axis=1)
     wanted = [*rows, *[np.sqrt(2)] * 4]
-    np.testing.assert_allclose(report["clip/pre_norm"], wanted, rtol=1e-6)
-    np.testing.assert_allclose(report["clip/clipped_fraction"], 3 / 7, rtol=1e-6)
+    np.testing.assert_allclose(report["clip_tensor_norm/pre_norm"], wanted, rtol=1e-6)
+    np.testing.assert_allclose(
+        report["clip_tensor_norm/clipped_fraction"], 3 / 7, rtol=1e-6
+    )
 
 
 def test_the_report_is_in_the_clippers_own_norm():
@@ -214,29 +219,33 @@ def test_the_report_is_in_the_clippers_own_norm():
     for order in (1, 3, np.inf):
         report = after(optaxclip.clip_global_norm(0.5, ord=order), UPDATES)
         wanted = np.linalg.norm(flat, order)
-        np.testing.assert_allclose(report["clip/pre_norm"], wanted, rtol=1e-6)
-        np.testing.assert_allclose(report["clip/post_norm"], 0.5, rtol=1e-6)
+        np.testing.assert_allclose(
+            report["clip_global_norm/pre_norm"], wanted, rtol=1e-6
+        )
+        np.testing.assert_allclose(report["clip_global_norm/post_norm"], 0.5, rtol=1e-6)
 
 
 def test_clipped_steps_counts_the_steps_in_which_any_group_was_clipped():
     loud, quiet = jnp.array([3.0, 0.1]), jnp.array([0.1, 0.1])
     report = after(clip_value, loud, quiet, loud, loud, params=quiet)
-    assert report["clip/clipped_steps"] == 3
-    assert report["clip/clipped_fraction"] == 0.5
+    assert report["clip_value/clipped_steps"] == 3
+    assert report["clip_value/clipped_fraction"] == 0.5
 
 
 def test_a_group_at_its_limit_is_not_clipped_and_one_that_is_nan_is():
     clip = optaxclip.clip_global_norm(5.0)
     for updates, count in ((jnp.array([3.0, 4.0]), 0), (jnp.array([np.nan, 0.0]), 1)):
         report = after(clip, updates, params=updates)
-        assert report["clip/clipped_fraction"] == count
-        assert report["clip/clipped_steps"] == count
+        assert report["clip_global_norm/clipped_fraction"] == count
+        assert report["clip_global_norm/clipped_steps"] == count
 
 
 def test_an_infinite_limit_measures_and_counts_nothing():
     report = after(optaxclip.clip_global_norm(np.inf), jnp.array([3.0, 4.0]))
-    assert report["clip/pre_norm"] == report["clip/post_norm"] == 5
-    assert report["clip/clipped_steps"] == 0
+    assert (
+        report["clip_global_norm/pre_norm"] == report["clip_global_norm/post_norm"] == 5
+    )
+    assert report["clip_global_norm/clipped_steps"] == 0
 
 
 def test_each_side_counts_against_its_own_limit():
@@ -244,9 +253,9 @@ def test_each_side_counts_against_its_own_limit():
     updates = jnp.array([-3.0, -1.0, -0.3, 0.3, 1.0, 3.0])
     clip = optaxclip.clip_value(0.5, min_value=-2.0)
     report = after(clip, updates, params=updates)
-    assert report["clip/clipped_fraction"] == 0.5
-    assert report["clip/pre_norm"] == 3
-    assert report["clip/post_norm"] == report["clip/limit"] == 0.5
+    assert report["clip_value/clipped_fraction"] == 0.5
+    assert report["clip_value/pre_norm"] == 3
+    assert report["clip_value/post_norm"] == report["clip_value/limit"] == 0.5
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -255,9 +264,9 @@ def test_nan_of_either_sign_is_reported_beside_any_number(sign):
     broken = np.copysign(np.float32(np.nan), np.float32(sign))
     updates = np.array([[broken, 30.0], [2.0, 40.0]], np.float32)
     report = after(optaxclip.clip_unit_norm(1.0), jnp.asarray(updates))
-    assert np.isnan(report["clip/pre_norm"])
-    assert np.isnan(report["clip/post_norm"])
-    assert report["clip/clipped_fraction"] == 1
+    assert np.isnan(report["clip_unit_norm/pre_norm"])
+    assert np.isnan(report["clip_unit_norm/post_norm"])
+    assert report["clip_unit_norm/clipped_fraction"] == 1
 
 
 def test_multi_steps_reports_the_last_step_that_was_taken():
@@ -266,8 +275,8 @@ def test_multi_steps_reports_the_last_step_that_was_taken():
     mean = 2 * optaxclip.tree_norm(UPDATES)
     for several in ((UPDATES, double), (UPDATES, double, UPDATES)):
         report = after(steps, *several)
-        np.testing.assert_allclose(report["clip/pre_norm"], mean, rtol=1e-6)
-        assert report["clip/clipped_steps"] == 1
+        np.testing.assert_allclose(report["clip_global_norm/pre_norm"], mean, rtol=1e-6)
+        assert report["clip_global_norm/clipped_steps"] == 1
 
 
 def test_the_state_of_another_model_is_refused():
