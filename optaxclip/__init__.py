@@ -47,6 +47,7 @@ from optaxclip.strategies.trust_ratio import clip_trust_ratio
 from optaxclip.strategies.values import clip_scaled_value, clip_value
 from optaxclip.strategies.zclip import zclip
 from optaxclip.trees import shrink_tree, tree_norm
+from optaxclip.watch import watch
 from optaxclip.weights.attention import qk_clip
 from optaxclip.weights.bounds import bound_weights
 from optaxclip.weights.clips import clip_weight_norm, clip_weights
@@ -116,6 +117,7 @@ __all__ = [
     "stop_on_streak",
     "thresholds",
     "tree_norm",
+    "watch",
     "zclip",
     "zero_nonfinite",
 ]

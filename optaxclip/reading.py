@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from optaxclip.groups import Entry, paths_of
 
@@ -23,7 +23,7 @@ def _telling(tree: PyTree) -> Iterator[Any]:
             yield from _telling(tuple(node))
 
 
-def report(opt_state: PyTree, names: PyTree = None) -> dict[str, Array]:
+def report(opt_state: PyTree, names: PyTree = None) -> dict[str, Any]:
     """Collect what the clippers and guards in an optimizer's state did last.
 
     The state may nest as it likes: chains, masks, partitions, wrappers.
@@ -34,7 +34,7 @@ def report(opt_state: PyTree, names: PyTree = None) -> dict[str, Array]:
         then taken apart, so that there are scalars alone, as loggers want them.
 
     Returns:
-      A flat dict, without synchronizing with the device. The keys are
+      A flat dict of arrays, without synchronizing with the device. The keys are
       ``<name>/<field>``, the name being that of the strategy or guard or its
       ``name=``, as in ``"clip_global_norm/pre_norm"``, and the fields of clippers those
       of `ClipReport`. From the second of a name on names are numbered:
@@ -84,7 +84,7 @@ def _free(key: str, taken: Collection[str]) -> str:
     return free
 
 
-def _fields(state: Any, paths: Collection[str] | None) -> Iterator[tuple[str, Array]]:
+def _fields(state: Any, paths: Collection[str] | None) -> Iterator[tuple[str, Any]]:
     """Give all numbers of a report with their keys; taken apart if paths are known."""
     # Every report has a count that is one number, or one for each of mapped states.
     rank = min(map(jnp.ndim, jax.tree.leaves(state.report)))
@@ -101,7 +101,7 @@ def _fields(state: Any, paths: Collection[str] | None) -> Iterator[tuple[str, Ar
                     yield "/".join(filter(None, [field, name])), number
 
 
-def _unstacked(vector: Array) -> Iterator[Array]:
+def _unstacked(vector: Any) -> Iterator[Any]:
     """Take a vector apart, where it is: in the memory of the host or of a device."""
     if isinstance(vector, np.ndarray):
         return iter(np.moveaxis(vector, -1, 0))

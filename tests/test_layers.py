@@ -23,7 +23,7 @@ FLOORS = [
     {"norms", "scopes"},
     {"thresholds", "responses", "reading", "reports"},
     {"clipper"},
-    {"spectral", "strategies", "trees"},
+    {"spectral", "strategies", "trees", "watch"},
     {"feedback", "guards", "per_example", "weights"},
     {"__init__"},
 ]
