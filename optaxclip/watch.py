@@ -29,8 +29,8 @@ class Watched(NamedTuple):
       each: of every leaf, or of every tensor where leaves stack several.
     """
 
-    whole: Float[Array, "..."]
-    each: Float[Array, "..."]
+    whole: Float[Array, ...]
+    each: Float[Array, ...]
 
 
 class WatchReport(NamedTuple):
@@ -46,7 +46,7 @@ class WatchReport(NamedTuple):
     update_norm: Watched
     param_norm: Watched | None
     ratio: Watched | None
-    step: Int32[Array, "..."]
+    step: Int32[Array, ...]
 
 
 class WatchState(NamedTuple):
@@ -57,7 +57,7 @@ class WatchState(NamedTuple):
       report: what it saw.
     """
 
-    steps: Int32[Array, "..."]
+    steps: Int32[Array, ...]
     report: WatchReport
 
 
@@ -72,7 +72,9 @@ def watch(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Measure what passes through and the parameters, and change nothing.
 
-    $$\lVert u \rVert, \qquad \lVert w \rVert, \qquad \lVert u \rVert / \lVert w \rVert$$
+    $$
+    \lVert u \rVert, \qquad \lVert w \rVert, \qquad \lVert u \rVert / \lVert w \rVert
+    $$
 
     for the whole tree and for each of its tensors. First in a chain it sees gradients,
     last, after the learning rate, it sees the step that the parameters take, whose
@@ -197,16 +199,14 @@ class _Watch:
         return WatchReport(size, of_params, jax.tree.map(_ratio, size, of_params), step)
 
 
-def _measured(norm: Norm, groups: Groups) -> Float[Array, "..."]:
+def _measured(norm: Norm, groups: Groups) -> Float[Array, ...]:
     """Measure each group; where no float32 holds a norm, its largest number does."""
     no_limit = jnp.asarray(jnp.inf, groups.dtype)
     summary = groups.summarize(*measure(norm, groups), no_limit)
     return summary.magnitude.astype(jnp.float32)
 
 
-def _ratio(
-    update: Float[Array, "..."], param: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def _ratio(update: Float[Array, ...], param: Float[Array, ...]) -> Float[Array, ...]:
     nothing = param == 0
     ratio = capped(update, jnp.where(nothing, jnp.ones_like(param), param))
     return jnp.where(nothing, jnp.zeros_like(ratio), ratio)

@@ -309,8 +309,3 @@ class OfWeights:
 def bend(size, scale):
     """The soft saturation of singular values, of SPECTRA."""
     return size / np.sqrt(1 + (size / scale) ** 2) if scale > 0 else 0 * size
-
-
-def unchanged(updates, params, limit):
-    """What is measured and not clipped."""
-    return updates
