@@ -116,13 +116,14 @@ def make_train_step(
 
 def one_group(report: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Where a strategy has several limits, show the one that is exceeded the most."""
-    norm, limit = report["clip/pre_norm"].ravel(), report["clip/limit"].ravel()
+    told = {key.rpartition("/")[2]: numbers for key, numbers in report.items()}
+    norm, limit = told["pre_norm"].ravel(), told["limit"].ravel()
     worst = jnp.argmax(norm / limit)
     return {
         "norm_before": norm[worst],
-        "norm_after": report["clip/post_norm"].ravel()[worst],
+        "norm_after": told["post_norm"].ravel()[worst],
         "limit": limit[worst],
-        "clipped": report["clip/clipped_fraction"],
+        "clipped": told["clipped_fraction"],
     }
 
 

@@ -69,10 +69,13 @@ def main():
         loss, norm, report = train_epoch(
             model, optimizer, inputs[order], targets[order]
         )
-        before, after = report["clip/pre_norm"], report["clip/post_norm"]
+        before, after = (
+            report["clip_global_norm/pre_norm"],
+            report["clip_global_norm/post_norm"],
+        )
         history.append((loss, norm, before, after))
         if epoch % 10 == 0 or epoch == EPOCHS - 1:
-            share = report["clip/clipped_fraction"].mean()
+            share = report["clip_global_norm/clipped_fraction"].mean()
             print(f"{epoch:5} {loss.mean():6.2f} {before.mean():12.2f}", end=" ")
             print(f"{after.mean():11.2f} {share:8.0%}")
 

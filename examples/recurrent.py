@@ -98,8 +98,8 @@ def main():
 
     final = accuracy[..., -100:].mean(-1)
     for i, limit in enumerate(limits):
-        norms = report["clip/pre_norm"][i]
-        share = report["clip/clipped_fraction"][i].mean()
+        norms = report["clip_global_norm/pre_norm"][i]
+        share = report["clip_global_norm/clipped_fraction"][i].mean()
         print(f"limit {limit:.0f}: {share:.0%} of the steps clipped,", end=" ")
         print(f"median norm {jnp.median(norms):.1f}, longest {norms.max():.0f}")
         print("  final accuracy of each seed:", *(f"{seed:.0%}" for seed in final[i]))

@@ -100,7 +100,8 @@ def main():
     for name, clip in CLIPS.items():
         model, report = train(clip, *train_data)
         errors[name] = mean_squared_error(model, *test_data)
-        limits, share = report["clip/limit"], report["clip/clipped_fraction"].mean()
+        told = {key.rpartition("/")[2]: numbers for key, numbers in report.items()}
+        limits, share = told["limit"], told["clipped_fraction"].mean()
         print(f"{name:10} {limits[0]:13.2f}, {limits[-1]:4.2f}", end=" ")
         print(f"{share:9.0%} {errors[name]:12.3f}")
 

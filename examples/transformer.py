@@ -147,7 +147,8 @@ def norms(opt_state: Any) -> dict[str, jax.Array]:
     if "skip_spikes/norm" in report:
         before = report["skip_spikes/norm"]
         return {"before": before, "after": before * (1 - report["skip_spikes/skipped"])}
-    before, after = report["clip/pre_norm"], report["clip/post_norm"]
+    told = {key.rpartition("/")[2]: numbers for key, numbers in report.items()}
+    before, after = told["pre_norm"], told["post_norm"]
     return {"before": jnp.linalg.norm(before), "after": jnp.linalg.norm(after)}
 
 

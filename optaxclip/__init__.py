@@ -4,8 +4,8 @@ from importlib.metadata import version
 
 from optaxclip import norms, responses, scopes, thresholds
 from optaxclip.clipper import clipper
-from optaxclip.exports import register_for_export
 from optaxclip.cotangents import clip_cotangents
+from optaxclip.exports import register_for_export
 from optaxclip.feedback import error_feedback
 from optaxclip.guards import (
     skip_above,
@@ -22,7 +22,8 @@ from optaxclip.per_example import (
     explain,
     per_example_norms,
 )
-from optaxclip.reports import ClipReport, ClipState, report
+from optaxclip.reading import report
+from optaxclip.reports import ClipReport, ClipState
 from optaxclip.spectral.clipping import (
     clip_singular_values,
     soft_clip_singular_values,
@@ -51,6 +52,7 @@ from optaxclip.strategies.trust_ratio import clip_trust_ratio
 from optaxclip.strategies.values import clip_scaled_value, clip_value
 from optaxclip.strategies.zclip import zclip
 from optaxclip.trees import shrink_tree, tree_norm
+from optaxclip.watch import watch
 from optaxclip.weights.attention import qk_clip
 from optaxclip.weights.bounds import bound_weights
 from optaxclip.weights.clips import clip_weight_norm, clip_weights
@@ -128,6 +130,7 @@ __all__ = [
     "stop_on_streak",
     "thresholds",
     "tree_norm",
+    "watch",
     "zclip",
     "zero_nonfinite",
 ]

@@ -122,8 +122,8 @@ class Clip:
     def init(self, params: PyTree) -> ClipState:
         """Give the state before the first step."""
         groups = self.scope.arrange(params)
-        report = empty_report(groups.report_shape)
-        return self._state(*self._memories(groups), report)
+        kind = state_type(self.name, ClipState, groups.entries)
+        return kind(*self._memories(groups), empty_report(groups.report_shape))
 
     def _memories(self, groups: Groups) -> tuple[Any, Any]:
         return self.threshold.init(groups.struct()), self.measure.init(groups)
@@ -155,7 +155,7 @@ class Clip:
         limit, memory = self.limit(updates, groups, size, state, params, extra_args)
         leaves, size, reach = self.respond(groups, size, limit)
         report = next_report(reach, state.report, groups, size, limit)
-        return filled(updates, leaves), self._state(memory, state.measure, report)
+        return filled(updates, leaves), state._replace(threshold=memory, report=report)
 
     def limit(
         self,
@@ -177,9 +177,6 @@ class Clip:
         seen = Observation(groups, size, measure_params, limits, extra_args)
         limit, memory = self.threshold.update(seen, state.threshold)
         return nonnegative(limit, size.value), memory
-
-    def _state(self, *fields: Any) -> ClipState:
-        return state_type(self.name, ClipState)(*fields)
 
     def _check(self, state: Any, groups: Groups) -> None:
         """Refuse the state of another model, or of another threshold, or none."""

@@ -2,18 +2,18 @@
 
 import functools
 import importlib
+import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int32, PyTree
+from jaxtyping import Array, Float, Int32
 
-from optaxclip.groups import Groups, PerGroup
+from optaxclip.groups import Entry, Groups, PerGroup
 from optaxclip.norms import Magnitude
 from optaxclip.numbers import Number
 
@@ -106,24 +106,45 @@ def check_state(name: str, state: Any) -> None:
 State = TypeVar("State", bound=tuple)
 
 
-def state_type(name: str, kind: type[State]) -> type[State]:
-    """Give the type of a strategy's or guard's state, which carries its name.
+def state_type(
+    name: str, kind: type[State], entries: tuple[Entry, ...] = ()
+) -> type[State]:
+    """Give the type of a state, which carries its name and those of what it reports.
 
     A state holds arrays alone, and a named tuple is the one kind of node that every
-    checkpoint library knows; so the name of the type is the place for it.
+    checkpoint library knows; so the type is the place for names.
 
     Args:
       name: what `report` calls it.
       kind: a named tuple whose field ``report`` is a named tuple of arrays.
+      entries: what the entries of vectors in the report are of.
     """
-    return _named(name, kind)
+    return _named(name, kind, entries)
+
+
+class _NamedType(type):
+    """The type of types that are one type to JAX where they have one name.
+
+    What their reports are of must not tell them apart: ``optax.tree.map_params`` lays a
+    state beside one that was made for no parameters at all.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return isinstance(other, _NamedType) and cls._name() == other._name()
+
+    def __hash__(cls) -> int:
+        return hash(cls._name())
+
+    def _name(cls) -> tuple[str, type | None]:
+        return cls.__name__, cls.__base__
 
 
 @functools.cache
-def _named(name: str, kind: type) -> Any:
-    made = type(name, (kind,), {"__slots__": (), "__module__": __name__})
+def _named(name: str, kind: type, entries: tuple[Entry, ...]) -> Any:
+    fields = {"__slots__": (), "__module__": __name__, "entries": entries}
+    made = _NamedType(name, (kind,), fields)
     # Types are pickled by where they are found: here, by `__getattr__`.
-    home = f"{kind.__module__}.{kind.__name__}({name})"
+    home = f"{kind.__module__}.{kind.__name__}({json.dumps([name, entries])})"
     made.__qualname__ = quote(home, safe="()").replace(".", _DOT)
     return made
 
@@ -133,59 +154,10 @@ _DOT = "%2E"  # Pickle takes a dot for the way into a class.
 
 def __getattr__(place: str) -> Any:
     """Find the type of a state that was named by `state_type`."""
-    found = re.fullmatch(r"(optaxclip\..+)\.(\w+)\((.*)\)", unquote(place), re.DOTALL)
+    found = re.fullmatch(r"(optaxclip\.[\w.]+)\.(\w+)\((.*)\)", unquote(place))
     if not found:
         raise AttributeError(f"module {__name__} has no attribute {place!r}.")
-    module, kind, name = found.groups()
-    return _named(name, getattr(importlib.import_module(module), kind))
-
-
-def _tells(node: Any) -> bool:
-    return isinstance(node, tuple) and isinstance(getattr(node, "report", None), tuple)
-
-
-def _telling(tree: PyTree) -> Iterator[Any]:
-    """Find every state that has a report, those of wrappers before what they wrap."""
-    for node in jax.tree.leaves(tree, is_leaf=_tells):
-        if _tells(node):
-            yield node
-            yield from _telling(tuple(node))
-
-
-def report(opt_state: PyTree) -> dict[str, Array]:
-    """Collect what the clippers and guards in an optimizer's state did last.
-
-    The state may nest as it likes: chains, masks, partitions, wrappers.
-
-    Args:
-      opt_state: the state of any optax transformation.
-
-    Returns:
-      A flat dict for any logger, without synchronizing with the device. The keys
-      are ``"clip/pre_norm"``, ``"clip/post_norm"``, ``"clip/limit"``,
-      ``"clip/clipped_fraction"`` and ``"clip/clipped_steps"``, the fields of
-      `ClipReport`. Where there are several clippers the strategy's name takes the
-      place of ``clip``, numbered from the second of a name on. A guard always goes
-      by its name, as in ``"skip_nonfinite/skipped"``. Where there is neither the
-      dict is empty.
-
-    Examples:
-      >>> optimizer = optax.chain(optaxclip.clip_global_norm(1.0), optax.sgd(0.01))
-      >>> state = optimizer.init({"w": jnp.zeros(2)})
-      >>> _, state = optimizer.update({"w": jnp.array([3.0, 4.0])}, state)
-      >>> float(optaxclip.report(state)["clip/pre_norm"])
-      5.0
-    """
-    states = list(_telling(opt_state))
-    clips = [state for state in states if isinstance(state.report, ClipReport)]
-    seen: Counter[str] = Counter()
-    found = {}
-    for state in states:
-        alone = len(clips) == 1 and clips[0] is state
-        name = "clip" if alone else type(state).__name__
-        seen[name] += 1
-        key = name if seen[name] == 1 else f"{name}_{seen[name]}"
-        for field, value in state.report._asdict().items():
-            # Flax NNX keeps each array of an optimizer's state in a variable.
-            (found[f"{key}/{field}"],) = jax.tree.leaves(value)
-    return found
+    module, kind, names = found.groups()
+    name, entries = json.loads(names)
+    entries = tuple(Entry(path, tuple(stack), own) for path, stack, own in entries)
+    return _named(name, getattr(importlib.import_module(module), kind), entries)

@@ -144,13 +144,14 @@ class _Groups(_Printed):
 
     def arrange(self, tree: PyTree) -> Labeled:
         labels = self._labels_of(tree)
+        names = _sorted(labels)
         members = tuple(
             tuple(i for i, label in enumerate(labels) if label == name)
-            for name in _sorted(labels)
+            for name in names
         )
-        return Labeled(
-            counted(tree), _all_dims(tree), mesh_axes(self.axis_name, tree), members
-        )
+        axes = mesh_axes(self.axis_name, tree)
+        called = tuple(map(str, names))
+        return Labeled(counted(tree), _all_dims(tree), axes, members, called)
 
     def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
         if is_one_leaf(spec):

@@ -61,9 +61,9 @@ def test_logits_shrink_to_the_limit_in_the_heads_above_it_alone(kv_heads):
     gamma = np.minimum(1, limit / sizes)[:, None, None]
     np.testing.assert_allclose(logits(after), before * gamma, rtol=1e-4, atol=1e-5)
     report = optaxclip.report(state)
-    np.testing.assert_allclose(report["clip/pre_norm"], sizes.max(), rtol=1e-6)
-    assert report["clip/post_norm"] == np.float32(limit)
-    assert report["clip/clipped_fraction"] == 0.5
+    np.testing.assert_allclose(report["qk_clip/pre_norm"], sizes.max(), rtol=1e-6)
+    assert report["qk_clip/post_norm"] == np.float32(limit)
+    assert report["qk_clip/clipped_fraction"] == 0.5
     if kv_heads < 4:
         assert_same_bits(after["key"], params["key"])
 
@@ -155,7 +155,7 @@ def test_modules_and_heads_may_have_limits_of_their_own():
         wanted = np.asarray(before) * np.array(factors)[:, None]
         np.testing.assert_allclose(got, wanted, rtol=1e-6)
     report = optaxclip.report(state)
-    assert [report[f"clip/{x}"] for x in ("pre_norm", "limit")] == [1.0, 0.25]
+    assert [report[f"qk_clip/{x}"] for x in ("pre_norm", "limit")] == [1.0, 0.25]
 
 
 def test_a_threshold_sees_the_largest_logit_of_all_heads():
@@ -167,15 +167,15 @@ def test_a_threshold_sees_the_largest_logit_of_all_heads():
         logits = jnp.array([first, -5.0])
         _, state = clip.update(zeros, state, params, max_logits=logits)
     report = optaxclip.report(state)
-    np.testing.assert_allclose(report["clip/limit"], 2, rtol=1e-6)
-    assert report["clip/pre_norm"] == 9
+    np.testing.assert_allclose(report["qk_clip/limit"], 2, rtol=1e-6)
+    assert report["qk_clip/pre_norm"] == 9
     assert state.threshold.mean.shape == ()
 
 
 def test_heads_without_positive_logits_are_reported_as_0_and_a_limit_of_nan_is_loud():
     params = {"query": projections(2, 3), "key": projections(2, 3, seed=1)}
     _, state = stepped(optaxclip.qk_clip(1.0), params, jnp.array([-3.0, -1.0]))
-    assert optaxclip.report(state)["clip/pre_norm"] == 0
+    assert optaxclip.report(state)["qk_clip/pre_norm"] == 0
     after = jax.jit(
         lambda limit: stepped(optaxclip.qk_clip(limit), params, jnp.array([0.5, 2.0]))
     )(jnp.nan)[0]
@@ -212,9 +212,9 @@ def test_a_schedule_drives_the_limit_and_the_state_keeps_its_form():
     form = jax.tree.map(jnp.shape, state), jax.tree.structure(state)
     for wanted in (4.0, 3.0, 2.0, 1.0):
         _, state = clip.update(zeros, state, params, max_logits=jnp.array([9.0]))
-        assert optaxclip.report(state)["clip/limit"] == pytest.approx(wanted)
+        assert optaxclip.report(state)["qk_clip/limit"] == pytest.approx(wanted)
         assert (jax.tree.map(jnp.shape, state), jax.tree.structure(state)) == form
-    assert optaxclip.report(state)["clip/clipped_steps"] == 4
+    assert optaxclip.report(state)["qk_clip/clipped_steps"] == 4
 
 
 class Model(nnx.Module):

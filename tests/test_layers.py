@@ -21,9 +21,9 @@ FLOORS = [
     {"averages", "leaves"},
     {"groups"},
     {"norms", "scopes"},
-    {"thresholds", "responses", "reports"},
+    {"thresholds", "responses", "reading", "reports"},
     {"clipper"},
-    {"spectral", "strategies", "trees"},
+    {"spectral", "strategies", "trees", "watch"},
     {"cotangents", "feedback", "guards", "per_example", "weights"},
     {"__init__"},
 ]

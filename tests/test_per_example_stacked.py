@@ -32,11 +32,13 @@ def test_the_mean_of_the_clipped_comes_back_with_a_report():
     assert distance(mean, clipped_mean(GRADIENTS, LIMIT)) < 1e-6
     assert jax.tree.structure(mean) == jax.tree.structure(PARAMS)
     norms = norms_of(GRADIENTS)
-    np.testing.assert_allclose(report["clip/pre_norm"], norms.max(), rtol=1e-6)
-    np.testing.assert_allclose(report["clip/post_norm"], LIMIT, rtol=1e-6)
-    np.testing.assert_allclose(report["clip/limit"], LIMIT, rtol=1e-6)
-    assert report["clip/clipped_fraction"] == np.mean(norms > LIMIT)
-    assert report["clip/clipped_steps"] == 1
+    np.testing.assert_allclose(
+        report["clip_per_example/pre_norm"], norms.max(), rtol=1e-6
+    )
+    np.testing.assert_allclose(report["clip_per_example/post_norm"], LIMIT, rtol=1e-6)
+    np.testing.assert_allclose(report["clip_per_example/limit"], LIMIT, rtol=1e-6)
+    assert report["clip_per_example/clipped_fraction"] == np.mean(norms > LIMIT)
+    assert report["clip_per_example/clipped_steps"] == 1
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -49,8 +51,10 @@ def test_a_broken_example_counts_as_zeros(value):
     ]
     assert distance(mean, clipped_mean(kept, LIMIT)) < 1e-6
     norms = norms_of(kept)
-    np.testing.assert_allclose(report["clip/pre_norm"], norms.max(), rtol=1e-6)
-    assert report["clip/clipped_fraction"] == np.mean(norms > LIMIT)
+    np.testing.assert_allclose(
+        report["clip_per_example/pre_norm"], norms.max(), rtol=1e-6
+    )
+    assert report["clip_per_example/clipped_fraction"] == np.mean(norms > LIMIT)
 
 
 def test_limits_for_parts_schedules_and_responses():
@@ -70,9 +74,13 @@ def test_a_report_of_several_limits_is_of_the_part_that_is_the_most_above_its_ow
     parts = {"b": norms_of(GRADIENTS[:1]), "w": norms_of(GRADIENTS[1:])}
     limits = {"b": float(np.median(parts["b"])), "w": float(parts["w"].max()) + 1}
     _, report = clip(limits)
-    np.testing.assert_allclose(report["clip/pre_norm"], parts["b"].max(), rtol=1e-6)
-    np.testing.assert_allclose(report["clip/limit"], limits["b"], rtol=1e-6)
-    assert report["clip/clipped_fraction"] == 0.25  # half of one of two parts
+    np.testing.assert_allclose(
+        report["clip_per_example/pre_norm"], parts["b"].max(), rtol=1e-6
+    )
+    np.testing.assert_allclose(report["clip_per_example/limit"], limits["b"], rtol=1e-6)
+    assert (
+        report["clip_per_example/clipped_fraction"] == 0.25
+    )  # half of one of two parts
 
 
 def test_a_limit_may_be_of_a_part_without_numbers():
@@ -95,11 +103,13 @@ def test_narrow_types_are_summed_in_float32_and_extreme_ones_clipped():
 def test_the_largest_of_all_gradients_are_clipped_and_reported():
     mean, report = clip(1.0, {"w": jnp.asarray([[3e38, 0.0]]), "n": None})
     np.testing.assert_allclose(mean["w"], [1.0, 0.0], rtol=1e-6)
-    np.testing.assert_allclose(report["clip/pre_norm"], 3e38, rtol=1e-6)
-    np.testing.assert_allclose(report["clip/post_norm"], 1, rtol=1e-6)
+    np.testing.assert_allclose(report["clip_per_example/pre_norm"], 3e38, rtol=1e-6)
+    np.testing.assert_allclose(report["clip_per_example/post_norm"], 1, rtol=1e-6)
     mean, report = clip(1e-20, {"w": jnp.full((1, 4), 3e38), "n": None})
     np.testing.assert_allclose(mean["w"] / 1e-20, 0.5, rtol=1e-6)
-    np.testing.assert_allclose(report["clip/post_norm"] / 1e-20, 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        report["clip_per_example/post_norm"] / 1e-20, 1, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,7 +121,7 @@ def test_updates_that_hold_nothing_to_clip_pass_through(updates):
     assert jax.tree.structure(mean) == jax.tree.structure(updates)
     for before, after in zip(*map(jax.tree.leaves, (updates, mean)), strict=True):
         np.testing.assert_array_equal(before, after)
-    assert report["clip/clipped_steps"] == 0
+    assert report["clip_per_example/clipped_steps"] == 0
 
 
 def test_a_schedule_goes_on_where_nothing_is_clipped():
@@ -130,7 +140,7 @@ def test_the_state_keeps_its_kind_in_a_chain_and_a_scan():
 
     many = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), UPDATES)
     state, _ = jax.lax.scan(step, optimizer.init(PARAMS), many)
-    assert optaxclip.report(state)["clip/clipped_steps"] == 2
+    assert optaxclip.report(state)["clip_per_example/clipped_steps"] == 2
 
 
 def test_examples_may_be_spread_over_a_mesh():

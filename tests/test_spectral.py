@@ -166,7 +166,7 @@ def test_axes_say_what_is_stacked_and_what_is_an_input(make, value):
     for layer in range(3):
         wanted = mapped(heads[layer].reshape(6, 8), 1.5, value).reshape(6, 2, 4)
         np.testing.assert_allclose(got["attention"][layer], wanted, atol=1e-3)
-    assert optaxclip.report(state)["clip/pre_norm"].shape == (3,)
+    assert state.report.pre_norm.shape == (3,)
 
 
 def test_axes_that_a_leaf_does_not_have_are_named():
@@ -184,10 +184,16 @@ def test_the_report_is_of_the_largest_singular_value():
     clip = optaxclip.clip_singular_values(1.0)
     _, state = jax.jit(clip.update)(tree, clip.init(tree))
     report = optaxclip.report(state)
-    np.testing.assert_allclose(report["clip/pre_norm"][0], 5.0, rtol=1e-6)  # decomposed
-    np.testing.assert_allclose(report["clip/pre_norm"], [5.0, 0.5], rtol=0.02)
-    np.testing.assert_allclose(report["clip/post_norm"], [1.0, 0.5], rtol=0.02)
-    assert report["clip/clipped_fraction"] == 0.5
+    np.testing.assert_allclose(
+        report["clip_singular_values/pre_norm"][0], 5.0, rtol=1e-6
+    )  # decomposed
+    np.testing.assert_allclose(
+        report["clip_singular_values/pre_norm"], [5.0, 0.5], rtol=0.02
+    )
+    np.testing.assert_allclose(
+        report["clip_singular_values/post_norm"], [1.0, 0.5], rtol=0.02
+    )
+    assert report["clip_singular_values/clipped_fraction"] == 0.5
 
 
 def test_it_is_a_bound_on_weights_too():
@@ -383,7 +389,7 @@ def spread(make, limit, layers, devices):
     def step(layers):
         state = clip.init(layers)
         got, state = clip.update(layers, state, jnp.zeros_like(layers))
-        return got, optaxclip.report(state)["clip/clipped_fraction"][None]
+        return got, state.report.clipped_fraction[None]
 
     mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")[:devices]), ("x",))
     each = jax.sharding.PartitionSpec("x")

@@ -163,7 +163,7 @@ def test_norms_of_weights_are_brought_into_a_band_from_both_sides():
     found = np.linalg.norm(wide(after), axis=0)
     np.testing.assert_allclose(found, [0.0, 0.5, 0.5, 1.0, 2.0, 2.0, 2.0], rtol=1e-6)
     np.testing.assert_array_equal(updates[:, 3], 0.0)
-    np.testing.assert_allclose(optaxclip.report(state)["clip/limit"], 2.0)
+    np.testing.assert_allclose(optaxclip.report(state)["clip_weight_norm/limit"], 2.0)
 
 
 def test_a_band_of_weights_without_an_upper_edge_raises_alone():

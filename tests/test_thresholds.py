@@ -93,7 +93,7 @@ def test_each_clipper_counts_its_own_steps():
     state, update = late.init(UPDATES), jax.jit(late.update)
     for _ in range(5):
         _, state = update(UPDATES, state)
-    assert optaxclip.report(state)["clip/limit"] == 0.5
+    assert optaxclip.report(state)["clip_global_norm/limit"] == 0.5
 
 
 def test_schedules_of_optax_are_limits():

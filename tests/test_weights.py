@@ -227,7 +227,9 @@ def test_later_steps_of_the_spectral_norm_go_on_from_the_vector():
     state, step, found = bound.init(matrix), jax.jit(bound.update), []
     for _ in range(20):
         _, state = step(jnp.zeros_like(matrix), state, matrix)
-        found.append(float(optaxclip.report(state)["clip/pre_norm"][0]))
+        found.append(
+            float(optaxclip.report(state)["clip_weight_spectral_norm/pre_norm"][0])
+        )
     np.testing.assert_allclose(found[0], size, rtol=1e-3)
     np.testing.assert_allclose(found[-1], size, rtol=2e-6)
 

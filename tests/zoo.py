@@ -369,6 +369,14 @@ STRATEGIES = [
         oracles.finite_numbers,
         exempt=LIMITLESS | UNGROUPED | NO_INFINITE_LIMIT,
     ),
+    Strategy(
+        "watch",
+        optaxclip.watch,
+        None,
+        oracles.unchanged,
+        exempt=LIMITLESS | UNGROUPED,
+        needs_params=True,
+    ),
     *[
         Strategy(
             guard.__name__,

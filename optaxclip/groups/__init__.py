@@ -1,5 +1,6 @@
 """The leaves of a tree in groups: reduced to one number a group, and spread back."""
 
+from optaxclip.groups.entries import Entry, paths_of
 from optaxclip.groups.groups import (
     Groups,
     PerGroup,
@@ -12,6 +13,7 @@ from optaxclip.groups.per_leaf import Elements, PerLeaf, Tensors
 
 __all__ = [
     "Elements",
+    "Entry",
     "Groups",
     "Labeled",
     "PerGroup",
@@ -20,5 +22,6 @@ __all__ = [
     "Tensors",
     "Whole",
     "map_groups",
+    "paths_of",
     "share_trace",
 ]

@@ -18,6 +18,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
+from optaxclip.groups.entries import Entry
 from optaxclip.groups.reduction import MAX, SUM, Reduction
 from optaxclip.leaves import counted, is_one_leaf
 from optaxclip.mesh import MeshAxes, copies, on_one_device
@@ -194,6 +195,11 @@ class Groups(ABC):
     @abstractmethod
     def report_shape(self) -> tuple[int, ...]:
         """The shape of a number in a report."""
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What the entries of a report are of, in their order."""
+        return ()
 
     @abstractmethod
     def summarize(self, value: PerGroup, scale: PerGroup, limit: PerGroup) -> Summary:

@@ -8,6 +8,7 @@ import numpy as np
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Bool, Float
 
+from optaxclip.groups.entries import Entry
 from optaxclip.groups.groups import Groups, Summary, is_above
 from optaxclip.groups.reduction import Reduction
 from optaxclip.mesh import spread_over
@@ -84,9 +85,11 @@ class Labeled(_Joint):
 
     Attributes:
       members: the positions of each group's leaves.
+      labels: what each group is called.
     """
 
     members: tuple[tuple[int, ...], ...]
+    labels: tuple[str, ...]
 
     def _reduce(self, op: Reduction, terms: list[Number]) -> Array:
         found = [self._combine(op, terms, members) for members in self.members]
@@ -120,6 +123,11 @@ class Labeled(_Joint):
         """See `Groups.report_shape`."""
         return (len(self.members),)
 
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """See `Groups.entries`."""
+        return tuple(Entry(label, is_path=False) for label in self.labels)
 
-for kind, fields in {Whole: [], Labeled: ["members"]}.items():
+
+for kind, fields in {Whole: [], Labeled: ["members", "labels"]}.items():
     register_dataclass(kind, ["leaves"], ["dims", "axes", *fields])

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
 from optaxclip.groups.census import how_often, read
+from optaxclip.groups.entries import Entry, packed, paths_of
 from optaxclip.groups.groups import (
     Groups,
     PerGroup,
@@ -24,7 +25,7 @@ from optaxclip.groups.groups import (
 from optaxclip.groups.ranking import most_above, top_and_count
 from optaxclip.groups.reduction import MAX, Reduction
 from optaxclip.leaves import is_one_leaf
-from optaxclip.mesh import MeshAxes, copies, on_one_device, spread_over, varying_axes
+from optaxclip.mesh import MeshAxes, copies, spread_over, varying_axes
 from optaxclip.numbers import Leaf, Number, capped, modulus
 
 
@@ -118,9 +119,9 @@ class PerLeaf(Groups):
         shapes = [x.shape for x in sizes]
         # What was measured is packed, and what follows from it is computed at once:
         # derived numbers would be computed again, each in its own way, to be packed.
-        top = capped(_packed(sizes, shapes), _packed(self.spread(scale), shapes))
+        top = capped(packed(sizes, shapes), packed(self.spread(scale), shapes))
         one = isinstance(limit, jax.Array) and limit.ndim == 0
-        bound = limit if one else _packed(self.spread(limit), shapes)
+        bound = limit if one else packed(self.spread(limit), shapes)
         bound = jnp.broadcast_to(bound, top.shape)
         fraction = jnp.mean(is_above(top, bound), dtype=jnp.float32)
         return Summary(top, bound, fraction)
@@ -142,11 +143,20 @@ class Tensors(PerLeaf):
     @property
     def report_shape(self) -> tuple[int, ...]:
         """See `Groups.report_shape`."""
-        sides = (
-            [size for d, size in enumerate(leaf.shape) if d not in dims]
+        return (sum(map(math.prod, self._stacks())),)
+
+    def _stacks(self) -> list[tuple[int, ...]]:
+        """Tell in which shape the tensors of each leaf are stacked."""
+        return [
+            tuple(size for d, size in enumerate(leaf.shape) if d not in dims)
             for leaf, dims in zip(self.leaves, self.dims, strict=True)
-        )
-        return (sum(map(math.prod, sides)),)
+        ]
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """See `Groups.entries`."""
+        paths = paths_of(self.tree.unflatten(self.leaves))
+        return tuple(map(Entry, paths, self._stacks()))
 
     def summarize(self, value: PerGroup, scale: PerGroup, limit: PerGroup) -> Summary:
         """See `Groups.summarize`."""
@@ -203,23 +213,3 @@ def _by_limit(
     else:
         limits = jax.tree.leaves(limit)
         yield from (([i], limits[i]) for i in positions)
-
-
-def _packed(arrays: list[Number], shapes: list[tuple[int, ...]]) -> Number:
-    """Put the numbers of all leaves in one vector."""
-    rows = [
-        _gathered(jnp.broadcast_to(x, shape).ravel())
-        for x, shape in zip(arrays, shapes, strict=True)
-    ]
-    return jnp.concatenate(rows)
-
-
-def _gathered(row: Number) -> Number:
-    """Bring a short row together by a sum, where it may be sharded.
-
-    Adding up is what all else in a measurement does across a mesh, and joins it.
-    """
-    if row.size == 1 or on_one_device(row):
-        return row
-    kept = jnp.where(jnp.eye(row.size, dtype=bool), row[:, None], 0)
-    return jnp.sum(kept, axis=0)

@@ -11,7 +11,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, PyTree
 
-from optaxclip.reports import report
+from optaxclip.reading import report
 
 Report = TypeVar("Report", bound=Any)
 
