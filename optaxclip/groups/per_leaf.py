@@ -96,7 +96,7 @@ class PerLeaf(Groups):
         if self.local and not self.pointwise:
             top, bound, fraction = self._packed_summary(value, scale, limit)
             return Summary(*most_above(top, bound), fraction)
-        unscaled = is_one_leaf(scale)
+        unscaled = self.pointwise and not self.complex
         sizes = self.spread(value if unscaled else map_groups(capped, value, scale))
         chosen, total = [], jnp.zeros((), jnp.float32)
         for axes, alike in self._by_shards(sizes).items():

@@ -16,8 +16,8 @@ class Magnitude(NamedTuple):
 
     Attributes:
       value: a number for each group, measured after multiplying by the scale.
-      scale: a power of two for each group, at which the value is right; or, for all
-        groups, 1.
+      scale: a power of two for each group, at which the value is right; 1 for all
+        where each number is a group.
     """
 
     value: PerGroup

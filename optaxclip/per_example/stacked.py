@@ -14,11 +14,11 @@ from jaxtyping import Array, Bool, PyTree
 
 from optaxclip import scopes
 from optaxclip.clipper import Clip
-from optaxclip.groups import Groups, Labeled, PerGroup, Summary
+from optaxclip.groups import Groups, Labeled, PerGroup, Summary, map_groups
 from optaxclip.leaves import AxisName, counted, counts, mesh_axes, shapes_of
 from optaxclip.norms import Magnitude, l2
 from optaxclip.norms.norm import ByNorm
-from optaxclip.numbers import Leaf, multiply, widen
+from optaxclip.numbers import Leaf, capped, multiply, widen
 from optaxclip.per_example.limits import arrange, check_response
 from optaxclip.per_example.ways import spread_over_examples
 from optaxclip.reports import ClipState
@@ -130,10 +130,12 @@ class _Examples(Labeled):
 
     def summarize(self, value: PerGroup, scale: PerGroup, limit: PerGroup) -> Summary:
         numbers = scopes.element(axis_name=self.axis_name).arrange(value)
-        return numbers.summarize(value, scale, limit)
+        plain = map_groups(capped, value, scale)
+        return numbers.summarize(plain, jnp.ones((), plain.dtype), limit)
 
 
-register_dataclass(_Examples, ["leaves"], ["dims", "axes", "members", "axis_name"])
+_FIELDS = ["dims", "axes", "members", "labels", "axis_name"]
+register_dataclass(_Examples, ["leaves"], _FIELDS)
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class _ByExample:
         parts = arrange(now, tree, tree="the updates").groups
         dims = tuple(tuple(range(1, len(shape))) for shape in shapes_of(tree))
         axes, members = ((),) * len(dims), tuple(filter(None, parts))
-        return _Examples(counted(tree), dims, axes, members, self.axis_name)
+        return _Examples(counted(tree), dims, axes, members, (), self.axis_name)
 
     def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
         found = arrange(spec, tree, tree="the updates")
