@@ -72,6 +72,17 @@ def test_a_module_is_no_longer_than_one_idea_takes():
     assert not {file: count for file, count in lines.items() if count > 250}
 
 
+@pytest.mark.parametrize("step", ["Observation", "empty_report", "next_report"])
+def test_the_flow_is_written_in_one_place(step):
+    callers = {
+        room_of(file)
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == step
+    }
+    assert callers == {"clipper"}
+
+
 def public_names(file):
     """The names that a module defines for others."""
     for node in ast.parse(file.read_text()).body:

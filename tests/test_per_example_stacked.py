@@ -110,6 +110,8 @@ def test_the_largest_of_all_gradients_are_clipped_and_reported():
     np.testing.assert_allclose(
         report["clip_per_example/post_norm"] / 1e-20, 1, rtol=1e-6
     )
+    mean, _ = clip(jnp.inf, {"w": jnp.full((2, 1), 3e38), "n": None})
+    np.testing.assert_allclose(mean["w"], 3e38, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

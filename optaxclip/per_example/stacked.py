@@ -191,6 +191,8 @@ class _ByMean:
         return Outcome(means, counted, self.response.reach)
 
     def _mean(self, clipped: Leaf, good: Bool[Array, " examples"]) -> Leaf:
-        kept = jnp.where(spread_over_examples(good, clipped), clipped, 0)
-        mean = jnp.sum(multiply(kept, jnp.asarray(1 / len(kept))), axis=0)
+        # Divided before they are added, lest a sum overflow.
+        shares = multiply(clipped, jnp.asarray(1 / len(clipped)))
+        kept = jnp.where(spread_over_examples(good, shares), shares, 0)
+        mean = jnp.sum(kept, axis=0)
         return jax.lax.pmean(mean, self.axis_name) if self.axis_name else mean
