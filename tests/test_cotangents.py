@@ -1,5 +1,7 @@
 """Clipping in the middle of a backward pass."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,5 +121,6 @@ def test_what_remembers_is_refused(clip):
 
 
 def test_what_is_no_clipper_is_refused():
+    number: Any = 1.0
     with unchecked(), pytest.raises(TypeError, match=r"^clip must be a transformation"):
-        clip_cotangents(jnp.ones(3), 1.0)
+        clip_cotangents(jnp.ones(3), number)
