@@ -14,7 +14,7 @@ from optaxclip import norms, scopes
 from optaxclip.arguments import check_window
 from optaxclip.groups import Groups
 from optaxclip.leaves import AxisName, beside
-from optaxclip.norms import Norm, as_norm
+from optaxclip.norms import Magnitude, Norm, as_norm
 from optaxclip.norms.norm import measure
 from optaxclip.numbers import capped
 from optaxclip.reports import state_type
@@ -38,14 +38,14 @@ class WatchReport(NamedTuple):
 
     Attributes:
       update_norm: how big what passed through was.
-      param_norm: how big the parameters were; None if they are not watched.
-      ratio: the first divided by the second; None if they are not watched.
+      param_norm: how big the parameters were; () if they are not watched.
+      ratio: the first divided by the second; () if they are not watched.
       step: which step that was, counted from 1; 0 before the first.
     """
 
     update_norm: Watched
-    param_norm: Watched | None
-    ratio: Watched | None
+    param_norm: Watched | tuple[()]
+    ratio: Watched | tuple[()]
     step: Int32[Array, ...]
 
 
@@ -152,10 +152,12 @@ class _Watch:
 
         def nothing() -> Watched:  # A buffer each, or the state could not be donated.
             shapes = whole.report_shape, each.report_shape
-            return Watched(*(jnp.zeros(shape, jnp.float32) for shape in shapes))
+            first, second = (jnp.zeros(shape, jnp.float32) for shape in shapes)
+            return Watched(first, second)
 
-        others = (nothing() if self.params else None for _ in range(2))
-        report = WatchReport(nothing(), *others, jnp.zeros((), jnp.int32))
+        param_norm, ratio = (nothing() if self.params else () for _ in range(2))
+        step = jnp.zeros((), jnp.int32)
+        report = WatchReport(nothing(), param_norm, ratio, step)
         kind = state_type(self.name, WatchState, each.entries)
         return kind(jnp.zeros((), jnp.int32), report)
 
@@ -187,22 +189,23 @@ class _Watch:
         )
         return updates, state._replace(steps=steps, report=report)
 
-    def _look(
-        self, updates: PyTree, params: PyTree | None, step: Int32[Array, ""]
-    ) -> WatchReport:
-        groups = self._arranged(updates)
-        size = Watched(*(_measured(self.norm, x) for x in groups))
+    def _look(self, updates: PyTree, params: PyTree | None, step: Any) -> WatchReport:
+        whole, each = self._arranged(updates)
+        size = Watched(_measured(self.norm, whole), _measured(self.norm, each))
         if not self.params:
-            return WatchReport(size, None, None, step)
+            return WatchReport(size, (), (), step)
         given = beside(self.name, updates, params)
-        of_params = Watched(*(_measured(self.norm, x.of(given)) for x in groups))
+        of_params = Watched(
+            _measured(self.norm, whole.of(given)), _measured(self.norm, each.of(given))
+        )
         return WatchReport(size, of_params, jax.tree.map(_ratio, size, of_params), step)
 
 
 def _measured(norm: Norm, groups: Groups) -> Float[Array, ...]:
     """Measure each group; where no float32 holds a norm, its largest number does."""
+    size: Magnitude = measure(norm, groups)
     no_limit = jnp.asarray(jnp.inf, groups.dtype)
-    summary = groups.summarize(*measure(norm, groups), no_limit)
+    summary = groups.summarize(size.value, size.scale, no_limit)
     return summary.magnitude.astype(jnp.float32)
 
 

@@ -1,5 +1,7 @@
 """What is watched, and that nothing else happens to it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,7 @@ def test_the_norms_are_those_of_numpy_for_the_whole_and_for_each_leaf(order):
     updates, told = watched(optaxclip.watch(ord=order), UPDATES)
     assert_same_bits(updates, UPDATES)
     trees = {"update_norm": UPDATES, "param_norm": PARAMS}
-    wanted = {"step": 1}
+    wanted: dict[str, Any] = {"step": 1}
     for field, tree in trees.items():
         wanted[field] = np.linalg.norm(flat(tree), order)
         for path, leaf in zip(PATHS, jax.tree.leaves(tree), strict=True):
@@ -70,8 +72,8 @@ def test_between_the_steps_that_are_looked_at_the_report_stays():
         told = optaxclip.report(state)
         seen.append((told["watch/step"], told["watch/update_norm"]))
     norm = np.linalg.norm(flat(UPDATES))
-    wanted = [*[(1, norm)] * 3, *[(4, 4 * norm)] * 2]
-    np.testing.assert_allclose(seen, wanted, rtol=1e-6)
+    wanted = np.array([*[(1, norm)] * 3, *[(4, 4 * norm)] * 2])
+    np.testing.assert_allclose(np.array(seen), wanted, rtol=1e-6)
 
 
 def test_what_is_seen_depends_on_the_place_in_the_chain():
@@ -130,12 +132,13 @@ def test_no_step_is_decided_by_what_a_device_computed():
 
 
 def test_what_makes_no_sense_is_refused_in_a_sentence():
-    for options, error, sentence in (
+    wrong: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"every": 0}, ValueError, "^every must be at least 1, not 0"),
         ({"every": 1.5}, TypeError, "^every must be a Python int, not float"),
         ({"ord": 0.5}, ValueError, "^ord must be at least 1 or infinity, not 0.5"),
         ({"name": 3}, TypeError, "^name must be a string, not 3"),
-    ):
+    ]
+    for options, error, sentence in wrong:
         with unchecked(), pytest.raises(error, match=sentence):
             optaxclip.watch(**options)
 
