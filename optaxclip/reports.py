@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int32, PyTree
 from optaxclip.groups import Groups, PerGroup
 from optaxclip.norms import Magnitude
 from optaxclip.numbers import Number
+from optaxclip.sentences import shown
 
 
 class ClipReport(NamedTuple):
@@ -98,7 +99,8 @@ def check_state(name: str, state: Any) -> None:
     """Refuse what is no state of a clipper, such as none at all."""
     if not hasattr(state, "threshold"):
         raise TypeError(
-            f"{name} needs the state that its own init or update gave, not {state!r}."
+            f"{name} needs the state that its own init or update gave, not "
+            f"{shown(state)}; call update(updates, state, params)."
         )
 
 
