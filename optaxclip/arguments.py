@@ -135,7 +135,8 @@ def check_percentile(value: Any, argument: str = "percentile") -> None:
     if np.any((known > 0) & (known < 1)):
         raise ValueError(
             f"{argument} must be 0 or a number from 1 to 100, not "
-            f"{_given(value, known)}; give {100 * known.max():g} for the quantile {known.max():g}."
+            f"{_given(value, known)}; give {100 * known.max():g} for the quantile "
+            f"{known.max():g}."
         )
 
 
@@ -147,7 +148,8 @@ def check_order(low: Any, high: Any) -> None:
         return
     if not ordered:
         raise ValueError(
-            f"low must be at most high, but {shown(low)} is above {shown(high)}."
+            f"low must be at most high, but "
+            f"{_given(low, np.asarray(low))} is above {_given(high, np.asarray(high))}."
         )
 
 
@@ -210,12 +212,12 @@ def check_labels(spec: Any, labels: list[Any], known: list[Any]) -> None:
     missing = [x for x in labels if not isinstance(spec, dict) or x not in spec]
     if missing:
         raise ValueError(
-            "max_norms must be one limit or a dict with a limit for each label; add "
+            "max_norm must be one limit or a dict with a limit for each label; add "
             f"{missing[:5]}."
         )
     lone = [x for x in spec if x not in labels and x not in known]
     if labels and lone:
         raise ValueError(
-            f"max_norms has a limit for {lone[0]!r}, which no leaf is labeled; take it "
+            f"max_norm has a limit for {lone[0]!r}, which no leaf is labeled; take it "
             "out, or write it as the labels do."
         )

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-_SHORT = reprlib.Repr(maxstring=60, maxother=60, maxlong=40)
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 def shown(given: Any) -> str:

@@ -4,6 +4,7 @@ Nothing is compiled: mistakes are found while arguments are looked at.
 """
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,11 @@ from jax.experimental import sparse
 from jax.sharding import PartitionSpec
 from unchecked import unchecked
 
-import optaxclip as oc
-from optaxclip import norms, responses, scopes, thresholds
+import optaxclip
+from optaxclip import norms, responses, scopes
+
+oc: Any = optaxclip  # of which a type checker would refuse what is tried here
+thresholds: Any = optaxclip.thresholds
 
 MODEL = {f"w{i}": jnp.ones((64, 64)) for i in range(50)}
 PAIR = {"body": jnp.ones(2), "head": jnp.ones(2)}
@@ -23,14 +27,14 @@ TWICE = sparse.BCOO((jnp.ones(2), jnp.array([[0], [0]])), shape=(3,))
 BY_SCOPE = (scopes.whole(), norms.l2, 1.0, responses.shrink)
 
 
-def step(clip, updates=PAIR, params=None):
+def step(clip, updates: Any = PAIR, params=None):
     """One step with the state that belongs to it."""
     return clip.update(updates, clip.init(PAIR), params)
 
 
 def core(place, given):
     """The core with one of its four answers replaced."""
-    answers = list(BY_SCOPE)
+    answers: list[Any] = list(BY_SCOPE)
     answers[place] = given
     return oc.clipper(*answers)
 
