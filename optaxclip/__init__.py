@@ -55,7 +55,11 @@ from optaxclip.trees import shrink_tree, tree_norm
 from optaxclip.watch import watch
 from optaxclip.weights.attention import qk_clip
 from optaxclip.weights.bounds import bound_weights
-from optaxclip.weights.clips import clip_weight_norm, clip_weights
+from optaxclip.weights.clips import (
+    clip_weight_norm,
+    clip_weight_unit_norm,
+    clip_weights,
+)
 from optaxclip.weights.initialization import clip_weights_to_init
 from optaxclip.weights.logits import max_logits, record_max_logits
 from optaxclip.weights.shares import (
@@ -94,6 +98,7 @@ __all__ = [
     "clip_value",
     "clip_weight_norm",
     "clip_weight_spectral_norm",
+    "clip_weight_unit_norm",
     "clip_weights",
     "clip_weights_to_init",
     "clipped_grad",

@@ -1,10 +1,13 @@
 """Arguments that make no sense, refused in one sentence where they are given."""
 
+import inspect
 from typing import Any, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from optaxclip.sentences import shown, uncalled
 
 Role = TypeVar("Role")
 
@@ -18,16 +21,37 @@ def check_role(given: Any, role: type, argument: str, example: str) -> None:
     """Refuse what does not answer a protocol, such as a function yet to be called."""
     if not answers(given, role):
         raise TypeError(
-            f"{argument} must be an object such as {example}, not {given!r}."
+            f"{argument} must be an object such as {example}, not {uncalled(given)}."
         )
 
 
 def check_transformation(given: Any, argument: str) -> None:
     """Refuse what is no transformation, such as a function that gives one."""
-    if not (hasattr(given, "init") and hasattr(given, "update")):
+    if isinstance(given, type) or not _transforms(given):
         raise TypeError(
-            f"{argument} must be a transformation such as optax.adam(1e-3), not "
-            f"{given!r}."
+            f"{argument} must be a transformation such as a clipper or "
+            f"optax.adam(1e-3), not {uncalled(given)}."
+        )
+
+
+def _transforms(given: Any) -> bool:
+    """Tell whether something has an update of three arguments, unlike a threshold."""
+    if not (hasattr(given, "init") and callable(getattr(given, "update", None))):
+        return False
+    try:
+        inspect.signature(given.update).bind(None, None, None)
+    except TypeError:
+        return False
+    return True
+
+
+def check_named_axis(argument: str, spec: Any) -> None:
+    """Refuse what is no name of a mesh axis, and no tuple of names."""
+    names = spec if isinstance(spec, tuple) else () if spec is None else (spec,)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"{argument} must be the name of a mesh axis, a tuple of names or a "
+            f"prefix tree of these, not {shown(spec)}; give names as strings."
         )
 
 
@@ -50,11 +74,20 @@ def not_static(argument: str, kind: str, given: Any) -> TypeError:
 def _known(value: Any, argument: str, kinds: str) -> np.ndarray | None:
     """Give the numbers as far as they are known now; refuse what is no number."""
     if not is_real(value):
-        raise TypeError(f"{argument} must be {kinds}, not {value!r}.")
+        raise TypeError(f"{argument} must be {kinds}, not {shown(value)}.")
     try:
-        return np.asarray(value)
+        return np.asarray(float(value) if isinstance(value, int) else value)
+    except OverflowError:
+        raise ValueError(
+            f"{argument} must be a number that a float holds, not an int beyond all "
+            "of them; use infinity for no limit."
+        ) from None
     except jax.errors.TracerArrayConversionError:
         return None  # Traced: responses take a negative limit as 0.
+
+
+def _given(value: Any, known: np.ndarray) -> str:
+    return str(value) if known.ndim == 0 else shown(known)
 
 
 def check_limit(value: Any, argument: str) -> None:
@@ -62,7 +95,8 @@ def check_limit(value: Any, argument: str) -> None:
     known = _known(value, argument, "a number or an array")
     if known is not None and not np.all(known >= 0):
         raise ValueError(
-            f"{argument} must be at least 0, not {value}; use infinity for no limit."
+            f"{argument} must be at least 0, not {_given(value, known)}; use infinity "
+            "for no limit."
         )
 
 
@@ -71,7 +105,8 @@ def check_lower(value: Any, argument: str) -> None:
     known = _known(value, argument, "a number, an array or a schedule")
     if known is not None and not np.all(known <= 0):
         raise ValueError(
-            f"{argument} must be at most 0, not {value}; use -infinity for no limit."
+            f"{argument} must be at most 0, not {_given(value, known)}; use -infinity "
+            "for no limit."
         )
 
 
@@ -90,6 +125,21 @@ def check_between(value: Any, low: float, high: float, argument: str) -> None:
     )
 
 
+def check_percentile(value: Any, argument: str = "percentile") -> None:
+    """Refuse what is no percentile, such as a quantile from 0 to 1."""
+    check_between(value, 0, 100, argument)
+    try:
+        known = np.asarray(value)
+    except jax.errors.TracerArrayConversionError:
+        return
+    if np.any((known > 0) & (known < 1)):
+        raise ValueError(
+            f"{argument} must be 0 or a number from 1 to 100, not "
+            f"{_given(value, known)}; give {100 * known.max():g} for the quantile "
+            f"{known.max():g}."
+        )
+
+
 def check_order(low: Any, high: Any, names: tuple[str, str] = ("low", "high")) -> None:
     """Refuse a lower bound above the upper one."""
     try:
@@ -99,7 +149,8 @@ def check_order(low: Any, high: Any, names: tuple[str, str] = ("low", "high")) -
     if not ordered:
         first, second = names
         raise ValueError(
-            f"{first} must be at most {second}, but {low} is above {high}."
+            f"{first} must be at most {second}, but "
+            f"{_given(low, np.asarray(low))} is above {_given(high, np.asarray(high))}."
         )
 
 
@@ -115,13 +166,13 @@ def check_decay(value: Any, argument: str = "decay") -> None:
 
 def _check(value: Any, holds: Any, argument: str, demand: str) -> None:
     if not is_real(value):
-        raise TypeError(f"{argument} {demand}, not {value!r}.")
+        raise TypeError(f"{argument} {demand}, not {shown(value)}.")
     try:
         known = np.asarray(value)
     except jax.errors.TracerArrayConversionError:
         return
     if not np.all(holds(known)):
-        raise ValueError(f"{argument} {demand}, not {value}.")
+        raise ValueError(f"{argument} {demand}, not {_given(value, known)}.")
 
 
 def check_window(value: Any, argument: str = "window") -> None:
@@ -134,11 +185,40 @@ def check_window(value: Any, argument: str = "window") -> None:
 
 def check_denominator(value: Any) -> None:
     """Refuse what nothing can be divided by, as far as that is known now."""
-    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
-        raise TypeError(f"denominator must be a number, not {value!r}.")
-    try:
-        known = np.asarray(value)
-    except jax.errors.TracerArrayConversionError:
-        return
-    if known.ndim or not known > 0:
-        raise ValueError(f"denominator must be a number above 0, not {value}.")
+    _check(
+        value,
+        lambda x: (x > 0) & (x.ndim == 0),
+        "denominator",
+        "must be a number above 0",
+    )
+
+
+def check_loss(loss: Any) -> None:
+    """Refuse what is no function, such as the value of one."""
+    if not callable(loss):
+        raise TypeError(
+            f"loss must be a function of params and one example, not {shown(loss)}; "
+            "hand over the function itself."
+        )
+
+
+def check_labels(spec: Any, labels: list[Any], known: list[Any]) -> None:
+    """Refuse a dict of limits without one for a label, or with one for no label.
+
+    Args:
+      spec: what was given as limits.
+      labels: those of the leaves that count.
+      known: those of all leaves.
+    """
+    missing = [x for x in labels if not isinstance(spec, dict) or x not in spec]
+    if missing:
+        raise ValueError(
+            "max_norm must be one limit or a dict with a limit for each label; add "
+            f"{missing[:5]}."
+        )
+    lone = [x for x in spec if x not in labels and x not in known]
+    if labels and lone:
+        raise ValueError(
+            f"max_norm has a limit for {lone[0]!r}, which no leaf is labeled; take it "
+            "out, or write it as the labels do."
+        )

@@ -27,7 +27,9 @@ from optaxclip.reports import (
 from optaxclip.responses import Response, clamp
 from optaxclip.responses.apply import ByResponse, Respond, nonnegative
 from optaxclip.scopes import Scope
+from optaxclip.sentences import shown
 from optaxclip.thresholds import Limit, Observation, Threshold, as_threshold
+from optaxclip.updates import check_updates
 
 
 def clipper(
@@ -84,7 +86,7 @@ def clipper(
     threshold = as_threshold(threshold)
     check_role(response, Response, "response", "responses.shrink")
     if not isinstance(name, str):
-        raise TypeError(f"name must be a string, not {name!r}.")
+        raise TypeError(f"name must be a string, not {shown(name)}.")
     if response is clamp and norm != linf:
         raise ValueError(
             f"norm must be norms.linf where the response is clamp, not {norm}; use "
@@ -136,6 +138,7 @@ class Clip:
         **extra_args: Any,
     ) -> tuple[PyTree, ClipState]:
         """Clip the updates."""
+        check_updates(self.name, updates)
         groups = self.scope.arrange(updates)
         self._check(state, groups)
         size, memory = self.measure(groups, state.measure)
@@ -192,7 +195,15 @@ class Clip:
         given = [jnp.shape(x) for x in jax.tree.leaves(kept)]
         if given != wanted:
             raise ValueError(
-                f"{self.name} was given a state of shapes {given}, but the updates "
-                f"need {wanted}; init it with params whose floating-point leaves are "
-                "those of the updates, and with the same options."
+                f"{self.name} was given a state {_difference(given, wanted)}; init it "
+                "with params whose floating-point leaves are those of the updates, and "
+                "with the same options."
             )
+
+
+def _difference(given: list[Any], wanted: list[Any]) -> str:
+    """Tell how two states differ, in few words however many arrays they have."""
+    if len(given) != len(wanted):
+        return f"of {len(given)} arrays, but the updates need {len(wanted)}"
+    first, other = next(p for p in zip(given, wanted, strict=True) if p[0] != p[1])
+    return f"with shapes {first} where the updates need {other}"

@@ -12,6 +12,8 @@ from jaxtyping import PyTree
 from optaxclip.arguments import check_transformation
 from optaxclip.leaves import counted, filled, zeros_for
 from optaxclip.numbers import Leaf, widen, widest
+from optaxclip.sentences import shown
+from optaxclip.updates import check_updates
 
 
 class FeedbackState(NamedTuple):
@@ -101,12 +103,18 @@ def error_feedback(
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, FeedbackState]:
+        check_updates("error_feedback", updates)
+        if not isinstance(state, FeedbackState):
+            raise TypeError(
+                "error_feedback needs the state that its own init or update gave, not "
+                f"{shown(state)}; call update(updates, state, params)."
+            )
         leaves, carried = counted(updates), jax.tree.leaves(state.carry)
         if [x.shape for x in leaves] != [x.shape for x in carried]:
             raise ValueError(
-                "error_feedback was initialized for leaves of shapes "
-                f"{[x.shape for x in carried]}, not {[x.shape for x in leaves]}; init "
-                "it with params like the updates."
+                f"error_feedback was initialized for {len(carried)} leaves, which are "
+                f"not of the shapes of the {len(leaves)} updates; init it with params "
+                "like the updates."
             )
         wanted = [
             widen(u, c.dtype) + widen(c, u.dtype)

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from optaxclip.arguments import not_static
-from optaxclip.mesh import varying_axes
 from optaxclip.numbers import Leaf
+from optaxclip.paths import check_matched, names_of
+from optaxclip.sentences import shown
 
 AxisName = Any
 
@@ -102,7 +102,7 @@ def of_leaves(
       An entry for each leaf that counts.
 
     Raises:
-      ValueError: if a leaf that counts has no entry.
+      ValueError: if a leaf that counts has no entry, or an entry no place.
     """
     given = jax.tree_util.tree_leaves_with_path(spec, is_leaf=is_leaf)
     entries = {names_of(path): entry for path, entry in given}
@@ -124,12 +124,8 @@ def of_leaves(
                 f"has {fault} for {'/'.join(names) or 'their one leaf'}; {remedy}."
             )
         found.append(known[0])
+    check_matched(argument, entries, tree, tree_name)
     return found
-
-
-def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """Name the places on the way to a leaf, in whatever kind of tree."""
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
 def as_tuple(spec: Any) -> tuple:
@@ -174,25 +170,6 @@ def trailing_dimensions(shape: tuple[int, ...], leading: Any) -> tuple[int, ...]
     return tuple(range(int(leading), len(shape)))
 
 
-def mesh_axes(spec: AxisName, tree: PyTree) -> tuple[tuple[str, ...], ...]:
-    """Say of each leaf that counts over which mesh axes it is spread.
-
-    Raises:
-      ValueError: if JAX knows that a leaf varies over an axis that is not named.
-    """
-    named = of_leaves("axis_name", spec, tree, is_axes)
-    for leaf, axes in zip(counted(tree), named, strict=True):
-        varying = varying_axes(leaf) if isinstance(leaf, Tracer) else frozenset()
-        missed = varying - set(as_tuple(axes))
-        if missed and axes != ():
-            raise ValueError(
-                f"axis_name must name {sorted(missed)}, over which a leaf of shape "
-                f"{leaf.shape} varies, not {spec!r}; give () to clip on each device "
-                "by itself."
-            )
-    return tuple(as_tuple(axes) for axes in named)
-
-
 def shapes_of(tree: PyTree) -> tuple[tuple[int, ...], ...]:
     """Give the shape of each leaf that counts."""
     return tuple(jnp.shape(x) for x in jax.tree.leaves(tree) if counts(x))
@@ -217,19 +194,40 @@ def beside(name: str, updates: PyTree, params: PyTree | None) -> PyTree:
             return None
         within = jax.tree.structure(param)
         if not (counts(param) or jax.tree_util.treedef_is_leaf(within)):
-            raise ValueError(f"they have {within} where the updates have one array.")
+            raise ValueError("a tree in place of an array")
         return param
 
     try:
         matched = jax.tree.map(matching, updates, params, is_leaf=lambda x: x is None)
-    except ValueError as error:
+    except ValueError:
         raise ValueError(
-            f"{name} needs params of the same structure as the updates; {error}"
-        ) from error
-    wanted, found = list(shapes_of(updates)), list(shapes_of(matched))
-    if found != wanted:
+            f"{name} needs params of the same structure as the updates, and "
+            f"{_difference_of(updates, params)}; hand over the parameters that these "
+            "are the updates of."
+        ) from None
+    wanted, found = shapes_of(updates), shapes_of(matched)
+    if len(found) != len(wanted):
         raise ValueError(
-            f"{name} needs params of the same shapes as the updates, which are "
-            f"{wanted}, not {found}."
+            f"{name} needs params of the same shapes as the updates, and has "
+            f"floating-point numbers in {len(found)} leaves, not {len(wanted)}."
         )
+    given = jax.tree_util.tree_leaves_with_path(matched)
+    for (path, _), shape, other in zip(given, wanted, found, strict=True):
+        if shape != other:
+            raise ValueError(
+                f"{name} needs params of the same shapes as the updates, not {other} "
+                f"beside {shape} at {'/'.join(names_of(path)) or 'the one leaf'}."
+            )
     return matched
+
+
+def _difference_of(updates: PyTree, params: PyTree) -> str:
+    """Name one leaf that only one of two trees has."""
+    first, second = (
+        {names_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (updates, params)
+    )
+    lone = sorted(first ^ second)
+    if not lone:
+        return f"these are {shown(updates)}, those {shown(params)}"
+    return f"only one of the two has a leaf {'/'.join(lone[0]) or 'alone'}"

@@ -1,6 +1,7 @@
 """The axes of a mesh: over which of them an array varies or is spread."""
 
 import math
+from collections.abc import Iterable
 
 import jax
 from jaxtyping import Array
@@ -20,8 +21,24 @@ def spread_over(x: Array, axes: MeshAxes) -> MeshAxes:
     return tuple(
         axis
         for axis in axes
-        if axis in varying_axes(x) or not varying_axes(jax.lax.axis_index(axis))
+        if axis in varying_axes(x) or not varying_axes(_index_along(axis))
     )
+
+
+def _index_along(axis: str) -> Array:
+    try:
+        return jax.lax.axis_index(axis)
+    except NameError:
+        raise ValueError(
+            f"axis_name must name an axis of the jax.shard_map, jax.pmap or jax.vmap "
+            f"that it is used in, not {axis!r}; under jax.jit alone leave it out."
+        ) from None
+
+
+def check_axes(axes: Iterable[str]) -> None:
+    """Refuse axes that are not those of a mapped function around us."""
+    for axis in axes:
+        _index_along(axis)
 
 
 def copies(x: Array, axes: MeshAxes) -> int:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int32
 from optaxclip.groups import Entry, Groups, PerGroup
 from optaxclip.norms import Magnitude
 from optaxclip.numbers import Number
+from optaxclip.sentences import shown
 
 
 class ClipReport(NamedTuple):
@@ -98,8 +99,9 @@ def check_state(name: str, state: Any) -> None:
     """Refuse what is no state of a clipper, such as none at all."""
     if not hasattr(state, "threshold"):
         raise TypeError(
-            f"{name} needs the state that its own init or update gave, not {state!r}; "
-            "use optaxclip.shrink_tree where there is none."
+            f"{name} needs the state that its own init or update gave, not "
+            f"{shown(state)}; call update(updates, state, params), or "
+            "optaxclip.shrink_tree where there is no state."
         )
 
 

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from optaxclip.arguments import check_labels
+from optaxclip.axis_names import mesh_axes
 from optaxclip.groups import (
     Elements,
     Groups,
@@ -35,13 +37,13 @@ from optaxclip.leaves import (
     dimensions,
     is_axes,
     is_one_leaf,
-    mesh_axes,
     of_leaves,
     shapes_of,
     structure_of,
     trailing_dimensions,
 )
 from optaxclip.numbers import Number, as_number
+from optaxclip.sentences import shown
 
 __all__ = ["Scope", "element", "groups", "tensor", "unit", "whole"]
 
@@ -132,13 +134,15 @@ class _Groups(_Printed):
     labels: PyTree[Hashable] | Callable[[PyTree], PyTree[Hashable]]
     axis_name: AxisName = None
 
+    def _given(self, tree: PyTree) -> PyTree[Hashable]:
+        return self.labels(tree) if callable(self.labels) else self.labels
+
     def _labels_of(self, tree: PyTree) -> list[Hashable]:
-        labels = self.labels(tree) if callable(self.labels) else self.labels
-        found = of_leaves("labels", labels, tree)
+        found = of_leaves("labels", self._given(tree), tree)
         for label in found:
             if not isinstance(label, Hashable) or isinstance(label, jax.Array):
                 raise TypeError(
-                    f"labels must be hashable, as strings are, not {label!r}."
+                    f"labels must be hashable, as strings are, not {shown(label)}."
                 )
         return found
 
@@ -157,12 +161,7 @@ class _Groups(_Printed):
         if is_one_leaf(spec):
             return as_number(spec)
         names = _sorted(self._labels_of(tree))
-        missing = [n for n in names if not isinstance(spec, dict) or n not in spec]
-        if missing:
-            raise ValueError(
-                f"max_norms must be one limit or a dict with a limit for each label; "
-                f"add {missing}."
-            )
+        check_labels(spec, names, jax.tree.leaves(self._given(tree)))
         limits = [as_number(spec[name]) for name in names]
         with jax.numpy_dtype_promotion("standard"):
             return jnp.stack(limits) if limits else jnp.zeros(0, jnp.float32)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
@@ -14,6 +17,7 @@ from optaxclip.norms.norm import measure, unscaled
 from optaxclip.numbers import as_number
 from optaxclip.responses import shrink
 from optaxclip.responses.apply import apply_response, nonnegative
+from optaxclip.updates import check_updates
 
 
 def tree_norm(
@@ -22,7 +26,8 @@ def tree_norm(
     r"""Measure a whole tree, $(\sum_i |x_i|^p)^{1/p}$, in at least float32.
 
     Args:
-      tree: any tree; leaves that are not floating-point numbers do not count.
+      tree: any tree; leaves that are not floating-point numbers do not count, unless
+        there are integers alone.
       ord: the order p, at least 1 and maybe infinity, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
@@ -30,14 +35,18 @@ def tree_norm(
       The norm, in float32 or the widest type of the leaves.
 
     Raises:
-      TypeError: if `ord` is not a number or norm.
+      TypeError: if `ord` is not a number or norm, or `tree` holds no numbers.
       ValueError: if `ord` is below 1.
 
     Examples:
       >>> optaxclip.tree_norm({"w": jnp.array([3.0, 4.0], jnp.bfloat16)})
       Array(5., dtype=float32)
     """
-    return _measure(tree, as_norm(ord), axis_name).plain
+    norm, leaves = as_norm(ord), jax.tree.leaves(tree)
+    if leaves and all(map(_is_integer, leaves)):
+        tree = jax.tree.map(as_number, tree)
+    check_updates("tree_norm", tree)
+    return _measure(tree, norm, axis_name).plain
 
 
 def shrink_tree(
@@ -63,7 +72,8 @@ def shrink_tree(
       The tree, of the same structure, shapes and types, and the norm it had.
 
     Raises:
-      TypeError: if `max_norm` or `norm` is not a number.
+      TypeError: if `max_norm` or `norm` is not a number, or `tree` has leaves of which
+        none is of floating point.
       ValueError: if `max_norm` is known now and negative or NaN, or `norm` is known
         now and negative, or is several numbers.
 
@@ -73,6 +83,7 @@ def shrink_tree(
       (Array([0.6, 0.8], dtype=float32), Array(5., dtype=float32))
     """
     check_limit(max_norm, "max_norm")
+    check_updates("shrink_tree", tree)
     if norm is None:
         size = _measure(tree, l2, axis_name)
     else:
@@ -89,6 +100,12 @@ def shrink_tree(
     limit = nonnegative(as_number(max_norm), size.value)
     leaves = apply_response(shrink, groups, size, limit)
     return filled(tree, leaves), size.plain
+
+
+def _is_integer(leaf: Any) -> bool:
+    return isinstance(leaf, int) or jnp.issubdtype(
+        getattr(leaf, "dtype", jax.dtypes.float0), jnp.integer
+    )
 
 
 def _measure(tree: PyTree, norm: Norm, axis_name: AxisName) -> Magnitude:

@@ -232,7 +232,7 @@ def test_aggc_keeps_groups_in_a_band_round_their_average(low, high, floor):
         factor = np.where(sizes > 0, each_step(sizes, oracle) / sizes, 1.0)
     factor = np.where(np.isfinite(sizes), factor, np.nan)
     factor[0] = 1  # there is no past that would make the first, broken step NaN
-    clip = optaxclip.aggc(labels, low=low, high=high, min_norm=floor)
+    clip = optaxclip.aggc(labels, low=low, high=high, floor=floor)
     assert_multiplied(clip, updates, factor[:, [0, 1, 0]])
 
 

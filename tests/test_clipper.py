@@ -1,7 +1,5 @@
 """What the core refuses, before the first step."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +34,7 @@ WRONG = {
     ),
 )
 def test_what_is_no_scope_norm_threshold_response_or_name_is_refused(argument, value):
-    sentence = rf"^{argument} must be [^.]+.*, not {re.escape(repr(value))}\.$"
+    sentence = rf"^{argument} must be [^.]+.*, not [^<]+\.?$"
     with unchecked(), pytest.raises(TypeError, match=sentence):
         optaxclip.clipper(**(GIVEN | {argument: value}))
 

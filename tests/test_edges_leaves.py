@@ -41,7 +41,6 @@ EMPTY_TREES = {
     "MaskedNode": optax.MaskedNode,
     "nested": lambda: {"a": {}, "b": [()]},
     "zero-size": lambda: {"a": jnp.zeros((0, 3)), "b": jnp.zeros((0,))},
-    "integers": lambda: {"a": jnp.arange(3), "b": jnp.arange(4).reshape(2, 2)},
 }
 
 

@@ -215,7 +215,7 @@ FACTORIES = [
     (optaxclip.clip_tensor_norm, {"max_norm": LIMIT}),
     (optaxclip.clip_tensor_rms, {"max_rms": LIMIT}),
     (optaxclip.clip_unit_norm, {"max_norm": LIMIT}),
-    (optaxclip.clip_group_norm, {"max_norms": LIMIT, "labels": LABELS}),
+    (optaxclip.clip_group_norm, {"max_norm": LIMIT, "labels": LABELS}),
     (optaxclip.soft_clip_value, {"max_value": LIMIT}),
     (optaxclip.soft_clip_global_norm, {"max_norm": LIMIT}),
     (optaxclip.agc, {}),

@@ -17,9 +17,10 @@ PACKAGE = Path(optaxclip.__file__).parent
 # From the ground up. Whoever builds a room says here on which floor it lies; a room
 # that is a folder is one room.
 FLOORS = [
-    {"arguments", "exports", "jaxprs", "mesh", "numbers", "platforms"},
+    {"paths", "sentences"},
+    {"arguments", "exports", "jaxprs", "mesh", "numbers", "platforms", "updates"},
     {"averages", "leaves"},
-    {"groups"},
+    {"axis_names", "groups"},
     {"norms", "scopes"},
     {"thresholds", "responses", "reading", "reports"},
     {"clipper"},

@@ -472,7 +472,7 @@ INJECTED = {
         {"labels": {"a": 1, "b": 2, "c": 2}},
     ),
     "quantile_clip": (optaxclip.quantile_clip, {"quantile": 0.7, "init_norm": 0.5}, {}),
-    "greedy_clip": (optaxclip.greedy_clip, {"max_norm": 0.5, "growth": 2.0}, {}),
+    "greedy_clip": (optaxclip.greedy_clip, {"init_norm": 0.5, "growth": 2.0}, {}),
 }
 
 
@@ -510,7 +510,7 @@ REFUSED = [
     (Ema, {"decay": -0.1}),
     (Band, {"low": np.nan}),
     (Band, {"high": -1.0}),
-    (Band, {"min_norm": -1.0}),
+    (Band, {"floor": -1.0}),
     (ZScore, {"z_threshold": -1.0}),
     (ZScore, {"decay": np.nan}),
     (ZScore, {"warmup_steps": 0}),

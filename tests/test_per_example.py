@@ -694,8 +694,13 @@ def test_explain_tells_the_way_of_each_leaf(capsys):
 
     shapes = {"table": (40, 9), "w": (30, 9), "floor": (4, 9), "n": (), "unused": (2,)}
     params = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-    optaxclip.explain(told, params, np.ones((4, 30), np.float32), np.ones(4, np.int32))
-    lines = capsys.readouterr().out.splitlines()
+    example = np.ones((4, 30), np.float32), np.ones(4, np.int32)
+    table = optaxclip.explain(told, params, *example)
+    assert not capsys.readouterr().out
+    assert [row.leaf for row in table.rows] == [
+        f"[{name!r}]" for name in sorted(shapes)
+    ]
+    lines = str(table).splitlines()
     found = {line.split()[0]: line for line in lines[1:]}
     assert "rows" in found["['table']"]
     assert "inner products" in found["['w']"]

@@ -272,7 +272,7 @@ def test_a_tuple_is_a_tree_of_labels_and_no_label():
 
 def test_a_limit_for_each_label():
     updates = tree_of(jnp.float32)
-    limits = {"a": 0.1, "b": optax.constant_schedule(0.2), "c": np.inf, "unused": 1.0}
+    limits = {"a": 0.1, "b": optax.constant_schedule(0.2), "c": np.inf}
     clipped = jax.jit(lambda u: clip(scopes.groups(LABELS), u, limits))(updates)
     assert_close(clipped["scale"], updates["scale"])
     for size, label in zip(

@@ -159,13 +159,15 @@ def test_norms_of_weights_are_brought_into_a_band_from_both_sides():
     sizes = np.array([0.0, 0.1, 0.5, 1.0, 2.0, 2.5, 9.0])
     columns = wide(normal((20, 7), 0))
     params = jnp.asarray(columns / np.linalg.norm(columns, axis=0) * sizes, jnp.float32)
-    bound = optaxclip.clip_weight_norm(2.0, min_norm=0.5, axis=0)
+    bound = optaxclip.clip_weight_unit_norm(2.0, min_norm=0.5)
     updates, state = bound.update(jnp.zeros_like(params), bound.init(params), params)
     after = optax.apply_updates(params, updates)
     found = np.linalg.norm(wide(after), axis=0)
     np.testing.assert_allclose(found, [0.0, 0.5, 0.5, 1.0, 2.0, 2.0, 2.0], rtol=1e-6)
     np.testing.assert_array_equal(updates[:, 3], 0.0)
-    np.testing.assert_allclose(optaxclip.report(state)["clip_weight_norm/limit"], 2.0)
+    np.testing.assert_allclose(
+        optaxclip.report(state)["clip_weight_unit_norm/limit"], 2.0
+    )
 
 
 def test_a_band_of_weights_without_an_upper_edge_raises_alone():

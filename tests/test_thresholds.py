@@ -180,7 +180,7 @@ def test_a_share_is_of_the_norm_of_the_same_group_of_parameters(case, order):
 
 
 def test_a_share_of_zero_parameters_is_its_share_of_the_floor():
-    clip = optaxclip.agc(0.5, eps=0.25)
+    clip = optaxclip.agc(0.5, floor=0.25)
     params = {"w": jnp.zeros((3, 2)), "b": jnp.array([3.0, 4.0])}
     updates = jax.tree.map(jnp.ones_like, params)
     clipped = clipped_once(clip, updates, params)

@@ -137,16 +137,16 @@ def test_what_would_be_within_keeps_the_bits_of_its_update():
 
 
 NORMS = {
-    "tensor": ((), None),
-    "unit": ((("axis", 0),), 0),
-    "units of rows": ((("axis", 1),), 1),
+    "tensor": (optaxclip.clip_weight_norm, (), None),
+    "unit": (optaxclip.clip_weight_unit_norm, (), 0),
+    "units of rows": (optaxclip.clip_weight_unit_norm, (("axis", 1),), 1),
 }
 
 
-@pytest.mark.parametrize(("options", "axis"), NORMS.values(), ids=NORMS)
-def test_no_norm_is_beyond_its_bound_but_for_one_rounding(options, axis):
+@pytest.mark.parametrize(("make", "options", "axis"), NORMS.values(), ids=NORMS)
+def test_no_norm_is_beyond_its_bound_but_for_one_rounding(make, options, axis):
     params, updates = of_pairs((40, 30), 1.0)
-    update = partial(bounded, optaxclip.clip_weight_norm, options, 2.5)
+    update = partial(bounded, make, options, 2.5)
     after = held(update, params, updates, optax.apply_updates)
     for pair, x in after.items():
         size = np.sqrt((wide(x) ** 2).sum(axis))
@@ -305,6 +305,7 @@ def test_flax_names_the_parameters_that_are_beside_one_another():
 BOUNDS = {
     "clip_weights": (optaxclip.clip_weights, "value"),
     "clip_weight_norm": (optaxclip.clip_weight_norm, "norm"),
+    "clip_weight_unit_norm": (optaxclip.clip_weight_unit_norm, "norm"),
     "clip_weights_to_init": (optaxclip.clip_weights_to_init, "init"),
     "clip_weight_spectral_norm": (optaxclip.clip_weight_spectral_norm, "spectrum"),
 }

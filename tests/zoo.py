@@ -205,7 +205,7 @@ STRATEGIES = [
     Strategy(
         "clip_group_norm",
         optaxclip.clip_group_norm,
-        "max_norms",
+        "max_norm",
         Groupwise(oracles.rank_norm),
         options={"labels": by_rank},
     ),
@@ -272,7 +272,7 @@ STRATEGIES = [
     Strategy(
         "greedy_clip",
         at_constant_loss(optaxclip.greedy_clip),
-        "max_norm",
+        "init_norm",
         Groupwise(oracles.global_norm(2)),
     ),
     Strategy(
@@ -445,7 +445,7 @@ STRATEGIES += [
     Strategy(
         "soft_clip_singular_values",
         optaxclip.soft_clip_singular_values,
-        "scale",
+        "max_value",
         oracles.Spectral(oracles.bend, 1e-5, 2e-6),
         exempt=SOFT | SPECTRAL,
     ),
@@ -462,6 +462,14 @@ STRATEGIES += [
         optaxclip.clip_weight_norm,
         "max_norm",
         oracles.OfWeights(Groupwise(oracles.tensor_norm)),
+        exempt=WEIGHTS,
+        needs_params=True,
+    ),
+    Strategy(
+        "clip_weight_unit_norm",
+        optaxclip.clip_weight_unit_norm,
+        "max_norm",
+        oracles.OfWeights(Groupwise(oracles.unit_norm)),
         exempt=WEIGHTS,
         needs_params=True,
     ),
@@ -542,6 +550,7 @@ LIKE_ANOTHER = {
     "relative_update": "agc",
     "soft_clip_singular_values": "clip_singular_values",
     "clip_weight_norm": "clip_weights",
+    "clip_weight_unit_norm": "clip_weights",
     "clip_weights_to_init": "clip_weights",
     # Memories of their own, which test_memory takes through every scope.
     "zclip": "autoclip",

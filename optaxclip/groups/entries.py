@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey
 
-from optaxclip.leaves import names_of
 from optaxclip.mesh import on_one_device
 from optaxclip.numbers import Number
+from optaxclip.paths import names_of
 
 
 class Entry(NamedTuple):

@@ -81,6 +81,7 @@ def _is_prefix(in_axes: Any, argument: PyTree) -> bool:
 def number_of_examples(in_axes: tuple[Any, ...], batch: Batch) -> int:
     """Count the examples; all arguments must agree."""
     sizes: dict[str, int] = {}
+    raw_keys: list[str] = []
 
     def visit(axis: int, name: str, x: Any) -> None:
         if _is_key(x) and x.ndim == 0:
@@ -91,6 +92,8 @@ def number_of_examples(in_axes: tuple[Any, ...], batch: Batch) -> int:
                 f"{jnp.shape(x)}; give None in in_axes for what all examples share."
             )
         sizes[name] = jnp.shape(x)[axis]
+        if jnp.shape(x) == (2,) and getattr(x, "dtype", None) == jnp.uint32:
+            raw_keys.append(name)
 
     for position, (axes, argument) in enumerate(zip(in_axes, batch, strict=True)):
         _each_leaf(visit, axes, argument, f"batch argument {position + 1}")
@@ -101,6 +104,12 @@ def number_of_examples(in_axes: tuple[Any, ...], batch: Batch) -> int:
         )
     number = next(iter(sizes.values()))
     for name, count in sizes.items():
+        if count != number and raw_keys:
+            raise ValueError(
+                f"{raw_keys[0]} of two uint32 looks like an old-style random key, "
+                "which cannot be told from two examples; hand over a "
+                "jax.random.key, which is split."
+            )
         if count != number:
             first = next(iter(sizes))
             raise ValueError(

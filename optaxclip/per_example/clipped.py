@@ -10,7 +10,7 @@ import jax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from optaxclip.arguments import check_denominator
+from optaxclip.arguments import check_denominator, check_loss
 from optaxclip.leaves import AxisName
 from optaxclip.numbers import as_number
 from optaxclip.per_example.limits import arrange, check_limits, check_response
@@ -115,6 +115,7 @@ def clipped_value_and_grad(
       whose explicit axes are automatic inside the loss.
       The paper's reference code adds 1e-6 to the norm before it divides; this does not.
     """
+    check_loss(loss)
     check_limits(max_norm)
     check_response(response)
     if denominator is not None:

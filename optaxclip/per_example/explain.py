@@ -1,20 +1,72 @@
 """Telling which way each leaf's gradients take, and what that costs."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import PyTree
 
 from optaxclip.per_example.tracing import checked_params, trace
 
-_HEADS = ("leaf", "shape", "way", "norm costs", "held", "why")
+
+class LeafPlan(NamedTuple):
+    """Which way the gradients of one leaf take.
+
+    Attributes:
+      leaf: where the leaf is in params.
+      shape: its shape, or ``scalar``.
+      way: one of those that `explain` lists.
+      norm_costs: how many multiplications the norm of an example takes.
+      held: how many numbers are held for an example.
+      why: why it takes that way.
+    """
+
+    leaf: str
+    shape: str
+    way: str
+    norm_costs: int
+    held: int
+    why: str
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation:
+    """A table with a row for each leaf, which prints as one.
+
+    Attributes:
+      rows: the rows, in the order of the leaves.
+    """
+
+    rows: tuple[LeafPlan, ...]
+
+    def __str__(self) -> str:
+        """Give the table as text, its columns in line."""
+        heads = tuple(field.replace("_", " ") for field in LeafPlan._fields)
+        cells = [heads, *(tuple(map(_as_cell, row)) for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return "\n".join(_line(row, widths) for row in cells)
+
+    __repr__ = __str__
+
+
+def _as_cell(entry: str | int) -> str:
+    return f"{entry:,}" if isinstance(entry, int) else entry
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    """Put the cells of a row in line: numbers to the right, words to the left."""
+    cells = [
+        cell.rjust(width) if field in ("norm_costs", "held") else cell.ljust(width)
+        for cell, width, field in zip(row, widths, LeafPlan._fields, strict=True)
+    ]
+    return "  ".join(cells).rstrip()
 
 
 def explain(
     loss: Callable[..., Any], params: PyTree, *example: Any, has_aux: bool = False
-) -> None:
-    """Print which way each leaf's gradients are clipped, the cost, and why.
+) -> Explanation:
+    """Tell which way each leaf's gradients are clipped, the cost, and why.
 
     Nothing is computed, and no noise is added or privacy counted. The ways are:
 
@@ -30,6 +82,9 @@ def explain(
       params: the parameters, or their shapes and types.
       *example: ONE example, or its shapes and types; no batch.
       has_aux: whether the loss returns a pair of a number and anything else.
+
+    Returns:
+      A table that prints, with a row for each leaf in its `rows`.
 
     Raises:
       TypeError: if params holds what is no float, or the loss is no number.
@@ -47,18 +102,12 @@ def explain(
     """
     params = checked_params(params)
     traced = trace(loss, params, example, has_aux)
-    rows: list[tuple[str, ...]] = [_HEADS]
+    rows: list[LeafPlan] = []
     pairs = zip(jax.tree.leaves_with_path(params), traced.plans, strict=True)
     for (path, leaf), plan in pairs:
         shape = "x".join(map(str, leaf.shape)) or "scalar"
         way = plan.way
         cost, held = (0, 0) if way is None else (way.cost, way.memory)
         name = jax.tree_util.keystr(path) or "params"
-        rows.append((name, shape, plan.name, f"{cost:,}", f"{held:,}", plan.reason))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if head in ("norm costs", "held") else cell.ljust(width)
-            for cell, width, head in zip(row, widths, _HEADS, strict=True)
-        ]
-        print("  ".join(cells).rstrip())
+        rows.append(LeafPlan(name, shape, plan.name, cost, held, plan.reason))
+    return Explanation(tuple(rows))

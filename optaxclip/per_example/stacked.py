@@ -13,9 +13,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, PyTree
 
 from optaxclip import scopes
+from optaxclip.axis_names import mesh_axes
 from optaxclip.clipper import Clip
 from optaxclip.groups import Groups, Labeled, PerGroup, Summary, map_groups
-from optaxclip.leaves import AxisName, counted, counts, mesh_axes, shapes_of
+from optaxclip.leaves import AxisName, counted, counts, shapes_of
 from optaxclip.norms import Magnitude, l2
 from optaxclip.norms.norm import ByNorm
 from optaxclip.numbers import Leaf, capped, multiply, widen

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from optaxclip.arguments import check_named_axis
 from optaxclip.leaves import AxisName, as_tuple
-from optaxclip.mesh import vary, varying_axes
+from optaxclip.mesh import check_axes, vary, varying_axes
 from optaxclip.numbers import measuring_dtype
 from optaxclip.per_example import batches
 from optaxclip.per_example.decisions import decide, measure_examples
@@ -84,6 +85,8 @@ def prepare(
 ) -> Examples:
     """Check what the user gave."""
     params = checked_params(params)
+    check_named_axis("axis_name", axis_name)
+    check_axes(as_tuple(axis_name))
     axes = batches.axes_of(in_axes, batch)
     number = batches.number_of_examples(axes, batch)
     axes, batch = batches.examples_first(axes, batch, number, as_tuple(axis_name))

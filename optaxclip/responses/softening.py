@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from optaxclip.numbers import Number
 from optaxclip.responses.response import GroupFactors, Response
 from optaxclip.responses.scaling import Scaling, loud, ratio_of
+from optaxclip.sentences import uncalled
 
 
 @dataclass(frozen=True)
@@ -86,5 +87,7 @@ def soften(curve: Curve = tanh) -> Response:
       TypeError: if `curve` is not a `Curve`.
     """
     if not isinstance(curve, Curve):
-        raise TypeError(f"curve must be a Curve such as responses.tanh, not {curve!r}.")
+        raise TypeError(
+            f"curve must be a Curve such as responses.tanh, not {uncalled(curve)}."
+        )
     return _Soften(curve)

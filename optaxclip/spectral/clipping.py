@@ -91,7 +91,7 @@ def clip_singular_values(
 
 
 def soft_clip_singular_values(
-    scale: Limit, *, leading_axes: PyTree[int] | None = None, axis: Any = None
+    max_value: Limit, *, leading_axes: PyTree[int] | None = None, axis: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Bend the singular values of every matrix smoothly towards a bound.
 
@@ -101,7 +101,7 @@ def soft_clip_singular_values(
     A vector is a matrix of one column, whose one singular value is its norm.
 
     Args:
-      scale: the bound c >= 0: a number, an array, a schedule of the clipper's own
+      max_value: the bound c >= 0: a number, an array, a schedule of the clipper's own
         step, a prefix tree of these, or a threshold.
       leading_axes: how many leading dimensions stack matrices, such as scanned
         layers: an int or a prefix tree of ints; none if not given.
@@ -114,9 +114,9 @@ def soft_clip_singular_values(
       is that of `clip_singular_values`.
 
     Raises:
-      TypeError: if `scale` has the wrong type.
-      ValueError: if `scale` is negative or NaN, or a leaf has no dimension `axis` or
-        fewer than `leading_axes`.
+      TypeError: if `max_value` has the wrong type.
+      ValueError: if `max_value` is negative or NaN, or a leaf has no dimension `axis`
+        or fewer than `leading_axes`.
 
     Examples:
       >>> clip = optaxclip.soft_clip_singular_values(3.0)
@@ -142,7 +142,7 @@ def soft_clip_singular_values(
     return spectral_clipper(
         "soft_clip_singular_values",
         BEND,
-        as_threshold(scale, "scale"),
+        as_threshold(max_value, "max_value"),
         leading_axes,
         axis,
     )

@@ -17,7 +17,7 @@ from optaxclip.thresholds import Limit, Share, as_threshold
 def agc(
     clipping: Limit = 0.01,
     *,
-    eps: ArrayLike = 1e-3,
+    floor: ArrayLike = 1e-3,
     axis: Any = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -35,7 +35,7 @@ def agc(
       clipping: the share λ >= 0: a number, an array, a schedule of the clipper's own
         step, or a threshold. The paper's 0.01 is for batches of 4096; smaller
         batches want more.
-      eps: the norm ε >= 0 that units with smaller parameters are taken to have, so
+      floor: the norm ε >= 0 that units with smaller parameters are taken to have, so
         that parameters which start at zero can leave it.
       axis: the dimensions that are measured together: an int, a tuple, or a prefix
         tree of these; all but the last if not given, as JAX keeps kernels
@@ -47,8 +47,8 @@ def agc(
       A transformation; `optaxclip.responses` has the table of its edges.
 
     Raises:
-      TypeError: if `clipping` or `eps` has the wrong type.
-      ValueError: if `clipping` or `eps` is negative or NaN, or a leaf has no
+      TypeError: if `clipping` or `floor` has the wrong type.
+      ValueError: if `clipping` or `floor` is negative or NaN, or a leaf has no
         dimension `axis`; in the update, if ``params`` do not fit the updates.
 
     Examples:
@@ -70,11 +70,11 @@ def agc(
       Brock et al., High-performance large-scale image recognition without
       normalization, 2021, arXiv:2102.06171.
     """
-    check_limit(eps, "eps")
+    check_limit(floor, "floor")
     return clipper(
         scopes.unit(axis=axis, axis_name=axis_name),
         norms.l2,
-        Share(as_threshold(clipping, "clipping"), eps),
+        Share(as_threshold(clipping, "clipping"), floor),
         responses.shrink,
         name="agc",
     )

@@ -20,7 +20,7 @@ def aggc(
     *,
     high: ArrayLike = 2.0,
     low: ArrayLike = 0.5,
-    min_norm: ArrayLike = 0.0,
+    floor: ArrayLike = 0.0,
     decay: ArrayLike = 0.98,
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
@@ -45,7 +45,7 @@ def aggc(
         all query projections.
       high: the upper edge as a multiple of the average, $\alpha_{\mathrm{high}}$ >= 0.
       low: the lower edge as a multiple of the average, $\alpha_{\mathrm{low}}$ >= 0.
-      min_norm: the floor under both edges, $n_{\min}$ >= 0.
+      floor: the floor under both edges, $n_{\min}$ >= 0.
       decay: β, at least 0 and below 1.
       ord: the order of the norm, at least 1 and maybe infinity, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
@@ -56,7 +56,7 @@ def aggc(
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if `low`, `high` or `min_norm` is negative or NaN, `low` above
+      ValueError: if `low`, `high` or `floor` is negative or NaN, `low` above
         `high`, `decay` not at least 0 and below 1, or `ord` below 1.
 
     Examples:
@@ -86,7 +86,7 @@ def aggc(
     return clipper(
         scopes.groups(labels, axis_name=axis_name),
         as_norm(ord),
-        Band(low, high, min_norm, decay),
+        Band(low, high, floor, decay),
         responses.normalize,
         name="aggc",
     )

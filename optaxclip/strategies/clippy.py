@@ -22,6 +22,7 @@ from optaxclip.numbers import Leaf, Number, as_number, modulus, multiply, widen
 from optaxclip.reports import ClipState
 from optaxclip.responses.apply import ByResponse
 from optaxclip.thresholds import Constant
+from optaxclip.updates import check_updates
 
 
 def _bound(param: Leaf, relative: Number, absolute: Number) -> Number:
@@ -129,6 +130,7 @@ def clippy(
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ClipState]:
+        check_updates("clippy", updates)
         relative, absolute = as_number(max_relative), as_number(max_absolute)
         given = counted(beside("clippy", updates, params))
         bounds = [_bound(param, relative, absolute) for param in given]

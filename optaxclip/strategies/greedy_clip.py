@@ -13,7 +13,7 @@ from optaxclip.thresholds import Greedy, Limit, as_threshold
 
 
 def greedy_clip(
-    max_norm: Limit,
+    init_norm: Limit,
     *,
     growth: ArrayLike = 1.05,
     backoff: ArrayLike = 0.95,
@@ -36,7 +36,7 @@ def greedy_clip(
     fall by chance.
 
     Args:
-      max_norm: the limit of the first step, $c_0$ >= 0: a number, an array, or a
+      init_norm: the limit of the first step, $c_0$ >= 0: a number, an array, or a
         schedule or threshold that the factor learned so far multiplies.
       growth: by what the limit is multiplied where the loss fell, g >= 1.
       backoff: by what it is multiplied where the loss rose, b from 0 to 1. Below 1 / g
@@ -52,7 +52,7 @@ def greedy_clip(
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if `max_norm` is negative or NaN, `growth` below 1, `backoff` not
+      ValueError: if `init_norm` is negative or NaN, `growth` below 1, `backoff` not
         from 0 to 1, `decay` not at least 0 and below 1, or `ord` below 1; in the
         update, if there is no ``value``.
 
@@ -71,7 +71,7 @@ def greedy_clip(
       The method is this library's own. A step whose loss or norm is not finite leaves
       the limit as it was.
     """
-    start = as_threshold(max_norm, "max_norm")
+    start = as_threshold(init_norm, "init_norm")
     return clipper(
         scopes.whole(axis_name=axis_name),
         as_norm(ord),

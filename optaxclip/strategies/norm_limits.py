@@ -195,7 +195,7 @@ def clip_unit_norm(
 
 
 def clip_group_norm(
-    max_norms: Limit,
+    max_norm: Limit,
     labels: PyTree[Hashable] | Callable[[PyTree], PyTree[Hashable]],
     *,
     ord: float | Norm = norms.l2,
@@ -208,7 +208,7 @@ def clip_group_norm(
     One group with a huge gradient does not starve the others.
 
     Args:
-      max_norms: the largest norm allowed in each group, c_g >= 0: a dict from labels
+      max_norm: the largest norm allowed in each group, c_g >= 0: a dict from labels
         to numbers, arrays or schedules, one of these for all groups, or a threshold.
       labels: a prefix tree of labels, or a function from the updates to one, as
         ``optax.partition`` takes them.
@@ -220,7 +220,7 @@ def clip_group_norm(
       has an entry a group, in the order of the sorted labels.
 
     Raises:
-      TypeError: if `max_norms` or `ord` has the wrong type.
+      TypeError: if `max_norm` or `ord` has the wrong type.
       ValueError: if a limit is negative, NaN or missing, or `ord` is below 1.
 
     Examples:
@@ -235,7 +235,7 @@ def clip_group_norm(
     return clipper(
         scopes.groups(labels, axis_name=axis_name),
         as_norm(ord),
-        as_threshold(max_norms, "max_norms"),
+        as_threshold(max_norm, "max_norm"),
         responses.shrink,
         name="clip_group_norm",
     )

@@ -22,6 +22,7 @@ from optaxclip.reports import ClipState, check_state
 from optaxclip.responses.apply import ByResponse
 from optaxclip.thresholds import Limit, as_threshold
 from optaxclip.thresholds.memory import full, increment
+from optaxclip.updates import check_updates
 
 
 class StableAdamState(NamedTuple):
@@ -132,6 +133,7 @@ def scale_by_stable_adam(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, StableAdamState]:
         check_state(name, getattr(state, "clip", state))
+        check_updates(name, updates)
         groups = scope.arrange(updates)
         old = list(zip(*map(jax.tree.leaves, (state.mean, state.rms)), strict=True))
         number = jax.tree.map(increment, state.number)

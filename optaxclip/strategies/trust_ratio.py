@@ -16,7 +16,7 @@ from optaxclip.thresholds import Limit, Share, as_threshold
 def clip_trust_ratio(
     max_ratio: Limit,
     *,
-    eps: ArrayLike = 1e-3,
+    floor: ArrayLike = 1e-3,
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -35,7 +35,7 @@ def clip_trust_ratio(
       max_ratio: the largest ratio r >= 0 of a step to its tensor, of which LARC's code
         has 0.02: a number, an array, a schedule of the clipper's own step, a prefix
         tree of these, or a threshold.
-      eps: the norm ε >= 0 that tensors with smaller parameters are taken to have, so
+      floor: the norm ε >= 0 that tensors with smaller parameters are taken to have, so
         that parameters which start at zero can leave it.
       leading_axes: how many leading dimensions stack tensors that are measured
         alone, such as scanned layers: an int or a prefix tree of ints; none if not
@@ -46,8 +46,8 @@ def clip_trust_ratio(
       A transformation; `optaxclip.responses` has the table of its edges.
 
     Raises:
-      TypeError: if `max_ratio` or `eps` has the wrong type.
-      ValueError: if `max_ratio` or `eps` is negative or NaN, or a leaf has fewer
+      TypeError: if `max_ratio` or `floor` has the wrong type.
+      ValueError: if `max_ratio` or `floor` is negative or NaN, or a leaf has fewer
         dimensions than `leading_axes`; in the update, if ``params`` do not fit.
 
     Examples:
@@ -59,18 +59,18 @@ def clip_trust_ratio(
 
     Note:
       LARC leaves a tensor whose parameters are all zero alone, and holds it to a share
-      of next to nothing one step later; `eps` is one rule for both. Its code adds the
+      of next to nothing one step later; `floor` is one rule for both. Its code adds the
       weight decay to the gradient's norm: here that is in the update already.
 
     References:
       You et al., Large batch training of convolutional networks, 2017,
       arXiv:1708.03888.
     """
-    check_limit(eps, "eps")
+    check_limit(floor, "floor")
     return clipper(
         scopes.tensor(leading_axes=leading_axes, axis_name=axis_name),
         norms.l2,
-        Share(as_threshold(max_ratio, "max_ratio"), eps),
+        Share(as_threshold(max_ratio, "max_ratio"), floor),
         responses.shrink,
         name="clip_trust_ratio",
     )

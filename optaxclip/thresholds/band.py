@@ -32,13 +32,13 @@ class Band(Remembering):
       low: where the band begins, as a multiple of the average; 0 for no lower edge.
       high: where it ends, as a multiple of the average, at least `low`; `low` where a
         traced number is below it.
-      min_norm: the floor under both edges, $n_{\min}$ >= 0.
+      floor: the floor under both edges, $n_{\min}$ >= 0.
       decay: β, at least 0 and below 1.
     """
 
     low: ArrayLike = 0.5
     high: ArrayLike = 2.0
-    min_norm: ArrayLike = 0.0
+    floor: ArrayLike = 0.0
     decay: ArrayLike = 0.98
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Band(Remembering):
         check_limit(self.low, "low")
         check_limit(self.high, "high")
         check_order(self.low, self.high)
-        check_limit(self.min_norm, "min_norm")
+        check_limit(self.floor, "floor")
         check_decay(self.decay)
 
     def first(self, group: jax.ShapeDtypeStruct) -> EmaState:
@@ -55,7 +55,7 @@ class Band(Remembering):
 
     def step(self, size: Number, memory: EmaState) -> tuple[Number, EmaState]:
         """See `Remembering.step`."""
-        floor = like(self.min_norm, size)
+        floor = like(self.floor, size)
         lower = jnp.maximum(floor, like(self.low, size) * memory.mean)
         upper = jnp.maximum(lower, like(self.high, size) * memory.mean)
         known = memory.weight > 0

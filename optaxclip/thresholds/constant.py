@@ -9,10 +9,11 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
-from optaxclip.arguments import answers, check_limit, check_lower, check_role
+from optaxclip.arguments import answers, check_limit, check_lower
 from optaxclip.groups import Elements, PerGroup, map_groups
 from optaxclip.leaves import is_one_leaf
 from optaxclip.numbers import Leaf, Number, as_number
+from optaxclip.sentences import shown, uncalled
 from optaxclip.thresholds.threshold import GroupShapes, Observation, Threshold
 
 
@@ -147,13 +148,17 @@ def as_threshold(
       TypeError: if `limit` is none of these.
       ValueError: if a number known now is negative or NaN.
     """
-    if answers(limit, Threshold):
+    is_transformation = isinstance(limit, optax.GradientTransformation)
+    if answers(limit, Threshold) and not is_transformation:
         return limit
-    if isinstance(limit, type):
-        check_role(limit, Threshold, argument, "thresholds.Constant(1.0)")
+    if is_transformation or isinstance(limit, type):
+        raise TypeError(
+            f"{argument} must be an object such as thresholds.ZScore(), a number or a "
+            f"schedule, not {uncalled(limit)}."
+        )
     given = jax.tree.leaves(limit)
     if not given:
-        raise TypeError(f"{argument} must be a number, not {limit!r}.")
+        raise TypeError(f"{argument} must be a number, not {shown(limit)}.")
     numbers = [value for value in given if not callable(value)]
     for value in numbers:
         check_limit(value, argument)

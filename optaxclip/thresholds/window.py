@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int32
 
-from optaxclip.arguments import check_between, check_limit, check_window
+from optaxclip.arguments import check_limit, check_percentile, check_window
 from optaxclip.numbers import Number
 from optaxclip.thresholds.memory import Remembering, full, like
 
@@ -59,7 +59,7 @@ class RollingPercentile(Remembering):
     limit. Memory and time grow with the window, not with the number of steps.
 
     Attributes:
-      percentile: p, from 0 to 100.
+      percentile: p, 0 or from 1 to 100: no quantile.
       window: how many magnitudes of each group are kept, n >= 1.
     """
 
@@ -68,7 +68,7 @@ class RollingPercentile(Remembering):
 
     def __post_init__(self) -> None:
         """Check what is known now."""
-        check_between(self.percentile, 0, 100, "percentile")
+        check_percentile(self.percentile)
         check_window(self.window)
 
     def first(self, group: jax.ShapeDtypeStruct) -> Window:

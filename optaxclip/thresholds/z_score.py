@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int32
 from optaxclip.arguments import check_between, check_decay, check_limit
 from optaxclip.averages import moved
 from optaxclip.numbers import Number
+from optaxclip.sentences import uncalled
 from optaxclip.thresholds.memory import Remembering, choose, full, increment, like
 
 
@@ -108,7 +109,8 @@ class ZScore(Remembering):
         check_limit(self.eps, "eps")
         if not isinstance(self.spike, Spike):
             raise TypeError(
-                f"spike must be a Spike such as thresholds.to_mean, not {self.spike!r}."
+                f"spike must be a Spike such as thresholds.to_mean, not "
+                f"{uncalled(self.spike)}."
             )
 
     def first(self, group: jax.ShapeDtypeStruct) -> ZScoreState:

@@ -14,10 +14,11 @@ from jaxtyping import Array, PyTree
 from optaxclip import scopes
 from optaxclip.clipper import clipper
 from optaxclip.groups import PerGroup
-from optaxclip.leaves import counted, counts, filled, names_of
+from optaxclip.leaves import counted, counts, filled
 from optaxclip.norms import linf
 from optaxclip.norms.norm import measure
 from optaxclip.numbers import Leaf, Number, as_number, widen
+from optaxclip.paths import names_of
 from optaxclip.reports import ClipState
 from optaxclip.responses import shrink
 from optaxclip.thresholds import Limit, Observation, Threshold, as_threshold

@@ -11,8 +11,10 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from optaxclip.arguments import check_transformation
 from optaxclip.leaves import beside, counted, filled
 from optaxclip.numbers import Leaf, Number, widen, widest
+from optaxclip.updates import check_updates
 
 
 def _rounded(x: Number, dtype: DTypeLike) -> Number:
@@ -142,6 +144,7 @@ def bound_weights(
       is of the parameters.
 
     Raises:
+      TypeError: if `clip` is no transformation.
       ValueError: in the update, if ``params`` are missing or do not fit the updates.
 
     Examples:
@@ -179,11 +182,13 @@ def _of_weights(
     add: Callable[[_Pair], Leaf],
     lead: Callable[[_Pair, Leaf], Leaf],
 ) -> optax.GradientTransformationExtraArgs:
+    check_transformation(clip, "clip")
     inner = optax.with_extra_args_support(clip)
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, Any]:
+        check_updates(name, updates)
         given = counted(beside(name, updates, params))
         pairs = [_Pair(*each) for each in zip(given, counted(updates), strict=True)]
         sums = map(add, pairs)

@@ -6,11 +6,13 @@ from typing import Any
 
 import optax
 from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from optaxclip import norms, responses, scopes
 from optaxclip.arguments import check_order, is_real
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
+from optaxclip.norms import Norm, as_norm
 from optaxclip.responses import Response
 from optaxclip.thresholds import (
     Limit,
@@ -98,24 +100,26 @@ def clip_weight_norm(
     max_norm: Limit,
     *,
     min_norm: Limit | None = None,
-    axis: Any = None,
+    ord: float | Norm = norms.l2,
+    leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Keep the norm of every tensor, or of every unit, below a bound.
+    r"""Keep the norm of every tensor below a bound.
 
-    $$w_j \leftarrow w_j \cdot \min(1, c / \lVert w_j \rVert_2)$$
+    $$w_t \leftarrow w_t \cdot \min(1, c / \lVert w_t \rVert)$$
 
-    With `axis` this is the max-norm constraint. With `min_norm` norms are kept in a
-    band: what is below is scaled up. Place it last in a chain. Needs ``params``.
+    With `min_norm` norms are kept in a band: what is below is scaled up. Place it last
+    in a chain. Needs ``params``.
 
     Args:
       max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
         the clipper's own step, a prefix tree of these, or a threshold.
       min_norm: the smallest norm allowed, but for one rounding, given like `max_norm`,
         which holds where it is the smaller; none if not given. Zeros stay zeros.
-      axis: the dimensions that are measured together, ``axis=0`` for what feeds each
-        unit of a dense kernel: an int, a tuple, or a prefix tree of these; the whole
-        tensor if not given. Scalars and vectors are always measured whole.
+      ord: the order of the norm, at least 1 and maybe infinity, or a norm.
+      leading_axes: how many leading dimensions stack tensors that are measured
+        alone, such as scanned layers: an int or a prefix tree of ints; none if not
+        given.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
@@ -123,13 +127,70 @@ def clip_weight_norm(
       those of the parameters. So is its report.
 
     Raises:
-      TypeError: if `max_norm` or `min_norm` has the wrong type.
+      TypeError: if `max_norm`, `min_norm` or `ord` has the wrong type.
       ValueError: if `max_norm` or `min_norm` is negative or NaN, `min_norm` is above
-        `max_norm`, or a leaf has no dimension `axis`; in the update, if ``params`` do
-        not fit the updates.
+        `max_norm`, `ord` below 1, or a leaf has fewer dimensions than `leading_axes`;
+        in the update, if ``params`` do not fit.
 
     Examples:
-      >>> sgd = optax.chain(optax.sgd(0.1), optaxclip.clip_weight_norm(5.0, axis=0))
+      >>> sgd = optax.chain(optax.sgd(0.1), optaxclip.clip_weight_norm(5.0))
+      >>> params = jnp.array([6.0, 8.0])
+      >>> updates, _ = sgd.update(jnp.zeros(2), sgd.init(params), params)
+      >>> optax.apply_updates(params, updates)
+      Array([3., 4.], dtype=float32)
+    """
+    threshold, response = _in_band(max_norm, min_norm)
+    return bound_weights(
+        clipper(
+            scopes.tensor(leading_axes=leading_axes, axis_name=axis_name),
+            as_norm(ord),
+            threshold,
+            response,
+            name="clip_weight_norm",
+        ),
+        name="clip_weight_norm",
+    )
+
+
+def clip_weight_unit_norm(
+    max_norm: Limit,
+    *,
+    min_norm: Limit | None = None,
+    ord: float | Norm = norms.l2,
+    axis: Any = None,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Keep the norm of the weights that feed each unit below a bound.
+
+    $$w_j \leftarrow w_j \cdot \min(1, c / \lVert w_j \rVert)$$
+
+    This is the max-norm constraint. With `min_norm` norms are kept in a band: what is
+    below is scaled up. Place it last in a chain. Needs ``params``.
+
+    Args:
+      max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
+        the clipper's own step, a prefix tree of these, or a threshold.
+      min_norm: the smallest norm allowed, but for one rounding, given like `max_norm`,
+        which holds where it is the smaller; none if not given. Zeros stay zeros.
+      ord: the order of the norm, at least 1 and maybe infinity, or a norm.
+      axis: the dimensions that are measured together: an int, a tuple, or a prefix
+        tree of these; all but the last if not given, as JAX keeps kernels
+        input-first. Scalars and vectors are always measured whole.
+      axis_name: mesh axes over which the measured dimensions are sharded inside
+        ``jax.shard_map``.
+
+    Returns:
+      A transformation; `optaxclip.responses` has the table of its edges, which are
+      those of the parameters. So is its report.
+
+    Raises:
+      TypeError: if `max_norm`, `min_norm` or `ord` has the wrong type.
+      ValueError: if `max_norm` or `min_norm` is negative or NaN, `min_norm` is above
+        `max_norm`, `ord` below 1, or a leaf has no dimension `axis`; in the update, if
+        ``params`` do not fit the updates.
+
+    Examples:
+      >>> sgd = optax.chain(optax.sgd(0.1), optaxclip.clip_weight_unit_norm(5.0))
       >>> params = jnp.array([[6.0, 0.3], [8.0, 0.4]])
       >>> updates, _ = sgd.update(jnp.zeros((2, 2)), sgd.init(params), params)
       >>> optax.apply_updates(params, updates)
@@ -144,12 +205,14 @@ def clip_weight_norm(
       Keras' ``MaxNorm`` adds 1e-7 to the norm that it divides by, and so shrinks what
       is within the bound, too; no such guard is needed here.
     """
-    if axis is None:
-        scope = scopes.tensor(axis_name=axis_name)
-    else:
-        scope = scopes.unit(axis=axis, axis_name=axis_name)
     threshold, response = _in_band(max_norm, min_norm)
     return bound_weights(
-        clipper(scope, norms.l2, threshold, response, name="clip_weight_norm"),
-        name="clip_weight_norm",
+        clipper(
+            scopes.unit(axis=axis, axis_name=axis_name),
+            as_norm(ord),
+            threshold,
+            response,
+            name="clip_weight_unit_norm",
+        ),
+        name="clip_weight_unit_norm",
     )

@@ -1,0 +1,35 @@
+"""What was given, in the few words that the sentence of an error has for it."""
+
+import inspect
+import reprlib
+from typing import Any
+
+import jax
+import numpy as np
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def shown(given: Any) -> str:
+    """Describe what was given in a few words, never by the numbers of its arrays."""
+    if isinstance(given, np.ndarray | jax.Array | jax.ShapeDtypeStruct):
+        return f"an array of {given.dtype} of shape {given.shape}"
+    name = getattr(given, "__name__", type(given).__name__)
+    if isinstance(given, type):
+        return f"the class {name}"
+    if inspect.isroutine(given):
+        return f"the function {name}"
+    if isinstance(given, str | bytes | int | float | complex | np.generic | None):
+        return _SHORT.repr(given)
+    leaves = jax.tree.leaves(given)
+    if len(leaves) == 1 and leaves[0] is given:
+        return f"an object of type {name}"
+    return f"a {name} of {len(leaves)} leaves"
+
+
+def uncalled(given: Any) -> str:
+    """Describe what was given, and ask for a call of a class or function."""
+    if isinstance(given, type) or inspect.isroutine(given):
+        return f"{shown(given)}; call it, as in {given.__name__}()"
+    return shown(given)

@@ -1,0 +1,47 @@
+"""What is handed over to be clipped, refused where nothing in it can be."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optaxclip.sentences import shown
+
+
+def check_updates(name: str, updates: Any) -> None:
+    """Refuse a tree with leaves none of which holds numbers that can be clipped."""
+    leaves = jax.tree.leaves(updates)
+    if leaves and not any(map(_is_inexact, leaves)):
+        raise TypeError(
+            f"{name} must be given floating-point numbers, not "
+            f"{_kind(leaves[0])}; hand over the gradients, as floats."
+        )
+    _check_unique(updates)
+
+
+def _is_inexact(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or isinstance(leaf, type):
+        return isinstance(leaf, float | complex)
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def _kind(leaf: Any) -> str:
+    """Tell of what kind a leaf is that is not of floating point."""
+    kind = f"the {type(leaf).__name__} " if isinstance(leaf, int | str) else ""
+    return kind + shown(leaf)
+
+
+def _check_unique(tree: Any) -> None:
+    """Refuse sparse arrays that may hold one place twice, to be added up later."""
+
+    def is_sparse(node: Any) -> bool:
+        return hasattr(node, "unique_indices") and hasattr(node, "indices")
+
+    for node in jax.tree.leaves(tree, is_leaf=is_sparse):
+        if is_sparse(node) and not node.unique_indices:
+            raise ValueError(
+                f"a {type(node).__name__} of shape {node.shape} may hold several "
+                "numbers of one place, which cannot be measured one by one; call its "
+                "sum_duplicates() first."
+            )

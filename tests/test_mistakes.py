@@ -1,0 +1,385 @@
+"""Mistakes that newcomers make, each answered by one short sentence with the fix.
+
+Nothing is compiled: mistakes are found while arguments are looked at.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.experimental import sparse
+from jax.sharding import PartitionSpec
+from unchecked import unchecked
+
+import optaxclip
+from optaxclip import norms, responses, scopes
+
+oc: Any = optaxclip  # of which a type checker would refuse what is tried here
+thresholds: Any = optaxclip.thresholds
+
+MODEL = {f"w{i}": jnp.ones((64, 64)) for i in range(50)}
+PAIR = {"body": jnp.ones(2), "head": jnp.ones(2)}
+BATCH = jnp.ones((8, 2))
+TWICE = sparse.BCOO((jnp.ones(2), jnp.array([[0], [0]])), shape=(3,))
+BY_SCOPE = (scopes.whole(), norms.l2, 1.0, responses.shrink)
+
+
+def step(clip, updates: Any = PAIR, params=None):
+    """One step with the state that belongs to it."""
+    return clip.update(updates, clip.init(PAIR), params)
+
+
+def core(place, given):
+    """The core with one of its four answers replaced."""
+    answers: list[Any] = list(BY_SCOPE)
+    answers[place] = given
+    return oc.clipper(*answers)
+
+
+def dot(w, x):
+    """A loss."""
+    return jnp.dot(w, x)
+
+
+# What was typed, what made it, the error's type, and words that its sentence must have.
+MISTAKES = {
+    "update(grads, grads)": (
+        lambda: oc.clip_global_norm(1.0).update(MODEL, MODEL),
+        TypeError,
+        "needs the state .* not a dict of 50 leaves; call update",
+    ),
+    "update(grads, None)": (
+        lambda: oc.clip_global_norm(1.0).update(MODEL, None),
+        TypeError,
+        "needs the state .* not None; call update",
+    ),
+    "update(grads, adam_state)": (
+        lambda: oc.agc(1.0).update(MODEL, optax.adam(1.0).init(MODEL), MODEL),
+        TypeError,
+        "agc needs the state",
+    ),
+    "the state of another clipper": (
+        lambda: oc.adagc().update(MODEL, oc.clip_global_norm(1.0).init(MODEL)),
+        ValueError,
+        "state of 3 arrays, but the updates need 101|need .*; init it",
+    ),
+    "the state of another model": (
+        lambda: oc.adagc().update(MODEL, oc.adagc().init(PAIR)),
+        ValueError,
+        "adagc was given a state of .* arrays.*; init it",
+    ),
+    "clippy.update(grads, params, params)": (
+        lambda: oc.clippy().update(MODEL, MODEL, MODEL),
+        TypeError,
+        "clippy needs the state",
+    ),
+    "clip_singular_values.update(grads, grads)": (
+        lambda: oc.clip_singular_values(1.0).update(MODEL, MODEL),
+        TypeError,
+        "clip_singular_values needs the state",
+    ),
+    "scale_by_stable_adam().update(grads, grads)": (
+        lambda: oc.scale_by_stable_adam().update(MODEL, MODEL),
+        TypeError,
+        "scale_by_stable_adam needs the state",
+    ),
+    "error_feedback(clip).update(grads, grads)": (
+        lambda: oc.error_feedback(oc.clip_value(1.0)).update(MODEL, MODEL),
+        TypeError,
+        "error_feedback needs the state",
+    ),
+    "clip_weights.update(grads, state)": (
+        lambda: step(oc.clip_weights(1.0)),
+        ValueError,
+        "needs params; call update",
+    ),
+    "params of another model": (
+        lambda: step(oc.agc(1.0), params=MODEL),
+        ValueError,
+        "same structure as the updates, and only one of the two has a leaf body",
+    ),
+    "params of other shapes": (
+        lambda: step(oc.agc(1.0), params={"body": jnp.ones(3), "head": jnp.ones(2)}),
+        ValueError,
+        r"same shapes as the updates, not \(3,\) beside \(2,\) at body",
+    ),
+    "integers as gradients": (
+        lambda: step(oc.clip_global_norm(1.0), jnp.array([3, 4])),
+        TypeError,
+        "floating-point numbers, not an array of int32 of shape",
+    ),
+    "Python integers as gradients": (
+        lambda: step(oc.clip_value(1.0), [3, 4]),
+        TypeError,
+        "floating-point numbers, not the int 3",
+    ),
+    "a string as gradients": (
+        lambda: step(oc.clip_global_norm(1.0), "abc"),
+        TypeError,
+        "floating-point numbers, not the str 'abc'",
+    ),
+    "a function as gradients": (
+        lambda: step(oc.clip_global_norm(1.0), jax.grad(dot)),
+        TypeError,
+        "floating-point numbers, not the function dot",
+    ),
+    "a class as gradients": (
+        lambda: step(oc.clip_tensor_norm(1.0), jnp.float32),
+        TypeError,
+        "floating-point numbers, not ",
+    ),
+    "shrink_tree of integers": (
+        lambda: oc.shrink_tree(jnp.array([3, 4]), 1.0),
+        TypeError,
+        "not an array of int32",
+    ),
+    "tree_norm of a string": (
+        lambda: oc.tree_norm("abc"),
+        TypeError,
+        "floating-point numbers, not the str 'abc'",
+    ),
+    "a BCOO with duplicates": (
+        lambda: oc.tree_norm(TWICE),
+        ValueError,
+        r"BCOO of shape \(3,\) may hold several numbers.*call its sum_duplicates\(\)",
+    ),
+    "clipper(..., ZScore, ...)": (
+        lambda: core(2, thresholds.ZScore),
+        TypeError,
+        r"threshold must be .* the class ZScore; call it, as in ZScore\(\)",
+    ),
+    "clip_global_norm(ZScore)": (
+        lambda: oc.clip_global_norm(thresholds.ZScore),
+        TypeError,
+        r"max_norm must be .* the class ZScore; call it",
+    ),
+    "Minimum(ZScore, 1.0)": (
+        lambda: thresholds.Minimum(thresholds.ZScore, 1.0),
+        TypeError,
+        "first must be .* the class ZScore; call it",
+    ),
+    "clip_global_norm(optax.sgd(0.1))": (
+        lambda: oc.clip_global_norm(optax.sgd(0.1)),
+        TypeError,
+        "max_norm must be .* not a GradientTransformation",
+    ),
+    "clipper(scopes.whole, ...)": (
+        lambda: core(0, scopes.whole),
+        TypeError,
+        r"scope must be .* the function whole; call it, as in whole\(\)",
+    ),
+    "clipper('whole', ...)": (
+        lambda: core(0, "whole"),
+        TypeError,
+        r"scope must be an object such as scopes.whole\(\), not 'whole'",
+    ),
+    "clipper(..., norms.p_norm, ...)": (
+        lambda: core(1, norms.p_norm),
+        TypeError,
+        "norm must be .* the function p_norm; call it",
+    ),
+    "clipper(..., 2, ...)": (
+        lambda: core(1, 2),
+        TypeError,
+        "norm must be an object such as norms.l2, not 2",
+    ),
+    "clipper(..., responses.soften)": (
+        lambda: core(3, responses.soften),
+        TypeError,
+        "response must be .* the function soften; call it",
+    ),
+    "zclip(spike=ZScore)": (
+        lambda: oc.zclip(spike=thresholds.ZScore),
+        TypeError,
+        "spike must be a Spike such as thresholds.to_mean, not the class ZScore",
+    ),
+    "bound_weights(1.0)": (
+        lambda: oc.bound_weights(1.0),
+        TypeError,
+        "clip must be a transformation such as a clipper .*, not 1.0",
+    ),
+    "bound_weights(clip_global_norm)": (
+        lambda: oc.bound_weights(oc.clip_global_norm),
+        TypeError,
+        "transformation .* the function clip_global_norm; call it",
+    ),
+    "bound_weights(ZScore())": (
+        lambda: oc.bound_weights(thresholds.ZScore()),
+        TypeError,
+        "transformation .*, not an object of type ZScore",
+    ),
+    "error_feedback(1.0)": (
+        lambda: oc.error_feedback(1.0),
+        TypeError,
+        "clip must be a transformation .*, not 1.0",
+    ),
+    "error_feedback(clip, clip_carry=10.0)": (
+        lambda: oc.error_feedback(oc.clip_value(1.0), clip_carry=10.0),
+        TypeError,
+        "clip_carry must be a transformation .*, not 10.0",
+    ),
+    "skip_nonfinite(optax.adam)": (
+        lambda: oc.skip_nonfinite(optax.adam),
+        TypeError,
+        "inner must be a transformation .* the function adam; call it",
+    ),
+    "skip_spikes(0.1)": (
+        lambda: oc.skip_spikes(0.1),
+        TypeError,
+        "inner must be a transformation .*, not 0.1",
+    ),
+    "autoclip(0.1)": (
+        lambda: oc.autoclip(0.1),
+        ValueError,
+        "percentile must be 0 or .* to 100, not 0.1; give 10 for the quantile 0.1",
+    ),
+    "RollingPercentile(0.95)": (
+        lambda: thresholds.RollingPercentile(0.95),
+        ValueError,
+        "not 0.95; give 95 for the quantile 0.95",
+    ),
+    "clip_global_norm(10**400)": (
+        lambda: oc.clip_global_norm(10**400),
+        ValueError,
+        "max_norm must be a number that a float holds.*; use infinity",
+    ),
+    "clipped_grad(loss, 10**400)": (
+        lambda: oc.clipped_grad(dot, 10**400),
+        ValueError,
+        "max_norm must be a number that a float holds",
+    ),
+    "clip_global_norm('1.0')": (
+        lambda: oc.clip_global_norm("1.0"),
+        TypeError,
+        "max_norm must be a number or an array, not '1.0'",
+    ),
+    "clip_global_norm(None)": (
+        lambda: oc.clip_global_norm(None),
+        TypeError,
+        "max_norm must be a number, not None",
+    ),
+    "a thousand negative limits": (
+        lambda: oc.clip_tensor_norm(jnp.full(1000, -1.0)),
+        ValueError,
+        "max_norm must be at least 0, not an array of float32 of shape",
+    ),
+    "axis_name='batch' outside of any": (
+        lambda: step(oc.clip_global_norm(1.0, axis_name="batch")),
+        ValueError,
+        "axis_name must name an axis of the jax.shard_map.*not 'batch'",
+    ),
+    "axis_name=['data', 'model']": (
+        lambda: step(oc.clip_global_norm(1.0, axis_name=["data", "model"])),
+        ValueError,
+        r"must be a tuple .*, not a list; give \('data', 'model'\)",
+    ),
+    "axis_name=0": (
+        lambda: step(oc.clip_global_norm(1.0, axis_name=0)),
+        TypeError,
+        "axis_name must be the name of a mesh axis.* not 0; give names as strings",
+    ),
+    "clipped_grad(..., axis_name='batch')": (
+        lambda: oc.clipped_grad(dot, 1.0, axis_name="batch")(jnp.ones(2), BATCH),
+        ValueError,
+        "axis_name must name an axis of the jax.shard_map.*not 'batch'",
+    ),
+    "axis_name={'haed': 'x', ...}": (
+        lambda: step(
+            oc.clip_global_norm(1.0, axis_name={**dict.fromkeys(PAIR), "haed": "x"})
+        ),
+        ValueError,
+        "axis_name must be .* has an entry for haed, which matches nothing",
+    ),
+    "a limit for no leaf": (
+        lambda: step(oc.clip_tensor_norm({"body": 1.0, "head": 1.0, "haed": 2.0})),
+        ValueError,
+        "entry for haed, which matches nothing; take it out",
+    ),
+    "no limit for a leaf": (
+        lambda: step(oc.clip_tensor_norm({"body": 1.0})),
+        ValueError,
+        "has no entry for head; add one",
+    ),
+    "a limit for no label": (
+        lambda: step(oc.clip_group_norm({"a": 1.0, "b": 2.0}, labels="a")),
+        ValueError,
+        "has a limit for 'b', which no leaf is labeled; take it out",
+    ),
+    "a label for no leaf": (
+        lambda: step(
+            oc.clip_group_norm(1.0, labels={"body": "a", "head": "b", "haed": "c"})
+        ),
+        ValueError,
+        "labels must be .* entry for haed, which matches nothing",
+    ),
+    "an old key in a batch": (
+        lambda: oc.clipped_grad(lambda w, x, key: dot(w, x), 1.0)(
+            jnp.ones(2), BATCH, jax.random.PRNGKey(0)
+        ),
+        ValueError,
+        "batch argument 2 of two uint32 looks like an old-style random key.*"
+        "hand over a jax.random.key",
+    ),
+    "clipped_grad(loss(w, x), 1.0)": (
+        lambda: oc.clipped_grad(1.0, 1.0),
+        TypeError,
+        "loss must be a function .*, not 1.0; hand over the function itself",
+    ),
+    "clipped_grad(..., denominator='n')": (
+        lambda: oc.clipped_grad(dot, 1.0, denominator="n"),
+        TypeError,
+        "denominator must be a number above 0, not 'n'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "kind", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_answered_by_one_short_sentence(make, kind, words):
+    with unchecked(), pytest.raises(kind) as error:
+        make()
+    sentence = str(error.value)
+    assert re.search(words, sentence), sentence
+    assert len(sentence) < 400
+    assert "\n" not in sentence
+    assert sentence.endswith(".")
+
+
+def test_integers_beside_floats_and_trees_without_leaves_pass():
+    clip = oc.clip_global_norm(1.0)
+    for tree in ({"w": jnp.ones(2), "steps": 3}, {}, {"w": jnp.zeros((0, 2))}):
+        passed = jax.eval_shape(clip.update, tree, clip.init(tree))[0]
+        assert jax.tree.structure(passed) == jax.tree.structure(tree)
+
+
+def test_integers_alone_are_measured_by_tree_norm():
+    assert oc.tree_norm([3, 4]) == oc.tree_norm(jnp.array([3, 4])) == 5
+
+
+def test_sparse_arrays_without_duplicates_are_measured():
+    assert oc.tree_norm(sparse.BCOO.fromdense(jnp.array([3.0, 0.0, 4.0]))) == 5
+
+
+def test_entries_for_masked_and_empty_parts_are_no_mistake():
+    tree = {"body": jnp.ones(2), "head": optax.MaskedNode(), "rest": {}}
+    limits = {"body": 1.0, "head": {"kernel": 2.0}, "rest": 3.0}
+    clip = oc.clip_tensor_norm(limits)
+    jax.eval_shape(clip.update, tree, clip.init(tree))
+
+
+@pytest.mark.parametrize(
+    ("spec", "norm"),
+    [
+        (PartitionSpec(None, "x"), 4.0),
+        (PartitionSpec(("x",)), 4.0),
+        (PartitionSpec(), 2.0),
+    ],
+)
+def test_a_tree_of_partition_specs_names_the_axes(spec, norm):
+    def measure(x):
+        return oc.tree_norm({"w": x}, axis_name={"w": spec})
+
+    found = jax.vmap(measure, axis_name="x")(jnp.ones((4, 2, 2)))
+    assert found.tolist() == [norm] * 4
