@@ -11,6 +11,7 @@ from optaxclip.guards import (
     stop_on_streak,
     zero_nonfinite,
 )
+from optaxclip.paths import by_path
 from optaxclip.per_example import (
     PerExample,
     clip_per_example,
@@ -77,6 +78,7 @@ __all__ = [
     "attention_shares",
     "autoclip",
     "bound_weights",
+    "by_path",
     "clip_global_norm",
     "clip_group_norm",
     "clip_per_example",
