@@ -14,6 +14,7 @@ from optaxclip.guards import (
     stop_on_streak,
     zero_nonfinite,
 )
+from optaxclip.paths import by_path
 from optaxclip.per_example import (
     PerExample,
     clip_per_example,
@@ -85,6 +86,7 @@ __all__ = [
     "attention_shares",
     "autoclip",
     "bound_weights",
+    "by_path",
     "clip_cotangents",
     "clip_global_norm",
     "clip_group_norm",

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from optaxclip.arguments import not_static
 from optaxclip.numbers import Leaf
-from optaxclip.paths import check_matched, names_of
+from optaxclip.paths import ByPath, check_matched, names_of
 from optaxclip.sentences import shown
 
 AxisName = Any
@@ -104,6 +104,7 @@ def of_leaves(
     Raises:
       ValueError: if a leaf that counts has no entry, or an entry no place.
     """
+    spec = spec(tree) if isinstance(spec, ByPath) else spec
     given = jax.tree_util.tree_leaves_with_path(spec, is_leaf=is_leaf)
     entries = {names_of(path): entry for path, entry in given}
     if () in entries:

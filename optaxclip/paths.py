@@ -1,6 +1,9 @@
 """Places in a tree, by the names on the way to them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,3 +33,74 @@ def check_matched(
 def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:
     """Name the places on the way to a leaf, in whatever kind of tree."""
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["patterns"]
+)
+@dataclass(frozen=True)
+class ByPath:
+    """A value for each leaf, by the first pattern that its path matches.
+
+    Attributes:
+      patterns: shell patterns, such as ``"*/lora_*"``.
+      values: what each stands for.
+    """
+
+    patterns: tuple[str, ...]
+    values: tuple[Any, ...]
+
+    def __call__(self, tree: PyTree) -> PyTree:
+        """Give a tree like another one, with a value in the place of each leaf."""
+        matched: set[int] = set()
+
+        def value(path: tuple[Any, ...], leaf: Any) -> Any:
+            place = "/".join(names_of(path))
+            for i, pattern in enumerate(self.patterns):
+                if fnmatchcase(place, pattern):
+                    matched.add(i)
+                    return self.values[i]
+            raise ValueError(
+                f"by_path has no pattern for {place or 'the one leaf'}; add one, such "
+                "as '*' for all others."
+            )
+
+        found = jax.tree_util.tree_map_with_path(value, tree)
+        for i, pattern in enumerate(self.patterns):
+            if matched and i not in matched:
+                raise ValueError(
+                    f"by_path has the pattern {pattern!r}, which matches no leaf, or "
+                    "none that an earlier one does not; take it out or correct it."
+                )
+        return found
+
+
+def by_path(values: Mapping[str, Any]) -> ByPath:
+    """Say of each leaf what the first pattern that matches its path stands for.
+
+    What it returns serves wherever a prefix tree does: for the limits of tensors and
+    units, for ``labels``, ``axis`` and ``leading_axes``. It is a function from a tree
+    to labels, too, as ``optax.partition`` takes them.
+
+    Args:
+      values: a dict from shell patterns to limits, labels or whatever is to be told of
+        leaves. ``*`` stands for any characters, those of a path being the names on the
+        way to a leaf with slashes between, such as ``"layers/0/attention/lora_a"``.
+
+    Returns:
+      A tree of the values, with the patterns.
+
+    Raises:
+      TypeError: if `values` is no dict with strings for keys.
+      ValueError: when it is used, if a leaf matches no pattern, or a pattern no leaf.
+
+    Examples:
+      >>> params = {"dense": {"kernel": jnp.ones(2), "lora_a": jnp.ones(2)}}
+      >>> labels = optaxclip.by_path({"*/lora_*": "lora", "*": "frozen"})
+      >>> labels(params)
+      {'dense': {'kernel': 'frozen', 'lora_a': 'lora'}}
+    """
+    is_dict = isinstance(values, Mapping)
+    if not is_dict or not all(isinstance(pattern, str) for pattern in values):
+        raise TypeError("values must be a dict from patterns, which are strings.")
+    return ByPath(tuple(values), tuple(values.values()))

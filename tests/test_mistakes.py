@@ -315,6 +315,16 @@ MISTAKES = {
         ValueError,
         "labels must be .* entry for haed, which matches nothing",
     ),
+    "a pattern for no leaf": (
+        lambda: step(oc.clip_tensor_norm(oc.by_path({"haed": 1.0, "*": 2.0}))),
+        ValueError,
+        "by_path has the pattern 'haed', which matches no leaf",
+    ),
+    "no pattern for a leaf": (
+        lambda: step(oc.clip_group_norm(1.0, oc.by_path({"body": "a"}))),
+        ValueError,
+        "by_path has no pattern for head; add one",
+    ),
     "an old key in a batch": (
         lambda: oc.clipped_grad(lambda w, x, key: dot(w, x), 1.0)(
             jnp.ones(2), BATCH, jax.random.PRNGKey(0)
@@ -383,3 +393,14 @@ def test_a_tree_of_partition_specs_names_the_axes(spec, norm):
 
     found = jax.vmap(measure, axis_name="x")(jnp.ones((4, 2, 2)))
     assert found.tolist() == [norm] * 4
+
+
+def test_limits_and_labels_may_be_given_by_patterns_of_paths():
+    limits = oc.by_path({"bo*": 0.5, "*": 2.0})
+    for clip in (
+        oc.clip_tensor_norm(limits),
+        oc.clip_group_norm({0.5: 0.5, 2.0: 2.0}, limits),
+    ):
+        clipped, _ = step(clip)
+        assert jnp.linalg.norm(clipped["body"]) == pytest.approx(0.5)
+        assert (clipped["head"] == PAIR["head"]).all()
