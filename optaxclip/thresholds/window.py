@@ -8,7 +8,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int32
 
-from optaxclip.arguments import check_limit, check_percentile, check_window
+from optaxclip.arguments import (
+    check_between,
+    check_limit,
+    check_percentile,
+    check_window,
+)
 from optaxclip.numbers import Number
 from optaxclip.thresholds.memory import Remembering, full, like
 
