@@ -1,4 +1,4 @@
-"""What a clipper did: the numbers that users ask for, in every clipper's state."""
+"""Reports of what clippers did, kept in their states."""
 
 import functools
 import importlib
@@ -21,17 +21,17 @@ from optaxclip.numbers import Number
 class ClipReport(NamedTuple):
     """What a clipper did in its last step.
 
-    The first three are scalars for one group, and vectors with an entry a group for
-    groups of leaves and for single leaves (in the order of the labels or leaves).
-    Where groups are very many, elements and units, they are those of one group, which
-    was the most above its limit.
+    The first three are scalars if there is one group. If the groups are leaves or
+    labeled sets of leaves, they are vectors with one entry per group, in the order of
+    the leaves or labels. For elements and units, which are many, they are those of the
+    one group that exceeded its limit the most.
 
     Attributes:
-      pre_norm: the magnitude before clipping, in the clipper's own norm.
+      pre_norm: the magnitude before clipping, in the clipper's norm.
       post_norm: the magnitude after clipping.
       limit: the limit.
-      clipped_fraction: the share of groups that were above their limit.
-      clipped_steps: in how many steps so far any group was.
+      clipped_fraction: the fraction of groups above their limit.
+      clipped_steps: the number of steps so far in which any group was above its limit.
     """
 
     pre_norm: Float[Array, "..."]
@@ -42,8 +42,8 @@ class ClipReport(NamedTuple):
 
 
 def empty_report(shape: tuple[int, ...]) -> ClipReport:
-    """Give the report before the first step, for groups reported in this shape."""
-    # A buffer each: a state that is donated must not hold one twice.
+    """Return the report before the first step; `shape` is that of its vectors."""
+    # One buffer each: a donated state must not hold the same buffer twice.
     return ClipReport(
         pre_norm=jnp.zeros(shape, jnp.float32),
         post_norm=jnp.zeros(shape, jnp.float32),
@@ -61,13 +61,13 @@ def next_report(
     size: Magnitude,
     limit: PerGroup,
 ) -> ClipReport:
-    """Sum up a step from magnitudes that were measured anyway.
+    """Report a step, from the magnitudes that the clipper has already measured.
 
     Args:
-      reach: tells what a magnitude becomes under a limit.
-      previous: the report of the step before.
-      groups: what was measured.
-      size: how big each group was.
+      reach: maps a magnitude and a limit to the magnitude after clipping.
+      previous: the previous report.
+      groups: the groups that were measured.
+      size: the magnitude of each group.
       limit: the limit of each group, or one for all.
     """
     top, bound, fraction = groups.summarize(*size, limit)
@@ -81,12 +81,12 @@ def next_report(
 
 
 class ClipState(NamedTuple):
-    """What a clipper keeps from step to step.
+    """State of a clipper.
 
     Attributes:
-      threshold: what the threshold remembers.
-      measure: what is remembered between measurements; most need nothing.
-      report: what the last step did.
+      threshold: the memory of the threshold.
+      measure: the memory of the measurement, mostly empty.
+      report: the report of the last step.
     """
 
     threshold: Any
@@ -95,7 +95,7 @@ class ClipState(NamedTuple):
 
 
 def check_state(name: str, state: Any) -> None:
-    """Refuse what is no state of a clipper, such as none at all."""
+    """Reject anything but the state of a clipper, such as None."""
     if not hasattr(state, "threshold"):
         raise TypeError(
             f"{name} needs the state that its own init or update gave, not {state!r}."
@@ -106,13 +106,13 @@ State = TypeVar("State", bound=tuple)
 
 
 def state_type(name: str, kind: type[State]) -> type[State]:
-    """Give the type of a strategy's or guard's state, which carries its name.
+    """Return a state type that carries the name of its strategy or guard.
 
-    A state holds arrays alone, and a named tuple is the one kind of node that every
-    checkpoint library knows; so the name of the type is the place for it.
+    States hold only arrays, and named tuples are the only nodes that every checkpoint
+    library supports, so the name is stored in the name of the type.
 
     Args:
-      name: what `report` calls it.
+      name: the name used in `report`.
       kind: a named tuple whose field ``report`` is a named tuple of arrays.
     """
     return _named(name, kind)
@@ -121,17 +121,17 @@ def state_type(name: str, kind: type[State]) -> type[State]:
 @functools.cache
 def _named(name: str, kind: type) -> Any:
     made = type(name, (kind,), {"__slots__": (), "__module__": __name__})
-    # Types are pickled by where they are found: here, by `__getattr__`.
+    # Types are pickled by the path to them; here `__getattr__` resolves it.
     home = f"{kind.__module__}.{kind.__name__}({name})"
     made.__qualname__ = quote(home, safe="()").replace(".", _DOT)
     return made
 
 
-_DOT = "%2E"  # Pickle takes a dot for the way into a class.
+_DOT = "%2E"  # To pickle, a dot means an attribute of a class.
 
 
 def __getattr__(place: str) -> Any:
-    """Find the type of a state that was named by `state_type`."""
+    """Resolve a state type that was made by `state_type`."""
     found = re.fullmatch(r"(optaxclip\..+)\.(\w+)\((.*)\)", unquote(place), re.DOTALL)
     if not found:
         raise AttributeError(f"module {__name__} has no attribute {place!r}.")
@@ -144,7 +144,7 @@ def _tells(node: Any) -> bool:
 
 
 def _telling(tree: PyTree) -> Iterator[Any]:
-    """Find every state that has a report, those of wrappers before what they wrap."""
+    """Yield every state that has a report, wrappers before what they wrap."""
     for node in jax.tree.leaves(tree, is_leaf=_tells):
         if _tells(node):
             yield node
@@ -152,20 +152,20 @@ def _telling(tree: PyTree) -> Iterator[Any]:
 
 
 def report(opt_state: PyTree) -> dict[str, Array]:
-    """Collect what the clippers and guards in an optimizer's state did last.
+    """Collect the reports of all clippers and guards in an optimizer's state.
 
-    The state may nest as it likes: chains, masks, partitions, wrappers.
+    The state may be nested in any way: chains, masks, partitions, wrappers.
 
     Args:
-      opt_state: the state of any optax transformation.
+      opt_state: the state of any Optax transformation.
 
     Returns:
       A flat dict for any logger, without synchronizing with the device. The keys
       are ``"clip/pre_norm"``, ``"clip/post_norm"``, ``"clip/limit"``,
       ``"clip/clipped_fraction"`` and ``"clip/clipped_steps"``, the fields of
-      `ClipReport`. Where there are several clippers the strategy's name takes the
-      place of ``clip``, numbered from the second of a name on. A guard always goes
-      by its name, as in ``"skip_nonfinite/skipped"``. Where there is neither the
+      `ClipReport`. If there are several clippers, the strategy's name replaces
+      ``clip``, numbered from its second occurrence. A guard is always reported under
+      its own name, as in ``"skip_nonfinite/skipped"``. Without clippers and guards the
       dict is empty.
 
     Examples:

@@ -42,7 +42,7 @@ class Band(Remembering):
     decay: ArrayLike = 0.98
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         check_limit(self.low, "low")
         check_limit(self.high, "high")
         check_order(self.low, self.high)

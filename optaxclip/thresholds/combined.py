@@ -32,7 +32,7 @@ class _Pair(ABC):
     second: Any  # a limit of any kind, taken as a threshold
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "first", "second")
 
     @abstractmethod
@@ -97,7 +97,7 @@ class IgnoringZeros:
     threshold: Any  # a limit of any kind, taken as a threshold
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "threshold")
 
     def init(self, groups: GroupShapes) -> Any:
@@ -152,7 +152,7 @@ class Warmup:
     warmup_steps: ArrayLike
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "during", "after")
         check_between(self.warmup_steps, 0, jnp.inf, "warmup_steps")
 

@@ -81,7 +81,7 @@ class TwoSided:
     above: Any  # a limit of any kind, taken as a threshold
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "below", "above")
 
     def init(self, groups: GroupShapes) -> tuple[Any, Any]:

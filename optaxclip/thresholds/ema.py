@@ -60,7 +60,7 @@ class Ema(Remembering):
     decay: ArrayLike = 0.98
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         check_limit(self.factor, "factor")
         check_decay(self.decay)
 

@@ -59,7 +59,7 @@ class Greedy:
     decay: ArrayLike = 0.9
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "start")
         check_between(self.growth, 1, jnp.inf, "growth")
         check_between(self.backoff, 0, 1, "backoff")

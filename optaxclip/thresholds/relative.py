@@ -27,7 +27,7 @@ class PerRootSize:
     scale: Any  # a limit of any kind, taken as a threshold
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "scale")
 
     def init(self, groups: GroupShapes) -> Any:
@@ -56,7 +56,7 @@ class Share:
     floor: ArrayLike
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "share")
         check_limit(self.floor, "floor")
 

@@ -56,7 +56,7 @@ class TrackedQuantile:
     learning_rate: ArrayLike = 0.2
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "start")
         check_between(self.quantile, 0, 1, "quantile")
         check_limit(self.learning_rate, "learning_rate")

@@ -67,7 +67,7 @@ class RollingPercentile(Remembering):
     window: int = 1000
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         check_between(self.percentile, 0, 100, "percentile")
         check_window(self.window)
 
@@ -106,7 +106,7 @@ class HistoricalSigma(Remembering):
     window: int = 128
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         check_limit(self.sigmas, "sigmas")
         check_window(self.window)
 

@@ -101,7 +101,7 @@ class ZScore(Remembering):
     eps: ArrayLike = 1e-6
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         check_limit(self.z_threshold, "z_threshold")
         check_decay(self.decay)
         check_between(self.warmup_steps, 1, jnp.inf, "warmup_steps")
