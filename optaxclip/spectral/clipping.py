@@ -34,7 +34,7 @@ def clip_singular_values(
         matrix of what is under the window by the channels.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges. Its report
+      A transformation; see `optaxclip.responses` for edge cases. Its report
       has an entry a matrix: the largest singular value, which is exact where a CPU
       clipped it, or else by a few power iterations, which may be some percent too low.
 
@@ -110,7 +110,7 @@ def soft_clip_singular_values(
         given.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges. Its report
+      A transformation; see `optaxclip.responses` for edge cases. Its report
       is that of `clip_singular_values`.
 
     Raises:

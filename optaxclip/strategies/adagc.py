@@ -51,13 +51,12 @@ def adagc(
       factor: how far above its average a norm may lie, λ >= 0.
       decay: β, at least 0 and below 1.
       warmup_steps: how many finite steps the warm-up lasts.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges. In the
+      A transformation; see `optaxclip.responses` for edge cases. In the
       warm-up its groups are one: a NaN makes the whole update NaN.
 
     Raises:

@@ -38,13 +38,13 @@ def agc(
       eps: the norm ε >= 0 that units with smaller parameters are taken to have, so
         that parameters which start at zero can leave it.
       axis: the dimensions that are measured together: an int, a tuple, or a prefix
-        tree of these; all but the last if not given, as JAX keeps kernels
-        input-first. Scalars and vectors are always measured whole.
+        tree of these; all but the last by default, since JAX stores kernels
+        as ``(..., inputs, outputs)``. Scalars and vectors are always measured whole.
       axis_name: mesh axes over which the measured dimensions are sharded inside
         ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `clipping` or `eps` has the wrong type.

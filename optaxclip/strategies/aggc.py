@@ -47,17 +47,17 @@ def aggc(
       low: the lower edge as a multiple of the average, $\alpha_{\mathrm{low}}$ >= 0.
       min_norm: the floor under both edges, $n_{\min}$ >= 0.
       decay: β, at least 0 and below 1.
-      ord: the order of the norm, at least 1 and maybe infinity, or a norm.
+      ord: the order of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges. Its report
-      has an entry a group, in the order of the sorted labels.
+      A transformation; see `optaxclip.responses` for edge cases. Its report
+      has one entry per group, sorted by label.
 
     Raises:
       TypeError: if an argument has the wrong type.
       ValueError: if `low`, `high` or `min_norm` is negative or NaN, `low` above
-        `high`, `decay` not at least 0 and below 1, or `ord` below 1.
+        `high`, `decay` is not at least 0 and below 1, or `ord` below 1.
 
     Examples:
       >>> clip = optaxclip.aggc({"w": "body", "out": "head"})

@@ -33,11 +33,11 @@ def autoclip(
     Args:
       percentile: p, from 0 to 100; about 100 - p of a hundred steps are clipped.
       window: how many norms are remembered, n >= 1; a Python int.
-      ord: the order of the norm, at least 1 and maybe infinity, or a norm.
+      ord: the order of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `percentile` or `ord` has the wrong type, or `window` is traced.

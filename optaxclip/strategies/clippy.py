@@ -77,15 +77,14 @@ def clippy(
     Args:
       max_relative: the largest change relative to a parameter, λ >= 0: a number or an
         array.
-      max_absolute: what is allowed beyond that, δ > 0, so that parameters which start
-        at zero can leave it.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      max_absolute: what is allowed beyond that, δ > 0, so that parameters that start
+        at zero can grow.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges. The report
+      A transformation; see `optaxclip.responses` for edge cases. The report
       shows by how many times the worst number exceeds its limit; its limit is 1.
 
     Raises:

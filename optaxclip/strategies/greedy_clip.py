@@ -37,23 +37,23 @@ def greedy_clip(
 
     Args:
       max_norm: the limit of the first step, $c_0$ >= 0: a number, an array, or a
-        schedule or threshold that the factor learned so far multiplies.
+        schedule or threshold, which is multiplied by the factor learned so far.
       growth: by what the limit is multiplied where the loss fell, g >= 1.
       backoff: by what it is multiplied where the loss rose, b from 0 to 1. Below 1 / g
         the limit shrinks while the loss only fluctuates.
       decay: the weight of the past in the average of losses, at least 0 and below 1;
         0 compares with the last loss.
-      ord: the order of the norm, at least 1 and maybe infinity, or a norm.
+      ord: the order of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
         loss must be the same on all of their devices.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if an argument has the wrong type.
       ValueError: if `max_norm` is negative or NaN, `growth` below 1, `backoff` not
-        from 0 to 1, `decay` not at least 0 and below 1, or `ord` below 1; in the
+        from 0 to 1, `decay` is not at least 0 and below 1, or `ord` below 1; in the
         update, if there is no ``value``.
 
     Examples:

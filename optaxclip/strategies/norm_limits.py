@@ -28,11 +28,11 @@ def clip_global_norm(
     Args:
       max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
         the clipper's own step, or a threshold.
-      ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
+      ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `max_norm` or `ord` has the wrong type.
@@ -73,14 +73,13 @@ def clip_tensor_norm(
     Args:
       max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
         the clipper's own step, a prefix tree of these, or a threshold.
-      ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `max_norm` or `ord` has the wrong type.
@@ -116,13 +115,12 @@ def clip_tensor_rms(
     Args:
       max_rms: the largest root mean square allowed, d >= 0: a number, an array, a
         schedule of the clipper's own step, a prefix tree of these, or a threshold.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `max_rms` has the wrong type.
@@ -162,15 +160,15 @@ def clip_unit_norm(
     Args:
       max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
         the clipper's own step, a prefix tree of these, or a threshold.
-      ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
+      ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
       axis: the dimensions that are measured together: an int, a tuple, or a prefix
-        tree of these; all but the last if not given, as JAX keeps kernels
-        input-first. Scalars and vectors are always measured whole.
+        tree of these; all but the last by default, since JAX stores kernels
+        as ``(..., inputs, outputs)``. Scalars and vectors are always measured whole.
       axis_name: mesh axes over which the measured dimensions are sharded inside
         ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `max_norm` or `ord` has the wrong type.
@@ -212,12 +210,12 @@ def clip_group_norm(
         to numbers, arrays or schedules, one of these for all groups, or a threshold.
       labels: a prefix tree of labels, or a function from the updates to one, as
         ``optax.partition`` takes them.
-      ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
+      ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges. Its report
-      has an entry a group, in the order of the sorted labels.
+      A transformation; see `optaxclip.responses` for edge cases. Its report
+      has one entry per group, sorted by label.
 
     Raises:
       TypeError: if `max_norms` or `ord` has the wrong type.

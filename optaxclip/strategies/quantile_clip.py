@@ -34,11 +34,11 @@ def quantile_clip(
         threshold that the factor learned so far multiplies.
       learning_rate: how fast the limit moves, η >= 0: the limit of a step is at most
         $e^{\eta}$ times larger or smaller than that of the step before.
-      ord: the order of the norm, at least 1 and maybe infinity, or a norm.
+      ord: the order of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if an argument has the wrong type.

@@ -31,7 +31,7 @@ def soft_clip_value(
         report needs it.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `max_value` or `curve` has the wrong type.
@@ -68,11 +68,11 @@ def soft_clip_global_norm(
         step, or a threshold.
       curve: $\varphi$: `responses.tanh`, `responses.arctan`,
         `responses.algebraic`, or the Huber-like `responses.pseudo_huber`.
-      ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
+      ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `max_norm`, `curve` or `ord` has the wrong type.

@@ -106,7 +106,7 @@ def spam_clip(
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges, for `clamp`.
+      A transformation; see `optaxclip.responses`, under `clamp`, for edge cases.
 
     Raises:
       TypeError: if an argument has the wrong type.

@@ -78,13 +78,12 @@ def scale_by_stable_adam(
       eps: what is added to the root, ε >= 0.
       max_rms: the largest R that is not scaled down, d >= 0: a number, an array, a
         schedule of the clipper's own step, a prefix tree of these, or a threshold.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges. The report
+      A transformation; see `optaxclip.responses` for edge cases. The report
       shows R and d.
 
     Raises:

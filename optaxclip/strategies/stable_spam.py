@@ -83,13 +83,12 @@ def adaclip(
 
     Args:
       decay: the decay β of the average.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if an argument has the wrong type.
@@ -185,14 +184,12 @@ def adagn(
       b1: the decay of the average norm.
       b2: the decay of the average squared norm.
       eps: what is added to the root mean square, ε >= 0.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges, for
-      `normalize`. The report's limit is the new norm.
+      A transformation; see `optaxclip.responses`, under `normalize`, for edge cases. The report's limit is the new norm.
 
     Raises:
       TypeError: if an argument has the wrong type.

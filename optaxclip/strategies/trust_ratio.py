@@ -37,13 +37,12 @@ def clip_trust_ratio(
         tree of these, or a threshold.
       eps: the norm ε >= 0 that tensors with smaller parameters are taken to have, so
         that parameters which start at zero can leave it.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `max_ratio` or `eps` has the wrong type.

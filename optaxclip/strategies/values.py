@@ -32,7 +32,7 @@ def clip_value(
         report needs it.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       ValueError: if `max_value` is negative or NaN, or `min_value` positive or NaN.
@@ -73,7 +73,7 @@ def clip_scaled_value(
         counts every shard.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       ValueError: if `scale` is negative or NaN.

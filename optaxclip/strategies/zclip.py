@@ -48,11 +48,11 @@ def zclip(
       warmup_steps: how many finite norms come before the first limit, at least 1.
       skip_update_on_spike: whether spikes are left out of mean and variance.
       eps: ε >= 0, in the unit of the norm; norms far below it are never spikes.
-      ord: the order of the norm, at least 1 and maybe infinity, or a norm.
+      ord: the order of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if an argument has the wrong type.

@@ -1,4 +1,4 @@
-"""A limit on both sides, round the average of a group's own past."""
+"""A band around the average of a group's past magnitudes."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from optaxclip.thresholds.memory import Remembering, choose, like
 
 @dataclass(frozen=True)
 class Band(Remembering):
-    r"""AGGC's band: the magnitude in it that is nearest to the group's own.
+    r"""AGGC's band: the group's magnitude clipped to an interval around its average.
 
     $$
     L_t = \max(n_{\min}, \alpha_{\mathrm{low}} S_t), \qquad
@@ -22,16 +22,15 @@ class Band(Remembering):
     c_t = \min(\max(x_t, L_t), U_t)
     $$
 
-    S is the bias-corrected average of the $c_t$ before, with weights that decay by β.
-    It goes with the response `normalize`, which raises a group that is below the band,
-    lowers one that is above, and leaves one inside as it is; `shrink` would use the
-    upper edge alone. Zeros are passed over, as by `Ema`. A group has no limit before
-    its first magnitude.
+    S is the bias-corrected average of the previous $c_t$, with decay β. Use it with the
+    response `normalize`, which scales a group below the band up, scales one above it
+    down, and leaves one inside unchanged; `shrink` would only use the upper edge. Zeros
+    are ignored, as in `Ema`. A group has no limit before its first magnitude.
 
     Attributes:
-      low: where the band begins, as a multiple of the average; 0 for no lower edge.
-      high: where it ends, as a multiple of the average, at least `low`; `low` where a
-        traced number is below it.
+      low: the lower edge, as a multiple of the average; 0 for no lower edge.
+      high: the upper edge, as a multiple of the average, at least `low`; a traced value
+        below `low` acts as `low`.
       min_norm: the floor under both edges, $n_{\min}$ >= 0.
       decay: β, at least 0 and below 1.
     """

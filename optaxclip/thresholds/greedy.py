@@ -19,7 +19,7 @@ from optaxclip.thresholds.tracked import within_floats
 
 
 class GreedyState(NamedTuple):
-    """By what the first limit is multiplied, and the average of past losses."""
+    """The factor on the start limit, and the average of past losses."""
 
     factor: Float[Array, "..."]
     loss: EmaState
@@ -41,10 +41,10 @@ class Greedy:
     \end{cases}
     $$
 
-    The loss $\ell_t$ is the extra argument ``value`` of the update, which
-    ``optax`` uses too. It is compared with the average of the finite losses before,
-    whose weights decay by β; β = 0 compares with the last one. The first loss changes
-    nothing. A loss that is not finite is passed over, like a group that is not.
+    The loss $\ell_t$ is the extra argument ``value`` of the update, as elsewhere in
+    Optax. It is compared with the average of the previous finite losses, with decay β;
+    β = 0 compares with the last one. The first loss changes nothing. Losses and groups
+    that are not finite are ignored.
 
     Attributes:
       start: the first limit, $c_0$.
@@ -53,7 +53,7 @@ class Greedy:
       decay: β, at least 0 and below 1.
     """
 
-    start: Any  # a limit of any kind, taken as a threshold
+    start: Any  # Any limit; converted to a threshold.
     growth: ArrayLike = 1.05
     backoff: ArrayLike = 0.95
     decay: ArrayLike = 0.9
@@ -81,8 +81,8 @@ class Greedy:
         loss = jax.lax.stop_gradient(as_number(seen.extra_args["value"]))
         if loss.shape != ():
             raise ValueError(
-                f"value must be a scalar loss, not of shape {loss.shape}; hand over "
-                "its mean."
+                f"value must be a scalar loss, not of shape {loss.shape}; pass its "
+                "mean."
             )
         start, first = self.start.update(seen, state[0])
 

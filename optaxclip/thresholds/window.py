@@ -1,4 +1,4 @@
-"""Limits from the last magnitudes, all of which are kept in a ring."""
+"""Limits from a ring buffer of the last magnitudes."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,23 +14,23 @@ from optaxclip.thresholds.memory import Remembering, full, like
 
 
 class Window(NamedTuple):
-    """The last magnitudes of each group, and where the next one goes.
+    """The last magnitudes of each group, and the position of the next one.
 
-    Places that are still free hold infinity, which no magnitude that is kept is.
+    Empty slots hold infinity, since only finite magnitudes are kept.
     """
 
     values: Float[Array, "... window"]
     position: Int32[Array, "..."]
 
     def pushed(self, size: Number) -> "Window":
-        """Put a magnitude in the place of the oldest one."""
+        """Replace the oldest magnitude."""
         here = _places(self.values) == self.position[..., None]
         values = jnp.where(here, size[..., None], self.values)
         return Window(values, (self.position + 1) % self.values.shape[-1])
 
     @property
     def filled(self) -> Int32[Array, "..."]:
-        """Tell how many magnitudes there are."""
+        """The number of magnitudes in the window."""
         return jnp.sum(self.values < jnp.inf, axis=-1, dtype=jnp.int32)
 
 
@@ -44,23 +44,23 @@ def _places(values: Array) -> Array:
 
 
 def _at(ordered: Array, rank: Array) -> Array:
-    """Pick a number of each group; a sum can be sharded where a gather cannot."""
+    """Pick one number per group, by a sum, which can be sharded, unlike a gather."""
     return jnp.sum(jnp.where(_places(ordered) == rank[..., None], ordered, 0), axis=-1)
 
 
 @dataclass(frozen=True)
 class RollingPercentile(Remembering):
-    r"""The p-th percentile of the last `window` magnitudes, the present one included.
+    r"""The p-th percentile of the last `window` magnitudes, including the current one.
 
     $$c_t = \mathrm{percentile}_p(x_{t-n+1}, \dots, x_t)$$
 
-    It lies between the two nearest of them, as NumPy's linear interpolation has it.
-    While there are fewer, it is that of all there are; the first magnitude is its own
-    limit. Memory and time grow with the window, not with the number of steps.
+    It is interpolated linearly, as NumPy does by default. Until the window is full, it
+    is the percentile of all magnitudes so far; the first magnitude is its own limit.
+    Memory and time grow with the window, not with the number of steps.
 
     Attributes:
       percentile: p, from 0 to 100.
-      window: how many magnitudes of each group are kept, n >= 1.
+      window: the number of magnitudes kept per group, n >= 1.
     """
 
     percentile: ArrayLike = 10.0
@@ -93,13 +93,13 @@ class HistoricalSigma(Remembering):
 
     $$c_t = \mu + k \sigma \text{ over } x_{t-n}, \dots, x_{t-1}$$
 
-    The magnitudes are those before clipping, and the present one is not among them. A
-    spike of any size raises the limit until it has left the window, and no longer.
-    There is no limit until the window is full.
+    The magnitudes are those before clipping, without the current one. A spike of any
+    size raises the limit only until it leaves the window. There is no limit until the
+    window is full.
 
     Attributes:
       sigmas: k >= 0.
-      window: how many magnitudes of each group are kept, n >= 1.
+      window: the number of magnitudes kept per group, n >= 1.
     """
 
     sigmas: ArrayLike = 3.0
@@ -118,7 +118,7 @@ class HistoricalSigma(Remembering):
         """See `Remembering.step`."""
         full = memory.filled == self.window
         values = jnp.where(full[..., None], memory.values, 0)
-        # In units of the largest, whose square can neither overflow nor vanish.
+        # Divide by the largest, so that squares neither overflow nor all underflow.
         largest = jnp.max(values, axis=-1)
         unit = jnp.where(largest > 0, largest, 1)
         scaled = values / unit[..., None]
