@@ -1,4 +1,4 @@
-"""A limit that grows as long as the loss falls."""
+"""Greedy clipping: a limit that grows while the loss falls."""
 
 from __future__ import annotations
 
@@ -32,28 +32,27 @@ def greedy_clip(
     $$
 
     Needs the loss: ``update(updates, state, params, value=loss)``. It is compared with
-    the moving average of the losses before, since those of single batches rise and
-    fall by chance.
+    the moving average of past losses, since those of single batches are noisy.
 
     Args:
       max_norm: the limit of the first step, $c_0$ >= 0: a number, an array, or a
         schedule or threshold, which is multiplied by the factor learned so far.
-      growth: by what the limit is multiplied where the loss fell, g >= 1.
-      backoff: by what it is multiplied where the loss rose, b from 0 to 1. Below 1 / g
-        the limit shrinks while the loss only fluctuates.
-      decay: the weight of the past in the average of losses, at least 0 and below 1;
-        0 compares with the last loss.
+      growth: the factor on the limit when the loss fell, g >= 1.
+      backoff: the factor on the limit when the loss rose, b from 0 to 1. If it is below
+        1 / g, the limit shrinks while the loss only fluctuates.
+      decay: the decay of the average loss, at least 0 and below 1; 0 compares with the
+        last loss.
       ord: the order of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
-        loss must be the same on all of their devices.
+        loss must be the same on all devices along them.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if `max_norm` is negative or NaN, `growth` below 1, `backoff` not
-        from 0 to 1, `decay` is not at least 0 and below 1, or `ord` below 1; in the
+      ValueError: if `max_norm` is negative or NaN, `growth` or `ord` is below 1,
+        `backoff` is not from 0 to 1, or `decay` is not at least 0 and below 1; in the
         update, if there is no ``value``.
 
     Examples:
@@ -68,8 +67,8 @@ def greedy_clip(
       [2.]
 
     Note:
-      The method is this library's own. A step whose loss or norm is not finite leaves
-      the limit as it was.
+      This method is the library's own. A step whose loss or norm is not finite does not
+      change the limit.
     """
     start = as_threshold(max_norm, "max_norm")
     return clipper(

@@ -1,4 +1,4 @@
-"""Shrinking what has too large a norm: the tree, groups, tensors, units."""
+"""Limits on the norm of the whole tree, of groups, of tensors and of units."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def clip_global_norm(
 
     $$u \leftarrow u \cdot \min(1, c / \lVert u \rVert_p)$$
 
-    Inside ``optax.masked`` and ``optax.partition`` the whole update is what they
-    hand on; place the clipper outside to measure all parameters together.
+    Inside ``optax.masked`` and ``optax.partition`` the clipper only sees the leaves
+    passed to it; place it outside to measure all parameters together.
 
     Args:
       max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
@@ -68,7 +68,7 @@ def clip_tensor_norm(
 
     $$u_t \leftarrow u_t \cdot \min(1, c / \lVert u_t \rVert_p)$$
 
-    This is Keras' ``clipnorm``.
+    This is ``clipnorm`` in Keras.
 
     Args:
       max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
@@ -153,7 +153,7 @@ def clip_unit_norm(
     axis: Any = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrink what feeds each output unit so that its norm is at most `max_norm`.
+    r"""Shrink the update of each output unit so that its norm is at most `max_norm`.
 
     $$u_j \leftarrow u_j \cdot \min(1, c / \lVert u_j \rVert_p)$$
 
@@ -199,17 +199,17 @@ def clip_group_norm(
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrink each named group of leaves so that its norm is at most its limit.
+    r"""Shrink each labeled group of leaves so that its norm is at most its limit.
 
     $$u_g \leftarrow u_g \cdot \min(1, c_g / \lVert u_g \rVert_p)$$
 
-    One group with a huge gradient does not starve the others.
+    A huge gradient in one group does not shrink the others.
 
     Args:
       max_norms: the largest norm allowed in each group, c_g >= 0: a dict from labels
         to numbers, arrays or schedules, one of these for all groups, or a threshold.
-      labels: a prefix tree of labels, or a function from the updates to one, as
-        ``optax.partition`` takes them.
+      labels: a prefix tree of labels, or a function from the updates to one, as in
+        ``optax.partition``.
       ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 

@@ -1,4 +1,4 @@
-"""Smooth saturation: limits without a corner."""
+"""Smooth clipping: magnitudes that saturate at a limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def soft_clip_value(
     curve: Curve = responses.tanh,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Bend every number smoothly towards a bound that it does not pass.
+    r"""Saturate every number smoothly at a bound.
 
     $$u_i \leftarrow c\, \varphi(|u_i| / c)\, u_i / |u_i|$$
 
@@ -59,7 +59,7 @@ def soft_clip_global_norm(
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Bend the norm of the whole update smoothly towards a bound.
+    r"""Saturate the norm of the whole update smoothly at a bound.
 
     $$u \leftarrow c\, \varphi(\lVert u \rVert_p / c)\, u / \lVert u \rVert_p$$
 

@@ -20,7 +20,7 @@ def clip_trust_ratio(
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrink each tensor's update to a share of the norm of the tensor itself.
+    r"""Limit the norm of each tensor's update relative to that of the tensor.
 
     $$
     u_t \leftarrow u_t \cdot \min\left(1,
@@ -28,15 +28,15 @@ def clip_trust_ratio(
     $$
 
     This is the trust ratio of LARS and LAMB used as a clip, which never scales up: the
-    ``clip`` mode of LARC. Place it last in a chain, after the learning rate; there it
+    ``clip`` mode of LARC. Place it last in a chain, after the learning rate, where it
     bounds the step. Needs ``params``.
 
     Args:
-      max_ratio: the largest ratio r >= 0 of a step to its tensor, of which LARC's code
-        has 0.02: a number, an array, a schedule of the clipper's own step, a prefix
-        tree of these, or a threshold.
-      eps: the norm ε >= 0 that tensors with smaller parameters are taken to have, so
-        that parameters which start at zero can leave it.
+      max_ratio: the largest ratio r >= 0 of a step to its tensor (0.02 in LARC's code):
+        a number, an array, a schedule of the clipper's own step, a prefix tree of
+        these, or a threshold.
+      eps: the smallest parameter norm assumed, ε >= 0, so that parameters that start
+        at zero can grow.
       leading_axes: the number of leading dimensions that stack separate tensors,
         such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
@@ -47,7 +47,7 @@ def clip_trust_ratio(
     Raises:
       TypeError: if `max_ratio` or `eps` has the wrong type.
       ValueError: if `max_ratio` or `eps` is negative or NaN, or a leaf has fewer
-        dimensions than `leading_axes`; in the update, if ``params`` do not fit.
+        dimensions than `leading_axes`; in the update, if ``params`` do not match.
 
     Examples:
       >>> clip = optaxclip.clip_trust_ratio(0.1)
@@ -57,9 +57,9 @@ def clip_trust_ratio(
       Array([-0.3, -0.4], dtype=float32)
 
     Note:
-      LARC leaves a tensor whose parameters are all zero alone, and holds it to a share
-      of next to nothing one step later; `eps` is one rule for both. Its code adds the
-      weight decay to the gradient's norm: here that is in the update already.
+      LARC does not clip a tensor whose parameters are all zero, and one step later
+      limits it to a fraction of almost nothing; `eps` covers both cases. Its code adds
+      the weight decay to the gradient's norm; here the update already contains it.
 
     References:
       You et al., Large batch training of convolutional networks, 2017,

@@ -86,7 +86,7 @@ def remember(
 
 
 class Remembering(ABC):
-    """Base class of thresholds that depend only on each group's own past.
+    """Base class of thresholds that depend only on each group's own magnitudes.
 
     Subclass it and define `first` and `step` for one array of groups. The threshold
     then works with every scope, keeps its memory in trees like the updates if groups
