@@ -80,8 +80,8 @@ def shrink_tree(
         known = as_number(norm)
         if known.shape != ():
             raise ValueError(
-                f"norm must be one number, not of shape {known.shape}; hand over that "
-                "of the whole tree."
+                f"norm must be one number, not of shape {known.shape}; pass that of "
+                "the whole tree."
             )
         known = jnp.where(known < 0, jnp.nan, known)
         size = unscaled(known)

@@ -26,8 +26,8 @@ def clip_singular_values(
     Args:
       max_value: the largest singular value allowed, c >= 0: a number, an array, a
         schedule of the clipper's own step, a prefix tree of these, or a threshold.
-      leading_axes: how many leading dimensions stack matrices, such as scanned
-        layers: an int or a prefix tree of ints; none if not given.
+      leading_axes: the number of leading dimensions that stack matrices, such as
+        scanned layers: an int or a prefix tree of ints; 0 by default.
       axis: the dimensions of a leaf that are a matrix's inputs, the others being its
         outputs: an int, a tuple, or a prefix tree of these; all but the last if not
         given, as JAX keeps kernels input-first. So a kernel of a convolution is a
@@ -103,8 +103,8 @@ def soft_clip_singular_values(
     Args:
       scale: the bound c >= 0: a number, an array, a schedule of the clipper's own
         step, a prefix tree of these, or a threshold.
-      leading_axes: how many leading dimensions stack matrices, such as scanned
-        layers: an int or a prefix tree of ints; none if not given.
+      leading_axes: the number of leading dimensions that stack matrices, such as
+        scanned layers: an int or a prefix tree of ints; 0 by default.
       axis: the dimensions of a leaf that are a matrix's inputs, the others being its
         outputs: an int, a tuple, or a prefix tree of these; all but the last if not
         given.

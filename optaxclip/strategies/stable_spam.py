@@ -189,7 +189,8 @@ def adagn(
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; see `optaxclip.responses`, under `normalize`, for edge cases. The report's limit is the new norm.
+      A transformation; see `optaxclip.responses`, under `normalize`, for edge cases.
+      The report's limit is the new norm.
 
     Raises:
       TypeError: if an argument has the wrong type.
