@@ -606,7 +606,7 @@ WRONG = {
     r"batch argument 2 has 7 examples, but batch argument 1 has 8": {
         "batch": (X, LABELS[:7])
     },
-    r"params must hold floating-point arrays alone, but \['steps'\] is int32": {
+    r"params must hold only floating-point arrays, but \['steps'\] is int32": {
         "params": INTEGERS
     },
     r"params must hold at least one array": {"params": {}},

@@ -1,4 +1,4 @@
-"""Groups of whole leaves: all leaves together, or those of one label."""
+"""Groups of whole leaves: all leaves together, or those with the same label."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from optaxclip.numbers import Number, capped, computed_once
 
 @dataclass(frozen=True)
 class _Joint(Groups):
-    """Groups that no leaf has for itself."""
+    """Groups that leaves may share."""
 
     @property
     def shared(self) -> bool:
@@ -26,7 +26,7 @@ class _Joint(Groups):
     def _combine(
         self, op: Reduction, terms: list[Number], members: tuple[int, ...]
     ) -> Number:
-        """Reduce the terms of some leaves, those of each set of mesh axes at once."""
+        """Reduce the terms of some leaves, with one collective per set of mesh axes."""
         spread: dict[tuple[str, ...], list[int]] = {}
         for i in members:
             axes = spread_over(self.leaves[i], self.axes[i])
@@ -50,7 +50,7 @@ class _Joint(Groups):
 
 @dataclass(frozen=True)
 class Whole(_Joint):
-    """One group of all leaves, or one for each place along what they share."""
+    """One group of all leaves, or one per position along shared leading dimensions."""
 
     def _reduce(self, op: Reduction, terms: list[Number]) -> Array:
         if not terms:
@@ -80,7 +80,7 @@ class Whole(_Joint):
 
 @dataclass(frozen=True)
 class Labeled(_Joint):
-    """A group for each label, with a vector of their numbers.
+    """One group per label; per-group numbers are a vector.
 
     Attributes:
       members: the positions of each group's leaves.
@@ -98,7 +98,7 @@ class Labeled(_Joint):
             return [of_group] * len(self.leaves)
         found: dict[int, Number] = {}
         for group, members in enumerate(self.members):
-            # Or the kernels of its leaves would each read at another place.
+            # Otherwise the kernels of its leaves would each index the vector.
             number = computed_once(of_group[group])
             found.update(dict.fromkeys(members, number))
         return [found[i] for i in range(len(self.leaves))]

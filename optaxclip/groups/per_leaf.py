@@ -1,4 +1,4 @@
-"""Groups within leaves: tensors, units and elements, as an array for each leaf."""
+"""Groups within leaves: tensors, units and elements, with one array per leaf."""
 
 import functools
 import math
@@ -28,10 +28,10 @@ from optaxclip.numbers import Leaf, Number, capped, modulus
 
 @dataclass(frozen=True)
 class PerLeaf(Groups):
-    """Parts of leaves: an array for each leaf, which broadcasts to it.
+    """Groups that are parts of leaves, with one array per leaf that broadcasts to it.
 
     Attributes:
-      tree: the structure in which the leaves stand, others being left out.
+      tree: the structure of the leaves that count, without the others.
     """
 
     tree: Any
@@ -62,18 +62,18 @@ class PerLeaf(Groups):
         return ()
 
     def _shards(self, x: Array, axes: MeshAxes) -> MeshAxes:
-        """Tell over which mesh axes the groups of a leaf differ, by their numbers."""
+        """Return the mesh axes over which the groups of a leaf differ."""
         return tuple(sorted(varying_axes(x)))
 
     def _by_shards(self, arrays: list[Array]) -> dict[MeshAxes, list[int]]:
-        """Sort the positions of arrays by the mesh axes over which groups differ."""
+        """Group the positions of arrays by the mesh axes over which groups differ."""
         found: dict[MeshAxes, list[int]] = {}
         for i, each in enumerate(zip(arrays, self.axes, strict=True)):
             found.setdefault(self._shards(*each), []).append(i)
         return found
 
     def _total(self, arrays: list[Array], counts: Sequence[Number]) -> Number:
-        """Add up what was counted in each leaf, on the whole mesh."""
+        """Add up the counts of all leaves, on the whole mesh."""
         total = jnp.zeros((), jnp.float32)
         for axes, alike in self._by_shards(arrays).items():
             counted = jnp.stack([counts[i] for i in alike])
@@ -105,7 +105,7 @@ class PerLeaf(Groups):
         return Summary(*_select(tops, bounds), total / self._number(sizes))
 
     def count(self, mask: PyTree[Bool[Array, "..."]]) -> Float[Array, ""]:
-        """Tell for how many groups something holds, on the whole mesh."""
+        """Return the number of groups where a mask is true, on the whole mesh."""
         masks = self.spread(mask)
         return self._total(masks, [how_often(x) for x in masks])
 
@@ -116,7 +116,7 @@ class PerLeaf(Groups):
 
 @dataclass(frozen=True)
 class Tensors(PerLeaf):
-    """Whole leaves, or the tensors that are stacked in them; reports show each."""
+    """Whole leaves, or the tensors stacked in them; reports show every one."""
 
     @property
     def report_shape(self) -> tuple[int, ...]:
@@ -134,8 +134,8 @@ class Tensors(PerLeaf):
             return Summary(none, none, jnp.zeros((), jnp.float32))
         sizes = self.spread(value)
         shapes = [x.shape for x in sizes]
-        # What was measured is packed, and what follows from it is computed at once:
-        # derived numbers would be computed again, each in its own way, to be packed.
+        # Pack the measured numbers first and compute everything else on the vector:
+        # XLA would recompute derived numbers, one by one, in order to pack them.
         top = capped(_packed(sizes, shapes), _packed(self.spread(scale), shapes))
         one = isinstance(limit, jax.Array) and limit.ndim == 0
         bound = limit if one else _packed(self.spread(limit), shapes)
@@ -146,7 +146,7 @@ class Tensors(PerLeaf):
 
 @dataclass(frozen=True)
 class Elements(PerLeaf):
-    """Every number is a group of its own."""
+    """Groups of one number each."""
 
     @property
     def pointwise(self) -> bool:
@@ -165,7 +165,7 @@ for kind in PerLeaf, Tensors, Elements:
 
 
 def _within(op: Reduction, term: Number, dims: tuple[int, ...]) -> Number:
-    """Reduce a leaf's terms: to a scalar if all are together, or in its own rank."""
+    """Reduce a leaf's terms, to a scalar for one group, else keeping the rank."""
     return op.within(term, axis=dims, keepdims=len(dims) < term.ndim)
 
 
@@ -183,7 +183,7 @@ def _struct(leaf: Any, dims: tuple[int, ...], dtype: DTypeLike, local: bool) -> 
 
 
 def _excess(magnitude: Number, limit: Number) -> Number:
-    """Tell by how many times a limit is exceeded; one of infinity is at no time."""
+    """Return the ratio of a magnitude to its limit, or 0 for an infinite limit."""
     times = magnitude / jnp.maximum(limit, jnp.finfo(limit.dtype).tiny)
     return jnp.where(limit == jnp.inf, jnp.zeros_like(times), times)
 
@@ -191,7 +191,7 @@ def _excess(magnitude: Number, limit: Number) -> Number:
 def _by_limit(
     positions: list[int], limit: PerGroup
 ) -> Iterator[tuple[list[int], Number]]:
-    """Keep leaves together that have one limit, and give it."""
+    """Yield the positions of leaves that share a limit, and the limit."""
     if is_one_leaf(limit):
         yield positions, limit
     else:
@@ -202,9 +202,9 @@ def _by_limit(
 def _most_above(
     values: list[Number], scales: list[Number], limit: Number
 ) -> tuple[Number, Number, Number]:
-    """Find the group that is the most above its limit in leaves, and count all above.
+    """Find the group that exceeds its limit the most, and count all that exceed theirs.
 
-    Its magnitude is given as an integer, as what is packed should have been computed.
+    Its magnitude is returned as an integer, already computed, so that it can be packed.
     """
     sizes = list(map(capped, values, scales))
     above = [jnp.broadcast_to(is_above(x, limit), x.shape) for x in sizes]
@@ -219,7 +219,7 @@ def _most_above(
 def _select(
     magnitude: Number, limit: Number, axes: MeshAxes = ()
 ) -> tuple[Number, Number]:
-    """Pick the group that is the most above its limit, or the largest of several."""
+    """Pick the group that exceeds its limit the most, or the largest if tied."""
 
     def largest(x: Number) -> Number:
         return jax.lax.pmax(jnp.max(x), axes) if axes else jnp.max(x)
@@ -231,7 +231,7 @@ def _select(
 
 
 def _packed(arrays: list[Number], shapes: list[tuple[int, ...]]) -> Number:
-    """Put the numbers of all leaves in one vector."""
+    """Concatenate the numbers of all leaves to one vector."""
     rows = [
         _gathered(jnp.broadcast_to(x, shape).ravel())
         for x, shape in zip(arrays, shapes, strict=True)
@@ -240,9 +240,9 @@ def _packed(arrays: list[Number], shapes: list[tuple[int, ...]]) -> Number:
 
 
 def _gathered(row: Number) -> Number:
-    """Bring a short row together by a sum, where it may be sharded.
+    """Gather a short row that may be sharded, by a sum.
 
-    Adding up is what all else in a measurement does across a mesh, and joins it.
+    Other parts of a measurement are summed across the mesh too, and can be combined.
     """
     if row.size == 1 or on_one_device(row):
         return row

@@ -1,10 +1,10 @@
-"""Every example's gradient clipped, at about the cost of one batch gradient.
+"""Clip every example's gradient, at about the cost of one batch gradient.
 
-The gradient of one example is traced, and each leaf's gradient walked back to the
-products that it is a sum of (`origins`). A plan is chosen for each leaf (`plans`); the
-trace is then evaluated for all examples at once, up to the factors of those products
-(`tracing`, `program`). From the factors come the norms (`weights`) and the weighted
-sums, leaf by leaf (`products`, `tables`, `convolutions`, `ways`).
+The gradient of one example is traced, and each leaf's gradient is traced back to a sum
+of products (`origins`). A plan is chosen for each leaf (`plans`). The trace is then
+evaluated for all examples at once, up to the factors of those products (`tracing`,
+`program`). The factors give the norms (`decisions`) and the weighted sums, leaf by leaf
+(`products`, `tables`, `convolutions`, `ways`).
 """
 
 from optaxclip.per_example.clipped import (

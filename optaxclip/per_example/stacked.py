@@ -1,4 +1,4 @@
-"""Gradients of single examples that someone stacked: clipped, and their mean taken."""
+"""Clip and average gradients that are stacked example by example."""
 
 from __future__ import annotations
 
@@ -43,31 +43,31 @@ def clip_per_example(
     response: Response = shrink,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Clip gradients stacked along axis 0, and take their mean; no noise is added.
+    r"""Clip gradients stacked along axis 0, and average them, without noise.
 
-    No privacy is counted either; chain ``optax.add_noise`` or what jax-privacy offers
-    behind it. Where you have the loss, `clipped_grad` does without stacked gradients.
+    There is no privacy accounting either; for noise, chain ``optax.add_noise`` or
+    jax-privacy after it. If you have the loss, `clipped_grad` avoids stacked gradients.
 
     $$u \leftarrow \frac1n \sum_i u_i \min(1, c / \lVert u_i \rVert)$$
 
     Args:
       max_norm: the largest norm of an example's gradient, c >= 0: a number, an array or
-        a schedule of the transformation's own step. Of a prefix tree each number limits
-        what is below it; an array limits each leaf by an entry.
-      response: what happens to a gradient above the limit, one of
+        a schedule of the transformation's own step. In a prefix tree, each number
+        limits the leaves below it; an array has one limit per leaf.
+      response: what happens to a gradient above the limit; one of
         `optaxclip.responses` that multiplies it by a number.
-      axis_name: mesh axes over which the examples are spread inside
+      axis_name: mesh axes over which the examples are sharded inside
         ``jax.shard_map``; the mean is over all of them.
 
     Returns:
-      A transformation whose updates have the examples in front and come back without.
-      Leaves that hold integers, or no numbers at all, come back as they are.
-      Examples that are not finite count as zeros. The report has the largest finite
-      norm and limit, and the share of examples above a limit.
+      A transformation whose input updates have a leading axis of examples, and whose
+      output does not. Leaves of integers, or of no numbers at all, are returned
+      unchanged. Examples that are not finite count as zeros. The report has the largest
+      finite norm, the largest limit, and the fraction of examples above a limit.
 
     Raises:
       TypeError: if `max_norm` or `response` has the wrong type.
-      ValueError: if `max_norm` is negative or NaN, or leaves differ in their number of
+      ValueError: if `max_norm` is negative or NaN, or leaves have different numbers of
         examples.
 
     Examples:
@@ -81,7 +81,7 @@ def clip_per_example(
       Abadi et al., Deep learning with differential privacy, 2016, arXiv:1607.00133.
 
     Note:
-      Adding or removing an example changes the sum by at most c in norm, by
+      Adding or removing an example changes the sum by at most c in norm, or by
       $\sqrt{\sum_l c_l^2}$ for several limits. The mean divides by all examples.
     """
     threshold = as_threshold(max_norm, "max_norm")
@@ -105,7 +105,7 @@ def clip_per_example(
         number = _number_of_examples(updates)
         seen = Observation(
             groups=Whole(leaves, ((),) * len(leaves), ((),) * len(leaves)),
-            size=Magnitude([], []),  # given limits do not depend on it
+            size=Magnitude([], []),  # Given limits do not use it.
             measure_params=list,
             limits=_as_numbers,
             extra_args=extra,
@@ -144,14 +144,14 @@ def _number_of_examples(updates: PyTree) -> int:
         first = next(iter(sizes))
         if not shape or shape[0] != sizes[first][0]:
             raise ValueError(
-                "updates must have as many examples along axis 0 of all leaves; "
-                f"{name} has shape {shape} and {first} {sizes[first]}."
+                "updates must have the same number of examples along axis 0 of all "
+                f"leaves; {name} has shape {shape} and {first} {sizes[first]}."
             )
     return next(iter(sizes.values()))[0] if sizes else 1
 
 
 def _measure(leaves: list[Array]) -> Magnitude:
-    """Measure each example of some leaves together."""
+    """Measure each example, several leaves together."""
     flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
     return measure(l2, Whole(flat, ((1,),) * len(flat), ((),) * len(flat)))
 
@@ -167,7 +167,7 @@ def _sum(
 def _report(
     before: ClipReport, limits: Limits, weights: Decisions, axis_name: AxisName
 ) -> ClipReport:
-    """Show the largest of all examples that are finite, and how many were clipped."""
+    """Report the largest finite norm, and the fraction of clipped examples."""
     norms, after = [], []
     for (value, scale), (first, second) in zip(
         weights.sizes, weights.factors, strict=True
