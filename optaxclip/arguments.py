@@ -101,7 +101,7 @@ def check_order(low: Any, high: Any) -> None:
 
 
 def check_decay(value: Any, argument: str = "decay") -> None:
-    """Reject decays outside [0, 1)."""
+    """Reject decays that are not at least 0 and below 1, in float32 too."""
     _check(
         value,
         lambda x: (x >= 0) & (np.asarray(x, np.float32) < 1),
@@ -122,7 +122,7 @@ def _check(value: Any, holds: Any, argument: str, demand: str) -> None:
 
 
 def check_window(value: Any, argument: str = "window") -> None:
-    """Reject a window that is not a Python int of at least 1."""
+    """Reject windows that are not static ints of at least 1."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise not_static(argument, "int", value)
     if value < 1:

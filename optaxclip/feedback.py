@@ -1,4 +1,4 @@
-"""Error feedback: carry what a clipper cuts off over to the next step."""
+"""Error feedback: carry over to the next step what a clipper cuts off."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def error_feedback(
     *,
     clip_carry: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Carry what a clipper cuts off over to later steps, so that nothing is lost.
+    r"""Carry over what a clipper cuts off, so that nothing is lost on average.
 
     $$
     u \leftarrow \mathrm{clip}(g + \Delta), \qquad \Delta \leftarrow g + \Delta - u

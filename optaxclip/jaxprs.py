@@ -1,4 +1,4 @@
-"""Access to jaxprs; the only module that depends on their differences between JAXes."""
+"""Open traced programs; only this module depends on how JAX versions differ there."""
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any

@@ -638,7 +638,7 @@ WRONG = {
         "in_axes": "a"
     },
     r"in_axes must hold ints, or None .* not True": {"in_axes": (0, True)},
-    r"which \{'x': 0\} is not for batch argument 1 of structure": {
+    r"but \{'x': 0\} does not fit batch argument 1 of structure": {
         "in_axes": ({"x": 0}, 0)
     },
     r"batch argument 1 must have its examples along axis 3, but has shape": {

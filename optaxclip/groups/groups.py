@@ -87,7 +87,7 @@ class Summary(NamedTuple):
 
 
 def is_above(magnitude: Number, limit: Number) -> Bool[Array, "..."]:
-    """Return which groups are above their limit; NaN is above any finite limit."""
+    """Return which groups are above their limit, as broken ones are if it is finite."""
     return ~(magnitude <= limit) & (limit < jnp.inf)
 
 

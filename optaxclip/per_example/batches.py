@@ -63,7 +63,7 @@ def axes_of(in_axes: Any, batch: Batch) -> tuple[Any, ...]:
         if not _is_prefix(part, argument):
             raise ValueError(
                 "in_axes must have an int, None or a prefix tree for each argument, "
-                f"which {part!r} is not for batch argument {position + 1} of "
+                f"but {part!r} does not fit batch argument {position + 1} of "
                 f"structure {jax.tree.structure(argument)}; give each part an axis."
             )
     return axes

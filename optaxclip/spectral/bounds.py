@@ -46,7 +46,7 @@ def largest_singular_value(a: Matrices) -> PerMatrix:
 
 
 def within(a: Matrices, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
-    """Return for which matrices one pass proves that no singular value is above c.
+    """Return which matrices certainly have no singular value above the limit.
 
     The largest singular value is at most the Frobenius norm, and at most the geometric
     mean of the largest absolute column sum and the largest absolute row sum.

@@ -31,7 +31,7 @@ def clip_singular_values(
       axis: the dimensions of a leaf that are the inputs of a matrix, the others being
         its outputs: an int, a tuple, or a prefix tree of these; all but the last by
         default, since JAX stores kernels as ``(..., inputs, outputs)``. A convolution
-        kernel is thus a matrix of window entries by output channels.
+        kernel is thus a matrix of the numbers under the window by output channels.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases. Its report has one

@@ -13,7 +13,7 @@ class HeadShare:
     Attributes:
       power: the projection is multiplied by this power of the head's factor $\gamma$.
       start: the first feature that is multiplied.
-      stop: the end of the features that are multiplied; None for the last one.
+      stop: the first feature after these that is not; None to include all the rest.
     """
 
     power: float
