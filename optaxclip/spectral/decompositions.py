@@ -24,8 +24,8 @@ def decomposed(a: Matrices) -> tuple[Matrices, PerColumn, Matrices]:
 def lowered(a: Matrices, limit: PerMatrix) -> tuple[Matrices, PerMatrix]:
     r"""Map singular values to $\min(\sigma, c)$, and return the largest before.
 
-    The result is $A - U \max(\Sigma - c, 0) V^*$, which keeps singular values below c.
-    If $A$ is so large compared with c that its rounding errors matter, it is
+    The result is $A - U \max(\Sigma - c, 0) V^*$, so singular values up to c do not
+    change. If $A$ is so large compared with c that its rounding errors matter, it is
     $U \min(\Sigma, c) V^*$, without singular values as small as such an error.
     """
     u, sizes, v = decomposed(a)

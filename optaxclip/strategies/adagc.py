@@ -56,8 +56,8 @@ def adagc(
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; see `optaxclip.responses` for edge cases. During
-      the warm-up there is one group: a NaN makes the whole update NaN.
+      A transformation; see `optaxclip.responses` for edge cases. During the warm-up
+      there is one group: a NaN makes the whole update NaN.
 
     Raises:
       TypeError: if an argument has the wrong type.

@@ -51,8 +51,8 @@ def aggc(
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; see `optaxclip.responses` for edge cases. Its report
-      has one entry per group, sorted by label.
+      A transformation; see `optaxclip.responses` for edge cases. Its report has one
+      entry per group, sorted by label.
 
     Raises:
       TypeError: if an argument has the wrong type.

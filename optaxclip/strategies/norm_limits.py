@@ -214,8 +214,8 @@ def clip_group_norm(
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; see `optaxclip.responses` for edge cases. Its report
-      has one entry per group, sorted by label.
+      A transformation; see `optaxclip.responses` for edge cases. Its report has one
+      entry per group, sorted by label.
 
     Raises:
       TypeError: if `max_norms` or `ord` has the wrong type.
