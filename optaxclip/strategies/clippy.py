@@ -84,8 +84,8 @@ def clippy(
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; see `optaxclip.responses` for edge cases. The report
-      shows the largest ratio of a number to its limit, with a limit of 1.
+      A transformation; see `optaxclip.responses` for edge cases. The report shows the
+      largest ratio of a number to its limit, with a limit of 1.
 
     Raises:
       TypeError: if `max_relative` or `max_absolute` has the wrong type.

@@ -82,8 +82,8 @@ def scale_by_stable_adam(
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; see `optaxclip.responses` for edge cases. The report
-      shows R and d.
+      A transformation; see `optaxclip.responses` for edge cases. The report shows R and
+      d.
 
     Raises:
       TypeError: if an argument has the wrong type.
