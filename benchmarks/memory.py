@@ -1,7 +1,7 @@
-"""What the adaptive strategies add to a training step, beside `clip_global_norm`.
+"""What adaptive strategies add to a training step, compared with `clip_global_norm`.
 
-As in overhead.py every variant is timed once a round, in any order, and a ratio is the
-median over the rounds of what two of them took in the same round.
+As in overhead.py, every variant is timed once per round, in random order, and a ratio
+is the median over rounds of the ratio of two times from the same round.
 
     python benchmarks/memory.py               # about 5 minutes on 2 cores
     python benchmarks/memory.py --part late   # or: run
@@ -32,12 +32,12 @@ BASE = "clip_global_norm"
 
 
 def by_kind(params: Any) -> Any:
-    """Label each leaf by its name without the number of its layer."""
+    """Label each leaf by its name without the layer number."""
     return {name: name.rstrip("0123456789") for name in params}
 
 
 def with_loss(clip: optax.GradientTransformationExtraArgs) -> Any:
-    """Hand a loss to a strategy that needs one."""
+    """Pass a loss to a strategy that needs one."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return clip.update(updates, state, params, value=jnp.float32(1))
@@ -67,7 +67,7 @@ def print_run_times(rounds: int) -> None:
 
 
 def print_late_steps(rounds: int) -> None:
-    """Compare a late step with an early one, from states that came there by steps."""
+    """Compare a late step with an early one, from states reached by real steps."""
     grads = {"w": jax.random.normal(jax.random.key(0), (256, 256))}
     step, init = step_of(autoclip())
     params = jax.tree.map(jnp.zeros_like, grads)

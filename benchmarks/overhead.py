@@ -1,12 +1,12 @@
-"""What clipping costs: to measure, in a training step, to compile, and outside of jit.
+"""What clipping costs: measuring, in a training step, compiling, and outside of jit.
 
-Every variant is timed once a round, in any order, so that a noisy machine disturbs all
-of them alike; a ratio is the median over the rounds of what two of them took in the
-same round. All work on the same parameters and moments: where such buffers happen to
-lie in memory is worth up to a tenth of a step. Compile time is CPU time of the process,
-which other processes disturb least.
+Every variant is timed once per round, in random order, so that a noisy machine disturbs
+all of them alike; a ratio is the median over rounds of the ratio of two times from the
+same round. All variants use the same parameters and moments: where such buffers happen
+to be in memory can change a step by up to a tenth. Compile time is CPU time of the
+process, which other processes disturb least.
 
-    python benchmarks/overhead.py                  # all of it, some 40 minutes
+    python benchmarks/overhead.py                  # everything, about 40 minutes
     python benchmarks/overhead.py --part measure   # or: run, compile, eager
 """
 
@@ -29,7 +29,7 @@ from optaxclip.norms.norm import measure
 Tree = dict[str, jax.Array]
 Variants = dict[str, optax.GradientTransformation]
 
-# Each strategy beside what Optax has, or beside one of ours where it has nothing.
+# Each strategy and its counterpart in Optax, or else one of ours.
 COUNTERPARTS: dict[str, tuple[optax.GradientTransformation, ...]] = {
     "clip_global_norm": (
         optaxclip.clip_global_norm(1.0),
@@ -81,7 +81,7 @@ def random_tree(
 
 
 def without_report(clip: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Give back the old state, so that XLA drops all that only the report needs."""
+    """Return the old state, so that XLA drops everything that only the report needs."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return clip.update(updates, state, params)[0], state
@@ -107,7 +107,7 @@ def run_times(variants: Variants, grads: Tree, rounds: int) -> dict[str, list[fl
     times: dict[str, list[float]] = {name: [] for name in variants}
     shuffled = random.Random(0)
     for _ in range(1 + rounds):
-        # Who comes after whom is worth some percent: what was freed, what is cached.
+        # The order matters by some percent: freed memory, caches.
         for name in shuffled.sample(list(steps), len(steps)):
             start = time.perf_counter()
             after = steps[name](params, (clips[name], moments), grads)
@@ -139,7 +139,7 @@ def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
 def interleaved(
     calls: dict[str, Callable[[], Any]], rounds: int
 ) -> dict[str, list[float]]:
-    """Time calls in any order, round by round."""
+    """Time calls in random order, round by round."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     shuffled = random.Random(0)
     for _ in range(1 + rounds):
@@ -151,7 +151,7 @@ def interleaved(
 
 
 def sums_of_squares(tree: Tree, axis: int | None) -> list[jax.Array]:
-    """Add up squares and do no more, over each leaf or along an axis of it."""
+    """Only sum squares, over each leaf or along an axis of it."""
     return [
         jnp.sum(jnp.square(x.astype(jnp.float32)), None if x.ndim == 1 else axis)
         for x in tree.values()

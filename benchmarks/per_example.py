@@ -1,14 +1,14 @@
-"""What clipping every example adds to a gradient: time and temporary memory.
+"""What per-example clipping adds to a gradient: time and temporary memory.
 
-Every variant computes the mean gradient of the same loss, jitted, and is timed once a
+Every variant computes the mean gradient of the same loss, jitted, and is timed once per
 round, in turn, so that a noisy machine disturbs all alike; a ratio is the median over
-the rounds of what two of them took in the same round. Memory is what XLA's analysis of
-the compiled program calls temporary. The other variants are `vmap` of `grad` clipped
-and averaged, jax-privacy's `clipped_grad` if it is installed.
+rounds of the ratio of two times from the same round. Memory is the temporary memory in
+XLA's analysis of the compiled program. The other variants are `vmap` of `grad`, clipped
+and averaged, and jax-privacy's `clipped_grad` if it is installed.
 
     python benchmarks/per_example.py                    # all, some minutes on 2 cores
     python benchmarks/per_example.py --models mlp cnn --rounds 20
-    python benchmarks/per_example.py --slow             # and what takes seconds a step
+    python benchmarks/per_example.py --slow             # also the slow variants
 """
 
 import argparse
@@ -62,7 +62,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def transformer(width: int, batch: int) -> Model:
-    """Two layers on 64 tokens of 65 kinds."""
+    """Two layers on 64 tokens from a vocabulary of 65."""
     length, kinds, heads = 64, 65, width // 64
     features = width // heads
     names = {"q": 0, "k": 1, "v": 2}

@@ -1,7 +1,7 @@
-"""Opacus' ghost clipping beside PyTorch's plain gradient, on `per_example.py`'s models.
+"""Opacus's ghost clipping vs. PyTorch's plain gradient, on `per_example.py`'s models.
 
-Both frameworks take their own time for a plain gradient; compare the ratios. It needs
-PyTorch and Opacus in an environment of their own:
+The plain gradients of the two frameworks take different times; compare the ratios.
+PyTorch and Opacus need an environment of their own:
 
     python -m venv opacus && opacus/bin/pip install torch opacus
     opacus/bin/python benchmarks/per_example_opacus.py
@@ -51,7 +51,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Without learned positions, which Opacus' ghost clipping has no rule for."""
+    """Without learned positions, for which Opacus's ghost clipping has no rule."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -156,7 +156,7 @@ def compare(name: str) -> None:
 
 def main() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(2)  # more are slower where other processes run
+    torch.set_num_threads(2)  # More threads are slower if other processes run.
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in MODELS:
         compare(name)

@@ -1,9 +1,9 @@
 """How accurate and how fast the maps of singular values are.
 
-Errors are against numpy.linalg.svd in float64, as the largest entry and as the spectral
-norm of the difference, relative to the largest singular value. Times are of the
-projection beside the same one through jnp.linalg.svd, alternating in one run; the table
-has medians, and how many singular values are above the limit.
+Errors are relative to numpy.linalg.svd in float64: the largest entry and the spectral
+norm of the difference, divided by the largest singular value. Times compare the
+projection with the same one by jnp.linalg.svd, alternating in one run; the table shows
+medians, and the number of singular values above the limit.
 
     python benchmarks/spectral.py [--size 1024] [--repeats 7] [--speed-only]
 """
@@ -55,23 +55,23 @@ def mapped(strategy):
 
 @jax.jit
 def by_decomposition(updates, limit):
-    """The projection as one writes it with a decomposition."""
+    """The projection by a plain singular value decomposition."""
     u, sizes, v = jnp.linalg.svd(updates, full_matrices=False)
     return (u * jnp.minimum(sizes, limit)) @ v
 
 
 def projected(sizes, limit):
-    """What the hard clip makes of singular values."""
+    """Clip singular values."""
     return np.minimum(sizes, limit)
 
 
 def bent(sizes, scale):
-    """What the soft clip makes of them."""
+    """Saturate singular values smoothly."""
     return sizes / np.sqrt(1 + (sizes / scale) ** 2)
 
 
 def errors(run, value, updates, ratio):
-    """The largest entry and the spectral norm of the error, relative to the largest."""
+    """Return the largest entry and the spectral norm of the error, both relative."""
     u, sizes, v = np.linalg.svd(updates.astype(np.float64), full_matrices=False)
     top = max(sizes[0], np.finfo(np.float32).tiny)
     limit = np.float32(top / ratio)
@@ -101,10 +101,10 @@ def accuracy():
 
 
 def seconds(pause, run, *arguments):
-    """The time of one call, after a pause.
+    """Time one call, after a pause.
 
-    Threads of LAPACK, which both ways may call, stay awake for 50 ms and more after its
-    end, and take processors from whatever comes next.
+    LAPACK, which both ways may call, keeps its threads awake for 50 ms or more after it
+    returns, and they take cores from whatever comes next.
     """
     time.sleep(pause)
     start = time.perf_counter()
@@ -113,9 +113,9 @@ def seconds(pause, run, *arguments):
 
 
 def cases(size):
-    """Matrices and limits: nothing above, some, and whole parts of a spectrum.
+    """Yield matrices and limits: none, some or large parts of a spectrum above.
 
-    Yields names, matrices and limits.
+    Each comes with a name.
     """
     normal = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
     top = np.linalg.norm(normal, 2)
@@ -127,7 +127,7 @@ def cases(size):
 
 
 def speed(size, repeats, pause):
-    """Print the medians of both ways for several matrices and limits."""
+    """Print the median times of both ways for several matrices and limits."""
     run = mapped(optaxclip.clip_singular_values)
     multiply = jax.jit(jnp.matmul)
     print(f"{size} x {size} float32 on {jax.devices()[0].device_kind}, median ms:")

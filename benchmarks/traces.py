@@ -1,9 +1,9 @@
-"""The norms that released packages clip to, beside ours, step by step.
+"""Compare the norms after clipping with those of released packages, step by step.
 
-Packages for PyTorch, from the registry: `zclip` by the authors of ZClip, and
-`autoclip`, whose global quantile leaves out the norm of the present step, so that its
-threshold is what ours was one step before. Neither meets a norm that is not finite
-here: zclip never clips again after one.
+The packages are for PyTorch, from the registry: `zclip` by the authors of ZClip, and
+`autoclip`, whose global quantile excludes the norm of the current step, so its
+threshold is ours of the previous step. All norms here are finite, since zclip never
+clips again after one that is not.
 
     python benchmarks/traces.py     # needs the extra `peers`
 """
@@ -34,7 +34,7 @@ def gradients() -> np.ndarray:
 
 
 def theirs(clip: Callable[[torch.nn.Parameter], None]) -> np.ndarray:
-    """The norms of the gradients that a package for PyTorch leaves."""
+    """The norms of gradients after clipping by a PyTorch package."""
     parameter = torch.nn.Parameter(torch.zeros(20))
     norms = []
     for gradient in gradients():
@@ -45,7 +45,7 @@ def theirs(clip: Callable[[torch.nn.Parameter], None]) -> np.ndarray:
 
 
 def ours(clip: optax.GradientTransformationExtraArgs) -> optaxclip.ClipReport:
-    """Our reports of the same steps."""
+    """Our reports for the same steps."""
 
     def step(state, gradient):
         _, state = clip.update(gradient, state)

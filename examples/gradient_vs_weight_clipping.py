@@ -1,10 +1,10 @@
 """Clipping gradients bounds the step; clipping weights bounds where it may lead.
 
-A 10-50-10 network is trained to the identity by plain SGD, four ways: without
-clipping, with its gradients clipped, with its weights clipped, with both; first by
-value, then by norm. Without clipping the weights go where the loss sends them. A
-gradient clip makes each step smaller, and the weights get there later. A weight clip
-never lets them leave its bounds, whatever the steps are.
+A 10-50-10 network learns the identity by plain SGD in four ways: without clipping, with
+clipped gradients, with clipped weights, and with both; first by value, then by norm.
+Without clipping the weights go wherever the loss sends them. A gradient clip shortens
+each step, so the weights get there later. A weight clip never lets them leave its
+bounds, no matter how long the steps are.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ class Network(nnx.Module):
 
 
 def by_value(max_gradient, max_weight):
-    """Give plain SGD with bounds on single numbers."""
+    """Return plain SGD with bounds on single numbers."""
     return optax.chain(
         optaxclip.clip_value(max_gradient),
         optax.sgd(LEARNING_RATE),
@@ -45,7 +45,7 @@ def by_value(max_gradient, max_weight):
 
 
 def by_norm(max_gradient, max_weight):
-    """Give plain SGD with bounds on norms: the gradient's, and each tensor's."""
+    """Return plain SGD with bounds on the norms of the gradient and of each tensor."""
     return optax.chain(
         optaxclip.clip_global_norm(max_gradient),
         optax.sgd(LEARNING_RATE),
@@ -79,7 +79,7 @@ def four_ways(clipped_sgd, max_gradient, max_weight, inputs):
 
 
 def train(transformation, batches):
-    """Train a fresh network; each step's loss, gradient norm and weight extremes."""
+    """Train a new network; return every step's loss, gradient norm and weight sizes."""
     model = Network(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
 
@@ -107,7 +107,7 @@ def train(transformation, batches):
 
 
 def table(title, histories):
-    """Print where each way ended."""
+    """Print the final numbers of each way."""
     print(f"{title:<22} loss  gradient norm  weight norm  largest weight  tensor norm")
     for way, history in histories.items():
         last = {name: values[-1] for name, values in history.items()}
@@ -118,7 +118,7 @@ def table(title, histories):
 
 
 def draw(versions, path):
-    """Draw gradient norms above and weight norms below, a column for each version."""
+    """Plot gradient norms above and weight norms below, one column per version."""
     figure = Figure(figsize=(10, 6.5), dpi=120, layout="constrained")
     axes = figure.subplots(2, len(versions), sharex=True, sharey="row")
     styles = {"no clipping": "-", "gradients": "-", "weights": "-", "both": "--"}
@@ -148,7 +148,7 @@ def draw(versions, path):
 
 
 def main():
-    """Train eight times, print both tables, draw the picture, check the claims."""
+    """Train eight times, print both tables, save the plot, check the claims."""
     inputs = jax.random.normal(jax.random.key(0), (EXAMPLES, 10))
     versions = {
         "clipped by value": four_ways(

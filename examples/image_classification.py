@@ -6,8 +6,8 @@
     python image_classification.py --strategy agc              another strategy
 
 Many scripts clip the norm at 0.5. For this network that is far too tight: on CIFAR-10
-the norm is about 4, so that every step is cut to an eighth of its length and learning
-is as slow as that. The report of the clipper shows it, and tells a better limit.
+the norm is about 4, so every step is cut to an eighth of its length, and learning slows
+down accordingly. The report of the clipper shows this, and suggests a better limit.
 """
 
 import argparse
@@ -55,18 +55,18 @@ class CNN(nnx.Module):
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Keep the largest of each 2x2; like nnx.max_pool, with a gradient fast on CPUs."""
+    """Take the maximum of each 2x2 window, like nnx.max_pool, but fast on CPUs."""
     x = jnp.maximum(x[:, ::2], x[:, 1::2])
     return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
 
 
 def normalize(pixels: jax.Array) -> jax.Array:
-    """Take off a mean of 0.5 and divide by a deviation of 0.5: 0..255 to -1..1."""
+    """Map 0..255 to -1..1, with a mean of 0.5 and a deviation of 0.5."""
     return (pixels / 255 - 0.5) / 0.5
 
 
 def augment(images: jax.Array, key: jax.Array, padding: int, flip: bool) -> jax.Array:
-    """Crop each image at random from its padded self, and mirror half of them."""
+    """Pad each image and crop it at random, and mirror half of them."""
     crop_key, flip_key = jax.random.split(key)
     edge = (padding, padding)
     padded = jnp.pad(images, ((0, 0), edge, edge, (0, 0)))
@@ -81,7 +81,7 @@ def augment(images: jax.Array, key: jax.Array, padding: int, flip: bool) -> jax.
 
 
 class TrainState(NamedTuple):
-    """All that changes from step to step."""
+    """Everything that changes from step to step."""
 
     params: optax.Params
     optimizer: optax.OptState
@@ -91,19 +91,19 @@ class TrainState(NamedTuple):
 def make_train_step(
     model: nnx.GraphDef[CNN], optimizer: Strategy, data: Images
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """Put augmentation, gradient, clipping, update and report into one function."""
+    """Combine augmentation, gradient, clipping, update and report in one function."""
 
     def mean_loss(params: optax.Params, images: jax.Array, labels: jax.Array):
         logits = nnx.merge(model, params)(images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    # Donated: the new state is written where the old one was, which saves memory.
+    # Donated: the new state reuses the memory of the old one.
     @partial(jax.jit, donate_argnames="state")
     def train_step(state: TrainState, images: jax.Array, labels: jax.Array):
         key, augment_key = jax.random.split(state.key)
         images = normalize(augment(images, augment_key, data.padding, data.flip))
         loss, grads = jax.value_and_grad(mean_loss)(state.params, images, labels)
-        # Some strategies look at the loss; the others take no notice of it.
+        # Some strategies use the loss; the others ignore it.
         updates, opt_state = optimizer.update(
             grads, state.optimizer, state.params, value=loss
         )
@@ -130,7 +130,7 @@ def one_group(report: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def train(
     data: Images, clip: Strategy, epochs: int, seed: int
 ) -> tuple[History, float]:
-    """Train, print a line for each epoch, and return all steps and the accuracy."""
+    """Train, print one line per epoch, and return all steps and the accuracy."""
     model, params = nnx.split(CNN(data.train_images.shape[1:], nnx.Rngs(seed)))
     optimizer = optax.chain(clip, optax.sgd(0.01, momentum=0.9))
     train_step = make_train_step(model, optimizer, data)
@@ -157,7 +157,7 @@ def train(
                     images, labels = data.train_images[rows], data.train_labels[rows]
                     state, step_metrics = train_step(state, images, labels)
                     metrics.append(step_metrics)
-                # To read a number is to wait for it, so read those of many steps.
+                # Reading a number waits for it, so read those of many steps at once.
                 history += jax.device_get(metrics)
                 bar.update(len(metrics))
                 loss = np.mean([step["loss"] for step in history[-len(metrics) :]])
@@ -192,7 +192,7 @@ def strategies() -> dict[str, Callable[..., Strategy]]:
 
 
 def build(name: str, limit: float | None) -> tuple[Strategy, float]:
-    """Build a strategy of the library; without a limit with its own default, or 0.5."""
+    """Build a strategy; without a limit, use the strategy's default, or else 0.5."""
     known = strategies()
     if name not in known:
         raise ValueError(f"There is no strategy {name}, only {', '.join(known)}.")
@@ -205,7 +205,7 @@ def build(name: str, limit: float | None) -> tuple[Strategy, float]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence."""
+    """Reports errors in one sentence."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")

@@ -1,4 +1,4 @@
-"""Labelled images: CIFAR-10's own python batches, or scikit-learn's digits."""
+"""Labeled images: CIFAR-10's Python batches, or scikit-learn's digits."""
 
 import pickle
 from pathlib import Path
@@ -9,13 +9,13 @@ from sklearn.datasets import load_digits
 
 
 class ImageDataError(Exception):
-    """Says in one sentence why the images cannot be read."""
+    """The images cannot be read; the message says why in one sentence."""
 
 
 class Images(NamedTuple):
     """Images of shape (number, height, width, channels) in 0..255, and their labels.
 
-    `padding` and `flip` say how an image can be changed and still show the same.
+    `padding` and `flip` say how an image may be changed without changing its label.
     """
 
     name: str
@@ -28,13 +28,13 @@ class Images(NamedTuple):
 
 
 def digits() -> Images:
-    """Give the 1,797 digits of 8x8 gray pixels that scikit-learn ships."""
+    """Return the 1,797 digits of 8x8 gray pixels that ship with scikit-learn."""
     bunch: Any = load_digits()
     images = np.rint(bunch.images[..., None] * (255 / 16)).astype(np.uint8)
     labels = bunch.target.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(labels))
     test, train = order[:360], order[360:]
-    # A mirrored digit is no digit, and one pixel of eight is shift enough.
+    # A mirrored digit is not a digit, and one pixel of eight is a large shift.
     return Images(
         "digits",
         images[train],
@@ -47,7 +47,7 @@ def digits() -> Images:
 
 
 def cifar10(folder: Path) -> Images:
-    """Read CIFAR-10's python batches, as many of the five as `folder` holds."""
+    """Read CIFAR-10's Python batches, as many of the five as are in `folder`."""
     if not folder.is_dir():
         raise ImageDataError(f"There is no folder {folder}.")
     paths = [folder / f"data_batch_{i}" for i in range(1, 6)]
@@ -70,9 +70,9 @@ def cifar10(folder: Path) -> Images:
     )
 
 
-# A pickle can call any function that it can name, so a file from somewhere could run
-# anything. A batch is a dict of lists, bytes and one numpy array; to rebuild that
-# array takes these three and nothing else. NumPy 2 renamed `numpy.core`.
+# A pickle can call any function that it can name, so an untrusted file could run
+# anything. A batch is a dict of lists, bytes and one NumPy array; rebuilding that array
+# takes only these three functions. NumPy 2 renamed `numpy.core`.
 _rebuild_array = np.empty(0).__reduce__()[0]
 _ALLOWED = {
     ("numpy", "ndarray"): np.ndarray,
@@ -96,7 +96,7 @@ def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
             return _images_and_labels(_BatchUnpickler(file, encoding="bytes").load())
     except OSError as error:
         raise ImageDataError(f"Cannot read {path}: {error.strerror}.") from error
-    except Exception as error:  # a broken pickle can raise anything
+    except Exception as error:  # A broken pickle can raise anything.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageDataError(
             f"{path} is broken or not one of CIFAR-10's python batches: {reason}."

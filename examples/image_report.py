@@ -1,4 +1,4 @@
-"""What clipping did during a run: a line for each epoch, a verdict and a picture."""
+"""What clipping did during a run: one line per epoch, a verdict and a plot."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ EPOCH_HEADER = (
 
 
 def stack(steps: Sequence[dict[str, Any]]) -> History:
-    """Turn what each step said into one array of each kind."""
+    """Stack the numbers of all steps into one array per kind."""
     return {name: np.stack([step[name] for step in steps]) for name in steps[0]}
 
 
 def epoch_line(epoch: int, steps: History, accuracy: float, seconds: float) -> str:
-    """Sum up an epoch: the mean loss, median norms and limit, how often it clipped."""
+    """Summarize an epoch: mean loss, median norms and limit, share of clipped steps."""
     before, after, limit = (
         f"{np.median(steps[name]):.3g}"
         for name in ("norm_before", "norm_after", "limit")
@@ -36,16 +36,16 @@ def epoch_line(epoch: int, steps: History, accuracy: float, seconds: float) -> s
 
 
 def short(number: float) -> str:
-    """Write two digits that count."""
+    """Format with two significant digits."""
     return f"{float(f'{number:.2g}'):g}"
 
 
 def verdict(history: History, given: float) -> str:
-    """Say in plain words whether the limit was a good one.
+    """Say in plain words whether the limit was good.
 
     Args:
-      history: what each step reported.
-      given: the limit as the user gave it, which a strategy may scale.
+      history: the report of each step.
+      given: the limit given by the user, which a strategy may scale.
     """
     before, after, limit = (history[k] for k in ("norm_before", "norm_after", "limit"))
     if not np.isfinite(before).all():
@@ -78,7 +78,7 @@ def verdict(history: History, given: float) -> str:
         )
     if 0.02 <= share <= 0.3:
         words.append("That guards against rare large steps, as clipping should.")
-    elif (limit == limit[0]).all():  # else norms alone do not tell a better one
+    elif (limit == limit[0]).all():  # Otherwise norms do not show a better one.
         better = short(given * float(np.quantile(before / limit, 0.9)))
         words.append(
             f"A limit near {better} would clip about 10% of the steps: "
@@ -88,7 +88,7 @@ def verdict(history: History, given: float) -> str:
 
 
 def draw(history: History, epochs: int, title: str, caption: str, path: Path) -> None:
-    """Save a picture: the loss, the norms with the limit, and the clipped share."""
+    """Save a plot of the loss, the norms with the limit, and the clipped share."""
     steps = len(history["loss"])
     epoch = np.arange(1, steps + 1) * epochs / steps
     window = np.ones(max(1, steps // 20))
@@ -97,7 +97,7 @@ def draw(history: History, epochs: int, title: str, caption: str, path: Path) ->
         numbers = np.convolve(np.ones(steps), window, "same")
         return np.convolve(values, window, "same") / numbers
 
-    # A figure made without pyplot is drawn by Agg: it needs no screen.
+    # A figure made without pyplot uses Agg, which needs no screen.
     figure = Figure(figsize=(8, 9), dpi=120, layout="constrained")
     loss, norm, share = figure.subplots(3, sharex=True, height_ratios=(3, 4, 2))
     for axes in (loss, norm, share):

@@ -1,12 +1,12 @@
-"""A clipping limit chosen by cross-validation, all candidates at once.
+"""Choose a clipping limit by cross-validation, trying all candidates at once.
 
-The data follow y = 4 x1 + 5 x2 + noise. Their inputs are wide and the learning rate
-is bold, so plain SGD on mini-batches of 10 overshoots further with every step.
-Clipping each number of the gradient to [-c, c] tames it, if c is right: too tight
-and training never gets there, too loose and it keeps jumping past the goal.
+The data follow y = 4 x1 + 5 x2 + noise. The inputs are spread widely and the learning
+rate is high, so plain SGD on mini-batches of 10 overshoots further with every step.
+Clipping each number of the gradient to [-c, c] fixes this if c is right: if it is too
+tight, training never reaches the goal; if too loose, it keeps jumping past it.
 
 A limit may be a traced array, so one `vmap` tries the whole grid of limits, and a
-second one inside it all folds.
+second one inside it runs all folds.
 """
 
 import jax
@@ -28,10 +28,10 @@ def mean_squared_error(model, inputs, targets):
 
 
 def fit(limit, inputs, targets, bound=jnp.inf):
-    """Fit a line by clipped SGD; the model and the report of every step.
+    """Fit a line by clipped SGD; return the model and the report of every step.
 
     `bound` is not gradient clipping: it keeps the parameters themselves within
-    [-bound, bound], which is here only to show what that does.
+    [-bound, bound], only to show what that does.
     """
     model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
     clipped_sgd = optax.chain(optaxclip.clip_value(limit), optax.sgd(LEARNING_RATE))
@@ -53,7 +53,7 @@ def fit(limit, inputs, targets, bound=jnp.inf):
 
 
 def cross_validate(limit, inputs, targets):
-    """The error on held-out points, mean over folds, and the clipped share."""
+    """Return the held-out error, averaged over folds, and the clipped share."""
     held_out = np.arange(POINTS).reshape(FOLDS, -1)
     kept = np.stack([np.setdiff1d(np.arange(POINTS), fold) for fold in held_out])
 

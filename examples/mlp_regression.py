@@ -1,9 +1,9 @@
 """A small network whose gradients are clipped to a global norm of 1.
 
-Ten numbers go in, a hidden layer of 100 ReLU units, ten numbers come out; mean
-squared error, plain SGD. TensorFlow's `tf.clip_by_global_norm` returns the norm
-before clipping next to the clipped gradients. Here the optimizer clips, and
-`optaxclip.report` reads that norm, and what became of it, from its state.
+The network has ten inputs, a hidden layer of 100 ReLU units and ten outputs; it is
+trained by plain SGD on the mean squared error. TensorFlow's `tf.clip_by_global_norm`
+returns the norm before clipping along with the clipped gradients. Here the optimizer
+clips, and `optaxclip.report` reads the norms before and after from its state.
 """
 
 import jax
@@ -36,14 +36,14 @@ def mean_squared_error(model, inputs, targets):
 
 @nnx.jit
 def train_epoch(model, optimizer, inputs, targets):
-    """One step a batch, in place; every step's loss, gradient norm and report."""
+    """Take one step per batch, in place; return every step's loss, norm and report."""
 
     @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=(nnx.Carry, 0))
     def step(carry, inputs, targets):
         model, optimizer = carry
         loss, grads = nnx.value_and_grad(mean_squared_error)(model, inputs, targets)
         optimizer.update(model, grads)
-        norm = optaxclip.tree_norm(grads)  # only to check the report below
+        norm = optaxclip.tree_norm(grads)  # Only to check the report below.
         return carry, (loss, norm, optaxclip.report(optimizer.opt_state))
 
     return step((model, optimizer), inputs, targets)[1]

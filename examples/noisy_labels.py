@@ -2,9 +2,9 @@
 
     python noisy_labels.py
 
-A twentieth of the training images has glaring pixels and a wrong label. Their gradients
-are many times as large as others. Clipped as a whole, a batch with one of them points
-where that one wants to go; clipped example by example, each has one vote.
+A twentieth of the training images have overly bright pixels and wrong labels. Their
+gradients are many times larger than others. If a batch is clipped as a whole, one of
+them determines its direction; if examples are clipped one by one, each has one vote.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ Params = dict[str, jax.Array]
 
 
 def broken_digits(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """Break some training images; the test images stay whole."""
+    """Break some training images; the test images stay intact."""
     images, labels = load_digits(return_X_y=True)
     order = rng.permutation(len(labels))
     images = images[order].astype(np.float32) / 16
@@ -76,7 +76,7 @@ def train(
     optimizer: optax.GradientTransformation,
     data: tuple[np.ndarray, ...],
 ) -> tuple[Params, list[float]]:
-    """Train, and return the accuracy on whole images after each epoch."""
+    """Train, and return the accuracy on intact images after each epoch."""
     images, labels, _, test_images, test_labels = data
 
     @jax.jit

@@ -1,21 +1,21 @@
 """A recurrent network on the temporal-order task, with and without clipping.
 
-A sequence of 50 symbols holds two that matter, each an A or a B: one near the
-start, one near the middle. The others only distract. After the last symbol the
-network says which of AA, AB, BA and BB it saw, so it has to carry the first one
-through some forty steps. (Pascanu, Mikolov and Bengio, "On the difficulty of
+A sequence of 50 symbols contains two that matter, each an A or a B: one near the
+start, one near the middle. The others are distractors. After the last symbol the
+network says which of AA, AB, BA and BB it saw, so it has to remember the first one
+for about forty steps. (Pascanu, Mikolov and Bengio, "On the difficulty of
 training recurrent neural networks", 2013.) Plain SGD trains a vanilla tanh network.
 
 The recurrent matrix starts as 1.1 times a rotation. It does not forget, and for the
 same reason gradients grow on their way back through time: the longest of a run is
-dozens of times the median. Without clipping one such step throws the weights to
-where the units saturate. Nothing turns to NaN: the loss goes back to log 4, a guess
-among four, and stays there. `clip_global_norm` keeps the step's direction and gives
-it a length that training survives. (A lower rate is the other way out, and a worse
-one: at a fifth of this rate half of the seeds learn unclipped in the same time.)
+dozens of times the median. Without clipping, one such step moves the weights to where
+the units saturate. Nothing becomes NaN: the loss returns to log 4, a guess among four,
+and stays there. `clip_global_norm` keeps the step's direction and gives it a length
+that training survives. (A lower learning rate is the alternative, but a worse one: at
+a fifth of this rate, half of the seeds learn without clipping in the same time.)
 
 Eight seeds with clipping and the same eight without are one nested `vmap`: an
-infinite limit clips nothing and still measures.
+infinite limit clips nothing but still measures.
 """
 
 import jax
@@ -25,7 +25,7 @@ from flax import nnx
 
 import optaxclip
 
-LENGTH, SYMBOLS, CLASSES = 50, 6, 4  # symbols 0 and 1 are A and B
+LENGTH, SYMBOLS, CLASSES = 50, 6, 4  # Symbols 0 and 1 are A and B.
 HIDDEN, BATCH, STEPS, SEEDS = 32, 32, 1000, 8
 LEARNING_RATE, MAX_NORM = 0.025, 2.0
 
@@ -50,7 +50,7 @@ class Recurrent(nnx.Module):
 
 
 def draw_batch(key):
-    """Fresh one-hot sequences and the class of each."""
+    """Draw new one-hot sequences and the class of each."""
     keys = jax.random.split(key, 4)
     symbols = jax.random.randint(keys[0], (BATCH, LENGTH), 2, SYMBOLS)
     first = jax.random.randint(keys[1], (BATCH,), LENGTH // 10, LENGTH // 5 + 1)
@@ -63,7 +63,7 @@ def draw_batch(key):
 
 
 def train(max_norm, key):
-    """The history of one run: accuracy on each fresh batch, and the report."""
+    """Train once; return the accuracy on each new batch, and the reports."""
     model_key, data_key = jax.random.split(key)
     model = Recurrent(nnx.Rngs(model_key))
     clipped_sgd = optax.chain(
@@ -89,7 +89,7 @@ def train(max_norm, key):
 
 
 def main():
-    """Train every seed both ways and return the final accuracies of each."""
+    """Train every seed both ways, and return the final accuracies."""
     limits = jnp.array([MAX_NORM, jnp.inf])
     keys = jax.random.split(jax.random.key(0), SEEDS)
     over_seeds = jax.vmap(train, in_axes=(None, 0))

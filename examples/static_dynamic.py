@@ -1,15 +1,15 @@
 """A constant limit, a scheduled one, and one that follows the weights.
 
 A network with 64 hidden units learns a function of 3 of its 20 inputs. One target
-in fifty is broken, off by 30 or so, and every mini-batch that holds one has a
-gradient many times too long. The loss carries an L1 and an L2 penalty on the
-parameters: being part of the loss, they are clipped with the rest of the gradient.
-The errors in the table are on clean targets that training has not seen.
+in fifty is broken, off by 30 or so, and the gradient of every mini-batch with one of
+them is many times too long. The loss includes an L1 and an L2 penalty on the
+parameters: as part of the loss, they are clipped with the rest of the gradient. The
+errors in the table are on clean, held-out targets.
 
 * constant: `clip_global_norm(1.0)`, the same limit for all steps.
-* scheduled: any `optax.Schedule` in its place: wide while there is far to go,
-  tight when all that is left to follow is noise.
-* adaptive: `agc`, a limit for each unit in proportion to the unit's own weights (the
+* scheduled: any `optax.Schedule` instead: loose while there is far to go, tight when
+  only noise is left.
+* adaptive: `agc`, one limit per unit in proportion to the unit's own weights (the
   table shows the largest of them).
 """
 
@@ -47,7 +47,7 @@ class MLP(nnx.Module):
 
 
 def draw_data(key, broken):
-    """Inputs and targets; a share `broken` of the targets is off by 30 or so."""
+    """Draw inputs and targets; a share `broken` of the targets is off by 30 or so."""
     input_key, where_key, error_key = jax.random.split(key, 3)
     inputs = jax.random.normal(input_key, (EXAMPLES, 20))
     targets = 2 * jnp.abs(inputs[:, 0]) + 1.5 * inputs[:, 1] - inputs[:, 2]
@@ -57,12 +57,12 @@ def draw_data(key, broken):
 
 
 def mean_squared_error(model, inputs, targets):
-    """What the table shows."""
+    """The error in the table."""
     return jnp.mean((model(inputs) - targets) ** 2)
 
 
 def regularized_loss(model, inputs, targets):
-    """What training minimizes: the error and the two penalties."""
+    """The training loss: the error and the two penalties."""
     params = jax.tree.leaves(nnx.state(model, nnx.Param))
     l1 = sum(jnp.abs(param).sum() for param in params)
     l2 = sum(jnp.square(param).sum() for param in params)
@@ -70,7 +70,7 @@ def regularized_loss(model, inputs, targets):
 
 
 def train(clip, inputs, targets):
-    """A trained model and the report of every step."""
+    """Return a trained model and the report of every step."""
     model = MLP(nnx.Rngs(0))
     clipped_sgd = optax.chain(clip, optax.sgd(LEARNING_RATE))
     optimizer = nnx.Optimizer(model, clipped_sgd, wrt=nnx.Param)
@@ -90,7 +90,7 @@ def train(clip, inputs, targets):
 
 
 def main():
-    """Train with each clip and return the test error of each."""
+    """Train with each clip, and return the test errors."""
     train_key, test_key = jax.random.split(jax.random.key(0))
     train_data = draw_data(train_key, broken=0.02)
     test_data = draw_data(test_key, broken=0.0)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Modules in plain Python that all versions have; later versions may differ in a few
-# lines, and so do the losses.
+# Pure Python modules that all versions have; they may differ in a few lines between
+# versions, and so may the losses.
 MODULES = (
     *("argparse", "calendar", "csv", "dataclasses", "difflib", "fractions"),
     *("functools", "heapq", "inspect", "pprint", "random", "shutil", "statistics"),
@@ -17,11 +17,11 @@ HELD_OUT = 0.1
 
 
 class TextDataError(Exception):
-    """Says in one sentence why the text cannot be used."""
+    """The text cannot be used; the message says why in one sentence."""
 
 
 class Text(NamedTuple):
-    """A text as the numbers of its characters, the last tenth of it held out."""
+    """A text as numbers of characters, with the last tenth held out."""
 
     name: str
     train: np.ndarray
@@ -30,7 +30,7 @@ class Text(NamedTuple):
 
 
 def standard_library() -> Text:
-    """Read some of the modules that every Python ships."""
+    """Read some modules that ship with every Python."""
     folder = Path(sysconfig.get_path("stdlib"))
     files = [folder / f"{module}.py" for module in MODULES]
     found = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
@@ -43,7 +43,7 @@ def standard_library() -> Text:
 
 
 def text_file(file: Path) -> Text:
-    """Read a file of one's own."""
+    """Read the user's own file."""
     try:
         return numbered(file.name, file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -57,7 +57,7 @@ def text_file(file: Path) -> Text:
 
 
 def numbered(name: str, text: str) -> Text:
-    """Number the characters in their order in Unicode."""
+    """Number the characters in Unicode order."""
     characters = "".join(sorted(set(text)))
     numbers = {character: number for number, character in enumerate(characters)}
     sequence = np.array([numbers[character] for character in text], np.int32)
@@ -66,5 +66,5 @@ def numbered(name: str, text: str) -> Text:
 
 
 def windows(sequence: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """Cut a row of `length` numbers at each of the starts."""
+    """Cut out a row of `length` numbers at each start."""
     return sequence[starts[..., None] + np.arange(length)]

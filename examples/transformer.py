@@ -5,16 +5,16 @@
 
 Three of the batches are corrupted: their characters are noise, and their loss is a
 thousand times too large, as after a faulty read and a broken normalization. Adam
-divides by the size of the gradients it has seen. So one such batch does harm twice:
-it sends the parameters astray, and it makes all steps tiny for as long as Adam
-remembers it. The same model sees the same batches six times:
+divides by the size of past gradients. So such a batch does double damage: it moves the
+parameters far off, and it makes all steps tiny for as long as Adam remembers it. The
+same model is trained on the same batches six times:
 
-- without clipping, which an infinite limit measures;
+- without clipping, measured by an infinite limit;
 - `clip_global_norm` shrinks every gradient to a norm of at most 1;
-- `zclip` shrinks what is far above the running mean of the norms;
-- `autoclip` shrinks to a percentile of the norms seen so far;
-- `adagc` shrinks each tensor to what is usual for it;
-- `skip_spikes` leaves out a step whose loss or norm stands out.
+- `zclip` shrinks norms far above their running mean;
+- `autoclip` shrinks to a percentile of past norms;
+- `adagc` shrinks each tensor to its usual norm;
+- `skip_spikes` skips steps whose loss or norm stands out.
 """
 
 import argparse
@@ -41,7 +41,7 @@ FETCH_EVERY = 20
 
 
 class Block(nnx.Module):
-    """Attention to what came before, then a network for each position."""
+    """Causal attention, then a network for each position."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.norm1 = nnx.LayerNorm(WIDTH, rngs=rngs)
@@ -56,7 +56,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Guesses each character from those before it."""
+    """Predicts each character from the previous ones."""
 
     def __init__(self, characters: int, rngs: nnx.Rngs):
         self.embed = nnx.Embed(characters, WIDTH, rngs=rngs)
@@ -74,14 +74,14 @@ class Transformer(nnx.Module):
 
 
 class Batches(NamedTuple):
-    """What all runs see: rows of characters, and by what each loss is multiplied."""
+    """The data of all runs: rows of characters, and the factor on each loss."""
 
     rows: np.ndarray
     factors: np.ndarray
 
 
 def make_batches(text: Text, steps: int, seed: int) -> Batches:
-    """Cut rows out of the text at random, and corrupt three batches."""
+    """Cut random rows out of the text, and corrupt three batches."""
     random = np.random.default_rng(seed)
     starts = random.integers(0, len(text.train) - CONTEXT, (steps, BATCH))
     rows = windows(text.train, starts, CONTEXT + 1)
@@ -94,7 +94,7 @@ def make_batches(text: Text, steps: int, seed: int) -> Batches:
 
 
 def optimizers(steps: int) -> dict[str, optax.GradientTransformationExtraArgs]:
-    """Put each of the six round or before the same optimizer."""
+    """Combine each of the six with the same optimizer."""
     adam = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
     warmup = min(50, steps // 4)
     clips = {
@@ -111,7 +111,7 @@ def optimizers(steps: int) -> dict[str, optax.GradientTransformationExtraArgs]:
 
 
 def losses_of(model: nnx.GraphDef[Transformer], params: Any, rows: jax.Array):
-    """How badly each character is guessed from those before it."""
+    """The loss of predicting each character from the previous ones."""
     logits = nnx.merge(model, params)(rows[:, :-1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:])
 
@@ -121,16 +121,16 @@ def losses_of(model: nnx.GraphDef[Transformer], params: Any, rows: jax.Array):
 def loss_and_gradient(
     model: nnx.GraphDef[Transformer], params: Any, rows: jax.Array, factor: jax.Array
 ):
-    """Tell the mean loss and its gradient: the same program for all six runs."""
+    """Return the mean loss and its gradient; all six runs share this program."""
     return factor * losses_of(model, params, rows).mean()
 
 
 def make_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
 ) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
-    """Put clipping, update and report into one function."""
+    """Combine clipping, update and report in one function."""
 
-    # Donated: the new state is written where the old one was, which saves memory.
+    # Donated: the new state reuses the memory of the old one.
     @partial(jax.jit, donate_argnames="state")
     def train_step(state: tuple[Any, Any], loss: jax.Array, grads: Any):
         params, opt_state = state
@@ -142,7 +142,7 @@ def make_train_step(
 
 
 def norms(opt_state: Any) -> dict[str, jax.Array]:
-    """Tell the norm of the whole gradient before and after, whatever was measured."""
+    """Return the norm of the whole gradient before and after, for any scope."""
     report = optaxclip.report(opt_state)
     if "skip_spikes/norm" in report:
         before = report["skip_spikes/norm"]
@@ -159,15 +159,15 @@ def train(
     batches: Batches,
     bar: tqdm,
 ) -> tuple[History, Any]:
-    """Train once, and return what was seen in all steps and the last parameters."""
+    """Train once, and return the numbers of all steps and the final parameters."""
     train_step = make_train_step(optimizer)
-    params = jax.tree.map(jnp.copy, start)  # donated, while others still need these
+    params = jax.tree.map(jnp.copy, start)  # Donated; others need these.
     state, metrics, history = (params, optimizer.init(params)), [], []
     for number, batch in enumerate(zip(*batches, strict=True), start=1):
         loss, grads = loss_and_gradient(model, state[0], *batch)
         state, step_metrics = train_step(state, loss, grads)
         metrics.append(step_metrics)
-        # To read a number is to wait for it, so read those of many steps.
+        # Reading a number waits for it, so read those of many steps at once.
         if number % FETCH_EVERY == 0 or number == len(batches.factors):
             history += jax.device_get(metrics)
             bar.update(len(metrics))
@@ -177,7 +177,7 @@ def train(
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence."""
+    """Reports errors in one sentence."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")

@@ -1,4 +1,4 @@
-"""What the six runs did: a table, a sentence and a picture."""
+"""What the six runs did: a table, a sentence and a plot."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ COLORS = ("#666666", "#1f6fb4", "#3a923a", "#e1812c", "#8f5bb5", "#d1495b")
 
 
 def table(runs: Mapping[str, History], held_out: Mapping[str, float]) -> str:
-    """A line for each run."""
+    """Make a table with one line per run."""
     lines = ["strategy          held-out loss  steps clipped or skipped"]
     for name, steps in runs.items():
         share = np.mean(steps["after"] < steps["before"] * (1 - 1e-5))
@@ -25,7 +25,7 @@ def table(runs: Mapping[str, History], held_out: Mapping[str, float]) -> str:
 def conclusion(
     held_out: Mapping[str, float], skipped: np.ndarray, corrupted: np.ndarray
 ) -> str:
-    """Say in plain words what came out."""
+    """Say the result in plain words."""
     best = min(held_out, key=held_out.__getitem__)
     others = len(set(skipped) - set(corrupted))
     return (
@@ -51,12 +51,12 @@ def draw(
     caption: str,
     path: Path,
 ) -> None:
-    """Save a picture: the losses together, and the norms of each run."""
+    """Save a plot of all losses, and of the norms of each run."""
     steps = len(next(iter(runs.values()))["loss"])
     step = np.arange(steps)
     clean = np.setdiff1d(step, corrupted)
 
-    # A figure made without pyplot is drawn by Agg: it needs no screen.
+    # A figure made without pyplot uses Agg, which needs no screen.
     figure = Figure(figsize=(9, 10), dpi=120, layout="constrained")
     above, below = figure.subfigures(2, height_ratios=(4, 5))
     loss = above.subplots()

@@ -1,13 +1,14 @@
 """A Wasserstein GAN needs a critic of bounded slope, so the paper clips its weights.
 
-The critic's mean over real samples less its mean over generated ones estimates how far
+The critic's mean over real samples minus its mean over generated ones estimates how far
 apart they are, but only if the critic is nowhere steep. Clipping every weight to
-[-0.01, 0.01] after each step sees to that. Without it the critic grows for as long as
-it is trained, and its estimate with it, whatever the samples are like.
+[-0.01, 0.01] after each step ensures that. Without it the critic and its estimate grow
+for as long as it is trained, whatever the samples are like.
 
-The generator learns both ways here, since RMSprop does not care how large the critic's
-gradients are. What the clip saves is the number that tells how training goes; what it
-costs can be seen too: a clipped critic is a simple function, and its modes are blurred.
+The generator learns both ways here, since RMSprop is insensitive to the size of the
+critic's gradients. The benefit of the clip is that the estimate shows how training
+goes; its cost is visible, too: a clipped critic is a simple function, so the modes are
+blurred.
 """
 
 from pathlib import Path
@@ -41,7 +42,7 @@ class Network(nnx.Module):
 
 
 def centers():
-    """Give the middles of the modes, on a circle of radius 2."""
+    """Return the centers of the modes, on a circle of radius 2."""
     angle = 2 * jnp.pi * jnp.arange(MODES) / MODES
     return 2 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
 
@@ -54,12 +55,12 @@ def real(key):
 
 
 def generated(generator, key):
-    """Turn normal noise into samples."""
+    """Generate samples from normal noise."""
     return generator(jax.random.normal(key, (BATCH, 2)))
 
 
 def train(critic_clip):
-    """Train both networks; their samples, and the critic's estimates and slopes."""
+    """Train both networks; return samples, and the critic's estimates and slopes."""
     generator = Network(2, 64, 2, nnx.Rngs(0))
     critic = Network(2, 128, 1, nnx.Rngs(1))
     rmsprop = optax.rmsprop(LEARNING_RATE)
@@ -69,7 +70,7 @@ def train(critic_clip):
     )
 
     def advantage(critic, generator, key):
-        """The critic's mean over real samples, less that over generated ones."""
+        """The critic's mean over real samples minus that over generated ones."""
         real_key, noise_key = jax.random.split(key)
         fake = generated(generator, noise_key)
         return jnp.mean(critic(real(real_key))) - jnp.mean(critic(fake))
@@ -108,7 +109,7 @@ def train(critic_clip):
 
 
 def quality(samples):
-    """Count the modes with a fair share of samples near, and the share near any."""
+    """Count the modes with enough samples nearby, and the share of samples near any."""
     distance = np.linalg.norm(samples[:, None] - np.asarray(centers()), axis=2)
     near = distance.min(axis=1) < 0.5
     counts = np.bincount(distance.argmin(axis=1)[near], minlength=MODES)
@@ -116,7 +117,7 @@ def quality(samples):
 
 
 def draw(runs, path):
-    """Draw each run's samples over real ones, and what the critics estimate."""
+    """Plot each run's samples over real ones, and the critics' estimates."""
     figure = Figure(figsize=(12, 4.2), dpi=120, layout="constrained")
     *scatters, estimates = figure.subplots(1, len(runs) + 1)
     truth = np.concatenate(
@@ -138,7 +139,7 @@ def draw(runs, path):
 
 
 def main():
-    """Train with and without the clip, print what came of it, check the claim."""
+    """Train with and without the clip, print the results, check the claim."""
     runs = {
         "critic's weights clipped": train([optaxclip.clip_weights(MAX_WEIGHT)]),
         "not clipped": train([]),

@@ -1,4 +1,4 @@
-"""Gradient, update and weight clipping for JAX, as optax transformations."""
+"""Clip gradients, updates and weights in JAX, as Optax transformations."""
 
 from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""Arguments that make no sense, refused in one sentence where they are given."""
+"""Argument checks: reject bad arguments early, with a one-sentence error."""
 
 import inspect
 from typing import Any, TypeGuard, TypeVar
@@ -13,12 +13,12 @@ Role = TypeVar("Role")
 
 
 def answers(given: Any, role: type[Role]) -> TypeGuard[Role]:
-    """Tell whether an object, not the class of one, answers what a protocol asks."""
+    """Return whether an object (an instance, not a class) satisfies a protocol."""
     return isinstance(given, role) and not isinstance(given, type)
 
 
 def check_role(given: Any, role: type, argument: str, example: str) -> None:
-    """Refuse what does not answer a protocol, such as a function yet to be called."""
+    """Reject objects that do not satisfy a protocol, such as an uncalled factory."""
     if not answers(given, role):
         raise TypeError(
             f"{argument} must be an object such as {example}, not {uncalled(given)}."
@@ -56,7 +56,7 @@ def check_named_axis(argument: str, spec: Any) -> None:
 
 
 def is_real(given: Any) -> bool:
-    """Recognize real numbers, arrays of them, and what is traced in their place."""
+    """Return whether the argument is a real number or array, possibly traced."""
     if isinstance(given, np.generic | np.ndarray | jax.Array):
         kinds = (jnp.floating, jnp.integer, jnp.bool_)
         return any(jnp.issubdtype(given.dtype, kind) for kind in kinds)
@@ -64,7 +64,7 @@ def is_real(given: Any) -> bool:
 
 
 def not_static(argument: str, kind: str, given: Any) -> TypeError:
-    """Give the error for an argument that JAX cannot trace by unless it is known."""
+    """Return the error for a traced argument that has to be static."""
     return TypeError(
         f"{argument} must be a Python {kind}, not {type(given).__name__}; name it in "
         "static_args where a wrapper such as optax.inject_hyperparams traces it."
@@ -72,7 +72,7 @@ def not_static(argument: str, kind: str, given: Any) -> TypeError:
 
 
 def _known(value: Any, argument: str, kinds: str) -> np.ndarray | None:
-    """Give the numbers as far as they are known now; refuse what is no number."""
+    """Return the concrete values, or None if traced; reject non-numbers."""
     if not is_real(value):
         raise TypeError(f"{argument} must be {kinds}, not {shown(value)}.")
     try:
@@ -83,7 +83,7 @@ def _known(value: Any, argument: str, kinds: str) -> np.ndarray | None:
             "of them; use infinity for no limit."
         ) from None
     except jax.errors.TracerArrayConversionError:
-        return None  # Traced: responses take a negative limit as 0.
+        return None  # Traced: responses treat a negative limit as 0.
 
 
 def _given(value: Any, known: np.ndarray) -> str:
@@ -91,7 +91,7 @@ def _given(value: Any, known: np.ndarray) -> str:
 
 
 def check_limit(value: Any, argument: str) -> None:
-    """Refuse what is no number of at least 0, as far as that is known now."""
+    """Reject anything but numbers >= 0; traced values are not checked."""
     known = _known(value, argument, "a number or an array")
     if known is not None and not np.all(known >= 0):
         raise ValueError(
@@ -101,7 +101,7 @@ def check_limit(value: Any, argument: str) -> None:
 
 
 def check_lower(value: Any, argument: str) -> None:
-    """Refuse what is no number of at most 0, as far as that is known now."""
+    """Reject anything but numbers <= 0; traced values are not checked."""
     known = _known(value, argument, "a number, an array or a schedule")
     if known is not None and not np.all(known <= 0):
         raise ValueError(
@@ -111,12 +111,12 @@ def check_lower(value: Any, argument: str) -> None:
 
 
 def check_magnitude(value: Any, argument: str) -> None:
-    """Refuse what is no magnitude; NaN is one, of what is broken."""
+    """Reject negative numbers; NaN is allowed: it is the magnitude of broken groups."""
     _check(value, lambda x: ~(x < 0), argument, "must be a number of at least 0")
 
 
 def check_between(value: Any, low: float, high: float, argument: str) -> None:
-    """Refuse what is no number from `low` to `high`."""
+    """Reject anything but numbers from `low` to `high`."""
     _check(
         value,
         lambda x: (low <= x) & (x <= high),
@@ -155,7 +155,7 @@ def check_order(low: Any, high: Any, names: tuple[str, str] = ("low", "high")) -
 
 
 def check_decay(value: Any, argument: str = "decay") -> None:
-    """Refuse a decay that does not forget, or forgets more than all."""
+    """Reject decays that are not at least 0 and below 1, in float32 too."""
     _check(
         value,
         lambda x: (x >= 0) & (np.asarray(x, np.float32) < 1),
@@ -176,7 +176,7 @@ def _check(value: Any, holds: Any, argument: str, demand: str) -> None:
 
 
 def check_window(value: Any, argument: str = "window") -> None:
-    """Refuse a number of steps that is not known now or not at least 1."""
+    """Reject windows that are not static ints of at least 1."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise not_static(argument, "int", value)
     if value < 1:

@@ -1,4 +1,4 @@
-"""Exponential averages that are right from their first number on."""
+"""Bias-corrected exponential averages."""
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
@@ -8,19 +8,19 @@ from optaxclip.numbers import Number
 
 
 def newest_share(decay: ArrayLike, number: Array, dtype: DTypeLike) -> Number:
-    r"""Give the share of the newest number in a debiased average of so many.
+    r"""Return the weight of the newest number in a bias-corrected average.
 
     $$\frac{1 - \beta}{1 - \beta^t}$$
 
-    Averaging with it, as `moved` does, is the usual exponential average divided by its
-    bias $1 - \beta^t$, and the first number is taken exactly.
+    Moving the average by this weight (see `moved`) gives the usual exponential average
+    divided by its bias $1 - \beta^t$. The first number is taken exactly.
 
     Args:
       decay: the decay β of the average.
-      number: how many numbers it holds, the newest included; 0 is taken as 1.
-      dtype: the type of the average.
+      number: the count t of numbers so far, including the newest; 0 is treated as 1.
+      dtype: the dtype of the average.
     """
-    # The distance from 1 fits a float better than β itself and its powers do.
+    # 1 - β is represented more accurately than β and its powers are.
     rate = jnp.log1p(jnp.asarray(decay - 1.0, dtype))
     steps = jnp.maximum(number, 1).astype(dtype)
     share = jnp.expm1(rate) / jnp.expm1(steps * rate)
@@ -28,19 +28,19 @@ def newest_share(decay: ArrayLike, number: Array, dtype: DTypeLike) -> Number:
 
 
 def moved(mean: Number, number: Number, share: Number) -> Number:
-    """Move an average towards a number by a share of the distance.
+    """Move an average toward a number by a fraction of the distance.
 
-    It ends between the two whatever is rounded, so that an average of equal numbers is
-    that number; and no sum on the way can overflow.
+    The result lies between the two despite rounding, so the average of equal numbers
+    is exactly that number. No intermediate sum can overflow.
     """
     between = (1 - share) * mean + share * number
     return jnp.clip(between, jnp.minimum(mean, number), jnp.maximum(mean, number))
 
 
 def root_mean_square(old: Number, new: Number, share: Number) -> Number:
-    """Average squares, but keep and give their root, as a square may not fit a float.
+    """Update a root mean square without forming squares that could overflow.
 
-    Its derivative at 0 is 0, not infinite.
+    The derivative at 0 is 0, not infinite.
     """
     largest = jnp.maximum(old, new)
     some = largest > 0

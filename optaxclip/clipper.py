@@ -1,4 +1,4 @@
-"""The one transformation: measure, ask the threshold, respond, report."""
+"""The transformation behind every clipper: measure, get limits, respond, report."""
 
 from __future__ import annotations
 
@@ -40,35 +40,35 @@ def clipper(
     *,
     name: str = "clip",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Clip what is too big: four answers, one transformation.
+    r"""Build a clipper from a scope, a norm, a threshold and a response.
 
-    Every strategy that measures, compares and responds is a call of this function. The
-    flow is one way, and only the threshold remembers:
+    Every strategy that measures, compares and responds is a call to this function.
+    Data flows one way, and only the threshold has memory:
 
         updates --measure--> magnitudes --threshold--> limits --respond--> updates
 
     Args:
-      scope: which numbers are measured together, one of `optaxclip.scopes`.
-      norm: how big such a group is, one of `optaxclip.norms`.
-      threshold: how big is too big: a number, an array, a schedule of the clipper's
-        own step, a tree of these as the scope takes it, or one of
+      scope: which numbers are measured together; one of `optaxclip.scopes`.
+      norm: how the size of such a group is measured; one of `optaxclip.norms`.
+      threshold: the limit: a number, an array, a schedule (of the clipper's own step
+        count), a tree of these as the scope accepts it, or one of
         `optaxclip.thresholds`.
-      response: what happens to a group that is too big, one of
-        `optaxclip.responses`; its module has the table of all edges.
-      name: what `optaxclip.report` calls it.
+      response: what happens to a group above its limit; one of `optaxclip.responses`,
+        whose module docstring has the table of edge cases.
+      name: the name used in `optaxclip.report`.
 
     Returns:
-      A transformation whose updates keep their structure, shapes and types, and
-      whose state is a `ClipState` of fixed structure, shapes and types.
+      A transformation whose updates keep their structure, shapes and dtypes, and
+      whose state is a `ClipState` of fixed structure, shapes and dtypes.
 
     Raises:
-      TypeError: if an argument is not what it has to be, or a function or class that
-        gives one when it is called.
-      ValueError: if a limit is negative or NaN, or the response is `clamp` and the
-        norm not `linf`, since a bound on single numbers says nothing of a sum.
+      TypeError: if an argument has the wrong type, or is a class or factory that
+        still has to be called.
+      ValueError: if a limit is negative or NaN, or if the response is `clamp` and the
+        norm is not `linf`, since clamping single numbers does not bound a sum.
 
     Examples:
-      A limit on the root mean square of each tensor, which bends smoothly:
+      Limit the root mean square of each tensor, smoothly:
 
       >>> clip = optaxclip.clipper(
       ...     optaxclip.scopes.tensor(),
@@ -97,15 +97,15 @@ def clipper(
 
 @dataclass(frozen=True)
 class Clip:
-    """A clipper, whatever it measures and does: the one flow.
+    """The flow that all clippers share, whatever they measure and do.
 
     Attributes:
-      name: what `optaxclip.report` calls it.
+      name: the name used in `optaxclip.report`.
       scope: which numbers are measured together.
-      threshold: how big is too big.
-      measure: tells how big each group is.
-      respond: does what is to be done to a group that is too big.
-      known_shapes: of states, for groups met before, as to find them takes a trace.
+      threshold: the limit of each group.
+      measure: measures each group.
+      respond: changes the groups above their limit.
+      known_shapes: cached shapes of states by groups, since finding them takes a trace.
     """
 
     name: str
@@ -118,11 +118,11 @@ class Clip:
     )
 
     def transform(self) -> optax.GradientTransformationExtraArgs:
-        """Give the transformation."""
+        """Return the Optax transformation."""
         return optax.GradientTransformationExtraArgs(self.init, self.update)
 
     def init(self, params: PyTree) -> ClipState:
-        """Give the state before the first step."""
+        """Return the initial state."""
         groups = self.scope.arrange(params)
         kind = state_type(self.name, ClipState, groups.entries)
         return kind(*self._memories(groups), empty_report(groups.report_shape))
@@ -182,7 +182,7 @@ class Clip:
         return nonnegative(limit, size.value), memory
 
     def _check(self, state: Any, groups: Groups) -> None:
-        """Refuse the state of another model, or of another threshold, or none."""
+        """Reject a missing state, or one of another model or threshold."""
         check_state(self.name, state)
         leaves = tuple((leaf.shape, leaf.dtype) for leaf in groups.leaves)
         seen = jax.tree.structure(groups), leaves

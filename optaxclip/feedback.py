@@ -1,4 +1,4 @@
-"""Error feedback: what a clipper cuts off is carried over to the next step."""
+"""Error feedback: carry over to the next step what a clipper cuts off."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from optaxclip.updates import check_updates
 
 
 class FeedbackState(NamedTuple):
-    """What error feedback keeps from step to step.
+    """State of `error_feedback`.
 
     Attributes:
       clip: the state of the clipper.
-      clip_carry: the state of what bounds the carry.
-      carry: what was cut off so far, in at least float32; ``MaskedNode`` in place of
-        leaves that do not count.
+      clip_carry: the state of the transformation that bounds the carry.
+      carry: what has been cut off so far, in at least float32; ``MaskedNode`` in place
+        of leaves that do not count.
     """
 
     clip: Any
@@ -42,32 +42,32 @@ def error_feedback(
     u \leftarrow \mathrm{clip}(g + \Delta), \qquad \Delta \leftarrow g + \Delta - u
     $$
 
-    This is U-Clip. The updates handed on are within the clipper's limit, and their
-    sum stays within $\Delta$ of the sum of the gradients.
+    This is U-Clip. The updates are within the clipper's limit, and their sum stays
+    within $\Delta$ of the sum of the gradients.
 
-    The carry is a buffer of the size of the updates, in at least float32, so that
-    what rounding to bfloat16 cuts off is carried over too. It has two costs to know.
-    A spike is handed on bit by bit for the next ‖spike‖ / limit steps. And where
-    gradients stay above the limit the carry grows by their excess at every step,
-    without end; `clip_carry` bounds it, and what it cuts off is lost.
+    The carry is a buffer of the size of the updates, in at least float32, so it also
+    recovers what is lost by rounding to bfloat16. It has two drawbacks. A spike is
+    paid out over the next ‖spike‖ / limit steps. And while gradients stay above the
+    limit, the carry grows by their excess at every step, without bound; `clip_carry`
+    bounds it, and what it cuts off is lost.
 
-    A number whose step is not finite is handed on as the clipper leaves it, and its
-    carry stays as it was: NaN is loud once, and leaves no trace.
+    A number whose step is not finite is passed on as the clipper leaves it, and its
+    carry does not change: a NaN shows up once, but does not stay in the state.
 
     Args:
-      clip: a clipper, or any transformation.
-      clip_carry: a clipper, or any transformation, of the carry: with
-        ``clip_global_norm(10.0)`` its norm is at most 10, with ``optax.scale(0.9)`` it
-        is forgotten by and by; with ``clip_global_norm(jnp.inf)`` its norm is reported
-        and nothing is lost. Nothing bounds it if not given, as in the paper.
+      clip: a clipper, or any other transformation.
+      clip_carry: a clipper, or any other transformation, applied to the carry.
+        ``clip_global_norm(10.0)`` keeps its norm at 10 or below, ``optax.scale(0.9)``
+        makes it decay, and ``clip_global_norm(jnp.inf)`` reports its norm and loses
+        nothing. By default the carry is unbounded, as in the paper.
 
     Returns:
-      A transformation that hands ``params`` and extra arguments on to both. What they
-      report is in `optaxclip.report`.
+      A transformation that passes ``params`` and extra arguments to both. Their
+      reports are in `optaxclip.report`.
 
     Raises:
-      TypeError: if `clip` or `clip_carry` is no transformation.
-      ValueError: in the update, if the updates are not like the params of the init.
+      TypeError: if `clip` or `clip_carry` is not a transformation.
+      ValueError: in the update, if the updates do not match the params of the init.
 
     Examples:
       >>> clip = optaxclip.error_feedback(optaxclip.clip_value(1.0))
@@ -81,8 +81,8 @@ def error_feedback(
       0.5 0.0
 
     Note:
-      The paper bounds the carry by assumptions on the gradients, and has no
-      `clip_carry`. Error feedback spoils differential privacy.
+      The paper bounds the carry by assumptions on the gradients and has no
+      `clip_carry`. Error feedback breaks differential privacy.
 
     References:
       Elesedy and Hutter, U-Clip: on-average unbiased stochastic gradient clipping,

@@ -1,25 +1,25 @@
-"""Traced programs opened: the one place that knows how JAX's versions differ there."""
+"""Open traced programs; only this module depends on how JAX versions differ there."""
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-# A program with its constants: before JAX 0.11 a class of its own round a jaxpr, whose
-# name may go, so that it is not imported.
+# A program with its constants. Before JAX 0.11 this is a separate class around a jaxpr;
+# that name may be removed, so it is not imported.
 TracedProgram = Any
 
-# What is raised where JAX has renamed, moved or dropped what it does not document.
+# Raised where JAX has renamed, moved or removed undocumented parts.
 _CHANGED = (AttributeError, NotImplementedError, TypeError, ValueError)
 
 
 def opened(traced: TracedProgram) -> tuple[Jaxpr, Sequence[Any]]:
-    """Give a traced program, and its constants."""
+    """Return the jaxpr of a traced program, and its constants."""
     return getattr(traced, "jaxpr", traced), getattr(traced, "consts", ())
 
 
 def is_call(eqn: JaxprEqn) -> bool:
-    """Tell whether an equation carries a program, or what it carries holds one."""
+    """Return whether any parameter of an equation is or contains a program."""
     found: list[Any] = []
     for param in eqn.params.values():
         found += param if isinstance(param, tuple | list) else (param,)
@@ -27,31 +27,31 @@ def is_call(eqn: JaxprEqn) -> bool:
 
 
 def program_of(eqn: JaxprEqn) -> TracedProgram:
-    """Give the program that a call evaluates once, whatever parameter holds it."""
+    """Return the program that a call evaluates once, whichever parameter holds it."""
     return eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
 
 
 def evaluate(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
-    """Evaluate an equation as JAX does; values are what its operands stand for."""
+    """Evaluate an equation as JAX does, given the values of its operands."""
     primitive = eqn.primitive
-    # A call is not taken as it was traced; each primitive knows its own way back.
+    # Traced parameters differ from those of `bind`; the primitive can convert them.
     bound: Any = getattr(primitive, "get_bind_params", dict)(eqn.params)
-    # Before JAX 0.11 the functions that a call takes stand apart.
+    # Before JAX 0.11 the functions that a call takes are returned separately.
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
     result = primitive.bind(*functions, *values, **params)
     return list(result) if primitive.multiple_results else [result]
 
 
 def cut(traced: TracedProgram, behind: Set[int]) -> list[TracedProgram] | None:
-    """Cut a program behind every equation that gives one of some variables.
+    """Split a program after every equation that computes one of some variables.
 
     Args:
       traced: the program.
       behind: the variables, by their `id`.
 
     Returns:
-      The parts, without constants of their own; nothing where JAX does not let us, as
-      it documents none of this.
+      The parts, without constants of their own; None if this JAX does not allow it,
+      since none of this is documented.
     """
     try:
         parts = list(_parts(opened(traced)[0], behind))

@@ -1,4 +1,4 @@
-"""Which leaves of a tree count, and what a prefix tree says of each."""
+"""Which leaves of a tree count, and the entry of a prefix tree for each of them."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -20,46 +20,46 @@ AxisName = Any
 
 
 def counts(leaf: Any) -> bool:
-    """Tell whether a leaf holds numbers that are measured and clipped."""
+    """Return whether a leaf is measured and clipped: nonempty and floating-point."""
     if isinstance(leaf, float | complex):
         return True
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and _is_inexact(dtype) and leaf.size > 0
 
 
-@functools.cache  # which JAX has not, and which is asked of every leaf
+@functools.cache  # JAX does not cache this, and it runs for every leaf.
 def _is_inexact(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
 
 
 def is_one_leaf(tree: PyTree) -> bool:
-    """Tell whether a tree is a number or an array, and no container of them."""
+    """Return whether a tree is a single number or array, not a container."""
     structure = jax.tree.structure(tree)
     return structure.num_nodes == structure.num_leaves == 1
 
 
 def counted(tree: PyTree) -> list[Any]:
-    """Give the leaves that count, as arrays, or as shapes where they are no more."""
+    """Return the leaves that count, as arrays, or as ``ShapeDtypeStruct`` if given."""
     arrays = jax.Array | jax.ShapeDtypeStruct
     leaves = [leaf for leaf in jax.tree.leaves(tree) if counts(leaf)]
     return [x if isinstance(x, arrays) else jnp.asarray(x) for x in leaves]
 
 
 def structure_of(tree: PyTree) -> Any:
-    """Give the structure of a tree in which no leaf stands for those not counted."""
+    """Return the structure of a tree without the leaves that do not count."""
     return jax.tree.structure(
         jax.tree.map(lambda x: x if counts(x) else optax.MaskedNode(), tree)
     )
 
 
 def filled(tree: PyTree, leaves: Iterable[Leaf]) -> PyTree:
-    """Put others in the places of the leaves that count, in the order of the tree."""
+    """Replace the leaves that count by others, in the order of the tree."""
     given = iter(leaves)
     return jax.tree.map(lambda x: next(given) if counts(x) else x, tree)
 
 
 def zeros_for(tree: PyTree, dtype_of: Callable[[Leaf], DTypeLike]) -> PyTree:
-    """Give a buffer for each leaf that counts, and ``MaskedNode`` for the others."""
+    """Return zeros for each leaf that counts, and ``MaskedNode`` for the others."""
 
     def zeros(leaf: Any) -> Any:
         if not counts(leaf):
@@ -71,7 +71,7 @@ def zeros_for(tree: PyTree, dtype_of: Callable[[Leaf], DTypeLike]) -> PyTree:
 
 
 def is_axes(spec: Any) -> bool:
-    """Recognize None, and a tuple of mesh axes or of dimensions, as one entry."""
+    """Return whether `spec` is one entry: None, or a tuple of axes or dimensions."""
     return spec is None or (
         isinstance(spec, tuple)
         and all(isinstance(s, str | int | np.integer) for s in spec)
@@ -86,20 +86,20 @@ def of_leaves(
     *,
     tree_name: str = "the updates",
 ) -> list[Any]:
-    """Say of each leaf that counts what a prefix tree says of it.
+    """Look up the entry of a prefix tree for each leaf that counts.
 
-    Entries are found by name, so that a dict serves for a module or state of any
-    library with the same names.
+    Entries are found by name, so a dict can stand for a module or state of any library
+    with the same names.
 
     Args:
-      argument: what the user calls `spec`.
+      argument: the name of `spec` in error messages.
       spec: one entry for all leaves, or a prefix tree of entries.
-      tree: the tree whose leaves are asked for.
-      is_leaf: recognizes entries that would pass for trees.
-      tree_name: what the user calls `tree`.
+      tree: the tree whose leaves are looked up.
+      is_leaf: recognizes entries that are themselves trees.
+      tree_name: the name of `tree` in error messages.
 
     Returns:
-      An entry for each leaf that counts.
+      One entry per leaf that counts.
 
     Raises:
       ValueError: if a leaf that counts has no entry, or an entry no place.
@@ -130,12 +130,12 @@ def of_leaves(
 
 
 def as_tuple(spec: Any) -> tuple:
-    """Take None as no entry, and a single entry as a tuple of it."""
+    """Wrap a single entry in a tuple; None is the empty tuple."""
     return () if spec is None else spec if isinstance(spec, tuple) else (spec,)
 
 
 def dimensions(axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Count the dimensions that `axis` names from the front, in their order.
+    """Normalize `axis` to sorted, nonnegative dimensions.
 
     Raises:
       TypeError: if `axis` is traced.
@@ -155,11 +155,11 @@ def dimensions(axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def trailing_dimensions(shape: tuple[int, ...], leading: Any) -> tuple[int, ...]:
-    """List the dimensions that are left behind so many leading ones.
+    """Return the dimensions that follow the leading ones.
 
     Raises:
       TypeError: if `leading` is traced.
-      ValueError: if there are not so many dimensions.
+      ValueError: if the leaf has fewer than `leading` dimensions.
     """
     if isinstance(leading, jax.Array):
         raise not_static("leading_axes", "int", leading)
@@ -172,20 +172,20 @@ def trailing_dimensions(shape: tuple[int, ...], leading: Any) -> tuple[int, ...]
 
 
 def shapes_of(tree: PyTree) -> tuple[tuple[int, ...], ...]:
-    """Give the shape of each leaf that counts."""
+    """Return the shape of each leaf that counts."""
     return tuple(jnp.shape(x) for x in jax.tree.leaves(tree) if counts(x))
 
 
 def beside(name: str, updates: PyTree, params: PyTree | None) -> PyTree:
-    """Give the parameters of the updates that count, and None for all others.
+    """Return the parameters of the updates that count, and None for the others.
 
     Args:
-      name: what the user calls the transformation that needs them.
+      name: the name of the transformation in error messages.
       updates: the updates.
-      params: the parameters, if the user gave any.
+      params: the parameters, or None if the user gave none.
 
     Raises:
-      ValueError: if there are none, or if they do not fit the updates.
+      ValueError: if there are none, or if they do not match the updates.
     """
     if params is None:
         raise ValueError(f"{name} needs params; call update(updates, state, params).")

@@ -1,4 +1,4 @@
-"""The axes of a mesh: over which of them an array varies or is spread."""
+"""Mesh axes: over which of them an array varies or is sharded."""
 
 import math
 from collections.abc import Iterable
@@ -10,14 +10,14 @@ MeshAxes = tuple[str, ...]
 
 
 def varying_axes(x: Array) -> frozenset[str]:
-    """Name the mesh axes over which JAX knows an array to vary in ``shard_map``."""
+    """Return the mesh axes over which JAX tracks an array as varying in shard_map."""
     kind = jax.typeof(x)
     manual = getattr(kind, "manual_axis_type", None)  # called vma before JAX 0.10
     return getattr(kind, "vma", frozenset()) if manual is None else manual.varying
 
 
 def spread_over(x: Array, axes: MeshAxes) -> MeshAxes:
-    """Leave out the axes over which an array is known to be replicated."""
+    """Drop the axes over which an array is known to be replicated."""
     return tuple(
         axis
         for axis in axes
@@ -42,18 +42,18 @@ def check_axes(axes: Iterable[str]) -> None:
 
 
 def copies(x: Array, axes: MeshAxes) -> int:
-    """Count the devices over which an array is spread."""
+    """Return the number of devices over which an array is sharded."""
     return math.prod(jax.lax.axis_size(axis) for axis in spread_over(x, axes))
 
 
 def vary(x: Array, axes: frozenset[str]) -> Array:
-    """Mark a constant as varying over mesh axes, as a loop's start has to be."""
+    """Mark a constant as varying over mesh axes, as loops require of initial values."""
     missing = tuple(axes - varying_axes(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
 def on_one_device(x: Array) -> bool:
-    """Tell whether all of an array is known to lie on the device that computes."""
+    """Return whether an array is known to lie entirely on one device."""
     mesh = jax.typeof(x).sharding.mesh
     if mesh.empty:
         return True

@@ -1,4 +1,4 @@
-"""Types of numbers: at least float32 where they are measured, real or complex."""
+"""Dtypes and scalar arithmetic; everything is measured in at least float32."""
 
 import functools
 from collections.abc import Iterable
@@ -21,21 +21,21 @@ def widen(leaf: Leaf, dtype: DTypeLike = jnp.float32) -> Leaf:
 
 @functools.cache
 def widest(*dtypes: DTypeLike) -> np.dtype:
-    """Find the type of at least float32 that holds the numbers of all of these."""
-    # JAX promotes no floats of 8 bits and fewer; float32 holds them all.
+    """Return the dtype, at least float32, to which all of these promote."""
+    # JAX does not promote floats of 8 bits or fewer; float32 holds them all.
     wide = [dtype for dtype in dtypes if jnp.finfo(dtype).bits >= 16]
     with jax.numpy_dtype_promotion("standard"):
         return functools.reduce(jnp.promote_types, wide, jnp.dtype(jnp.float32))
 
 
 def measuring_dtype(leaves: Iterable[Any]) -> np.dtype:
-    """Find the widest real type of some leaves, at least float32."""
+    """Return the widest real dtype of the leaves, at least float32."""
     return widest(*(jnp.finfo(dtype).dtype for dtype in {x.dtype for x in leaves}))
 
 
 def as_number(limit: ArrayLike) -> Number:
-    """Take a number of any kind as an array of at least float32."""
-    # An int may be too large for any type of integers that JAX has.
+    """Convert any number to an array of at least float32."""
+    # A Python int may be too large for JAX's integer dtypes.
     number = jnp.asarray(float(limit) if isinstance(limit, int) else limit)
     if not jnp.issubdtype(number.dtype, jnp.inexact):
         number = number.astype(jnp.float32)
@@ -43,22 +43,22 @@ def as_number(limit: ArrayLike) -> Number:
 
 
 def modulus(x: Leaf) -> Number:
-    """Give the absolute value, which is real for complex numbers too."""
+    """Return the absolute value, which is real for complex numbers too."""
     return jnp.abs(x)
 
 
 def multiply(leaf: Leaf, factor: Number) -> Leaf:
-    """Multiply by a real number."""
+    """Multiply a leaf by a real number."""
     if jnp.iscomplexobj(leaf):
-        # A complex product would turn inf * (1 + 0j) to NaN.
+        # A complex product would turn inf * (1 + 0j) into NaN.
         return jax.lax.complex(leaf.real * factor, leaf.imag * factor)
     return leaf * factor
 
 
 def capped(value: Number, scale: Number) -> Number:
-    """Divide, and give the largest number there is where a finite result is beyond.
+    """Divide, capping a finite value that overflows at the largest float.
 
-    What is not finite by itself stays so.
+    A value that is not finite stays as it is.
     """
     plain = value / scale
     largest = jnp.finfo(plain.dtype).max
@@ -66,11 +66,12 @@ def capped(value: Number, scale: Number) -> Number:
 
 
 def computed_once(number: Number) -> Number:
-    """Keep XLA from computing a group's number again in the kernel of every leaf.
+    """Keep XLA from recomputing a group's number in the kernel of every leaf.
 
-    Compiling a thousand copies of it is most of what clipping would cost there. XLA
-    copies cheap arithmetic, but no remainder; and dividing by infinity leaves every
-    finite number as its remainder, exactly. Infinity itself becomes the largest one.
+    Compiling a thousand copies of it would be most of the cost of clipping. XLA
+    duplicates cheap arithmetic, but not a remainder; and the remainder of a finite
+    number divided by infinity is that number, exactly. Infinity becomes the largest
+    float.
     """
     finite = jnp.minimum(number, jnp.finfo(number.dtype).max)
     return jax.lax.rem(finite, jnp.full_like(finite, jnp.inf))

@@ -1,7 +1,7 @@
-"""One result that a CPU and an accelerator compute each in its own way.
+"""Functions computed in one way on CPUs and in another on accelerators.
 
-An accelerator reads its memory fast, and waits for the host at every decision. A CPU
-decides for nothing, and is fast at the plainest of sums.
+An accelerator has fast memory, but waits for the host at every branch. On a CPU
+branches are free, and the simplest sums are fast.
 """
 
 import functools
@@ -17,8 +17,8 @@ from jaxtyping import Array, PyTree
 
 Function = Callable[[PyTree], PyTree]
 
-# ``jax.lax.platform_dependent`` leaves a conditional in what it lowers, and derives
-# each way by itself.
+# ``jax.lax.platform_dependent`` leaves a conditional in the lowered program, and
+# differentiates each branch separately.
 _by_platform = Primitive("by_platform")
 _by_platform.multiple_results = True
 
@@ -30,18 +30,18 @@ def by_platform(
     *,
     stacked: bool = False,
 ) -> Function:
-    """Make a function that is computed in another way on CPUs.
+    """Make a function that is computed differently on CPUs.
 
     Args:
       default: the function, of a tree of arrays; hashable.
       cpu: the same function for CPUs; hashable.
-      slope: takes the tree and the function's result, and gives the result again,
-        computed in a way whose derivative is that of the function; hashable.
-      stacked: whether the first dimension of every array stacks what is computed one
-        by one, so that mapping over more of them makes the stack longer.
+      slope: takes the tree and the function's result, and recomputes the result in a
+        way whose derivative is that of the function; hashable.
+      stacked: whether the first dimension of every array is a stack of independent
+        inputs, so that ``vmap`` can simply make the stack longer.
 
     Returns:
-      The function. Where it is mapped over, and no stack, it is computed as by default.
+      The function. Under ``vmap``, unless `stacked`, it is computed by `default`.
     """
     ways = {"default": default, "cpu": cpu, "slope": slope, "stacked": stacked}
 
@@ -54,7 +54,7 @@ def by_platform(
 
 
 def _listed(function: Function, tree: Any) -> Callable[..., list[Array]]:
-    """Take arrays in place of a tree, and give a list of them."""
+    """Make a function of a tree take arrays and return a list of arrays."""
     return lambda *arrays: jax.tree.leaves(function(tree.unflatten(arrays)))
 
 
@@ -65,7 +65,7 @@ def _(*arrays: Array, **ways: Any) -> list[Array]:
 
 @_by_platform.def_abstract_eval
 def _(*arrays: ShapedArray, tree: Any, default: Function, **_: Any) -> list:
-    # Unlike shapes and dtypes alone, these know over which axes of a mesh they vary.
+    # Unlike plain shapes and dtypes, these carry the mesh axes over which they vary.
     return jax.make_jaxpr(_listed(default, tree))(*arrays).out_avals
 
 
@@ -92,7 +92,7 @@ def _batched(
 def _longer(
     arrays: Sequence[Array], dims: Sequence[Any], **ways: Any
 ) -> tuple[list[Array], list[int]]:
-    """Put the stacks that are mapped over one after another, in a longer one."""
+    """Concatenate the stacks that are mapped over into one longer stack."""
     sizes = [x.shape[d] for x, d in zip(arrays, dims, strict=True) if d is not None]
 
     def joined(x: Array, dim: int | None) -> Array:

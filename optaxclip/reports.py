@@ -1,4 +1,4 @@
-"""What a clipper did: the numbers that users ask for, in every clipper's state."""
+"""Reports of what clippers did, kept in their states."""
 
 import functools
 import importlib
@@ -22,17 +22,17 @@ from optaxclip.sentences import shown
 class ClipReport(NamedTuple):
     """What a clipper did in its last step.
 
-    The first three are scalars for one group, and vectors with an entry a group for
-    groups of leaves and for single leaves (in the order of the labels or leaves).
-    Where groups are very many, elements and units, they are those of one group, which
-    was the most above its limit.
+    The first three are scalars if there is one group. If the groups are leaves or
+    labeled sets of leaves, they are vectors with one entry per group, in the order of
+    the leaves or labels. For elements and units, which are many, they are those of the
+    one group that exceeded its limit the most.
 
     Attributes:
-      pre_norm: the magnitude before clipping, in the clipper's own norm.
+      pre_norm: the magnitude before clipping, in the clipper's norm.
       post_norm: the magnitude after clipping.
       limit: the limit.
-      clipped_fraction: the share of groups that were above their limit.
-      clipped_steps: in how many steps so far any group was.
+      clipped_fraction: the fraction of groups above their limit.
+      clipped_steps: the number of steps so far in which any group was above its limit.
     """
 
     pre_norm: Float[Array, "..."]
@@ -43,8 +43,8 @@ class ClipReport(NamedTuple):
 
 
 def empty_report(shape: tuple[int, ...]) -> ClipReport:
-    """Give the report before the first step, for groups reported in this shape."""
-    # A buffer each: a state that is donated must not hold one twice.
+    """Return the report before the first step; `shape` is that of its vectors."""
+    # One buffer each: a donated state must not hold the same buffer twice.
     return ClipReport(
         pre_norm=jnp.zeros(shape, jnp.float32),
         post_norm=jnp.zeros(shape, jnp.float32),
@@ -62,13 +62,13 @@ def next_report(
     size: Magnitude,
     limit: PerGroup,
 ) -> ClipReport:
-    """Sum up a step from magnitudes that were measured anyway.
+    """Report a step, from the magnitudes that the clipper has already measured.
 
     Args:
-      reach: tells what a magnitude becomes under a limit.
-      previous: the report of the step before.
-      groups: what was measured.
-      size: how big each group was.
+      reach: maps a magnitude and a limit to the magnitude after clipping.
+      previous: the previous report.
+      groups: the groups that were measured.
+      size: the magnitude of each group.
       limit: the limit of each group, or one for all.
     """
     top, bound, fraction = groups.summarize(*size, limit)
@@ -82,12 +82,12 @@ def next_report(
 
 
 class ClipState(NamedTuple):
-    """What a clipper keeps from step to step.
+    """State of a clipper.
 
     Attributes:
-      threshold: what the threshold remembers.
-      measure: what is remembered between measurements; most need nothing.
-      report: what the last step did.
+      threshold: the memory of the threshold.
+      measure: the memory of the measurement, mostly empty.
+      report: the report of the last step.
     """
 
     threshold: Any
@@ -96,7 +96,7 @@ class ClipState(NamedTuple):
 
 
 def check_state(name: str, state: Any) -> None:
-    """Refuse what is no state of a clipper, such as none at all."""
+    """Reject anything but the state of a clipper, such as None."""
     if not hasattr(state, "threshold"):
         raise TypeError(
             f"{name} needs the state that its own init or update gave, not "
@@ -117,7 +117,7 @@ def state_type(
     checkpoint library knows; so the type is the place for names.
 
     Args:
-      name: what `report` calls it.
+      name: the name used in `report`.
       kind: a named tuple whose field ``report`` is a named tuple of arrays.
       entries: what the entries of vectors in the report are of.
     """
@@ -151,7 +151,7 @@ def _named(name: str, kind: type, entries: tuple[Entry, ...]) -> Any:
     return made
 
 
-_DOT = "%2E"  # Pickle takes a dot for the way into a class.
+_DOT = "%2E"  # To pickle, a dot means an attribute of a class.
 
 
 def __getattr__(place: str) -> Any:

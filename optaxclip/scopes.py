@@ -1,13 +1,13 @@
-"""Which numbers are measured together?
+"""Scopes: which numbers are measured together.
 
-Only leaves of floating point with at least one element count, real or complex.
+Only nonempty floating-point leaves, real or complex, count.
 
-Under ``jit`` a mesh needs nothing said. Inside ``jax.shard_map`` and ``jax.pmap``,
-``axis_name`` names the mesh axes over which the numbers of a group are spread: one
+Under ``jit``, meshes need no extra argument. Inside ``jax.shard_map`` and ``jax.pmap``,
+``axis_name`` names the mesh axes over which the numbers of a group are sharded: one
 axis, a tuple of axes, or a prefix tree of these with one entry per leaf (None for a
-replicated leaf). Where JAX keeps track of what varies (``check_vma=True``), replicated
-leaves are recognized, and an axis that a leaf varies over must be named. ``()`` says
-that each device clips by itself.
+replicated leaf). Where JAX tracks varying axes (``check_vma=True``), replicated leaves
+are recognized, and every axis over which a leaf varies must be named. With ``()``, each
+device clips on its own.
 """
 
 import math
@@ -50,19 +50,19 @@ __all__ = ["Scope", "element", "groups", "tensor", "unit", "whole"]
 
 @runtime_checkable
 class Scope(Protocol):
-    """What a scope has to answer."""
+    """Arranges the numbers of a tree in groups."""
 
     def arrange(self, tree: PyTree) -> Groups:
         """Arrange the numbers of a tree in groups."""
         ...
 
     def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
-        """Arrange limits that are given as a tree like the groups."""
+        """Arrange a tree of limits like the groups."""
         ...
 
 
 class _Printed:
-    """A scope that prints as what a user types."""
+    """A scope that prints as the call that makes it."""
 
     def __repr__(self) -> str:
         given = [f"{k}={v!r}" for k, v in vars(self).items() if v is not None]
@@ -75,7 +75,7 @@ class _LeafScope(_Printed):
     arrange: Callable[[PyTree], PerLeaf]
 
     def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
-        """Take a prefix tree: one limit for all groups of a leaf, or one for each."""
+        """Accept a prefix tree, with one limit per leaf or per group of the leaf."""
         given, groups = of_leaves("the limit", spec, tree), self.arrange(tree)
         shapes = [group.shape for group in jax.tree.leaves(groups.struct())]
         return groups.tree.unflatten(map(_fitted, map(as_number, given), shapes))
@@ -193,7 +193,7 @@ class _Whole(_Printed):
 
 
 def element(*, axis_name: AxisName = None) -> _Element:
-    """Measure every number alone; any norm of one number is its modulus.
+    """Measure every number on its own; any norm of one number is its modulus.
 
     Args:
       axis_name: mesh axes over which leaves are sharded; only the report needs it.
@@ -204,26 +204,26 @@ def element(*, axis_name: AxisName = None) -> _Element:
 def unit(*, axis: Any = None, axis_name: AxisName = None) -> Scope:
     """Measure the numbers that feed one output unit together.
 
-    JAX keeps kernels input-first, ``(..., inputs, outputs)``: a unit is a slice along
-    the last dimension. Scalars and vectors are one group.
+    JAX stores kernels as ``(..., inputs, outputs)``: there is one unit per index of the
+    last dimension. Scalars and vectors are one group.
 
     Args:
-      axis: the dimensions that are measured together, instead of all but the last:
-        an int, a tuple, or a prefix tree of these. A kernel of attention heads
-        ``(inputs, heads, features)`` wants ``axis=0``; a stack of scanned layers
-        ``(layers, inputs, outputs)`` wants ``axis=1``.
-      axis_name: mesh axes over which the dimensions of a unit are spread.
+      axis: the dimensions that are measured together, by default all but the last: an
+        int, a tuple, or a prefix tree of these. A kernel of attention heads
+        ``(inputs, heads, features)`` needs ``axis=0``; a stack of scanned layers
+        ``(layers, inputs, outputs)`` needs ``axis=1``.
+      axis_name: mesh axes over which the dimensions of a unit are sharded.
     """
     return _Unit(axis_name, axis)
 
 
 def tensor(*, leading_axes: Any = None, axis_name: AxisName = None) -> Scope:
-    """Measure every leaf alone.
+    """Measure every leaf on its own.
 
     Args:
-      leading_axes: how many leading dimensions of a leaf stack tensors of which
-        each is measured alone, as layers under ``jax.lax.scan`` or a batch of
-        experts are: an int or a prefix tree of ints; none if not given.
+      leading_axes: the number of leading dimensions that stack separate tensors, such
+        as layers under ``jax.lax.scan`` or a batch of experts; each is measured on its
+        own. An int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded.
     """
     return _Tensor(leading_axes, axis_name)
@@ -234,16 +234,16 @@ def groups(
     *,
     axis_name: AxisName = None,
 ) -> Scope:
-    """Measure the leaves with one label together; groups are in order of labels.
+    """Measure leaves with the same label together; groups are sorted by label.
 
     Args:
-      labels: a prefix tree of labels, or a function from the updates to one, as
-        ``optax.partition`` takes them.
+      labels: a prefix tree of labels, or a function from the updates to one, as in
+        ``optax.partition``.
       axis_name: mesh axes over which leaves are sharded.
     """
     return _Groups(labels, axis_name)
 
 
 def whole(*, axis_name: AxisName = None) -> Scope:
-    """Measure the whole tree together; `axis_name` is that of `tensor`."""
+    """Measure the whole tree as one group; for `axis_name` see `tensor`."""
     return _Whole(axis_name)

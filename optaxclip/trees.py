@@ -1,4 +1,4 @@
-"""The arithmetic of clipping without optax: norm in, norm out."""
+"""Clip trees directly, without an Optax transformation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from optaxclip.updates import check_updates
 def tree_norm(
     tree: PyTree, ord: float | Norm = l2, *, axis_name: AxisName = None
 ) -> Float[Array, ""]:
-    r"""Measure a whole tree, $(\sum_i |x_i|^p)^{1/p}$, in at least float32.
+    r"""Compute the norm of a whole tree, $(\sum_i |x_i|^p)^{1/p}$, in at least float32.
 
     Args:
       tree: any tree; leaves that are not floating-point numbers do not count, unless
@@ -32,7 +32,7 @@ def tree_norm(
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      The norm, in float32 or the widest type of the leaves.
+      The norm, in float32 or the widest dtype of the leaves.
 
     Raises:
       TypeError: if `ord` is not a number or norm, or `tree` holds no numbers.
@@ -56,20 +56,20 @@ def shrink_tree(
     *,
     axis_name: AxisName = None,
 ) -> tuple[PyTree, Float[Array, ""]]:
-    r"""Shrink a whole tree to a norm, known or measured, and tell the norm it had.
+    r"""Scale a whole tree down to a maximum norm, and return its original norm too.
 
     $$x \leftarrow x \cdot \min(1, c / \lVert x \rVert)$$
 
     Args:
-      tree: any tree; leaves that are not floating-point numbers stay as they are.
+      tree: any tree; leaves that are not floating-point stay as they are.
       max_norm: the largest norm allowed, c; a traced negative number acts as 0.
-      norm: the norm of the tree if it is known; the L2 norm is measured otherwise.
-        Infinity or NaN, or a traced negative number, which is no norm, makes the tree
-        NaN unless `max_norm` is infinite.
+      norm: the norm of the tree, if known; otherwise the L2 norm is computed. If it is
+        infinite, NaN, or negative (and traced), the tree becomes NaN unless `max_norm`
+        is infinite.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      The tree, of the same structure, shapes and types, and the norm it had.
+      The tree, with the same structure, shapes and dtypes, and its original norm.
 
     Raises:
       TypeError: if `max_norm` or `norm` is not a number, or `tree` has leaves of which
@@ -91,8 +91,8 @@ def shrink_tree(
         known = as_number(norm)
         if known.shape != ():
             raise ValueError(
-                f"norm must be one number, not of shape {known.shape}; hand over that "
-                "of the whole tree."
+                f"norm must be one number, not of shape {known.shape}; pass that of "
+                "the whole tree."
             )
         known = jnp.where(known < 0, jnp.nan, known)
         size = unscaled(known)

@@ -606,7 +606,7 @@ WRONG = {
     r"batch argument 2 has 7 examples, but batch argument 1 has 8": {
         "batch": (X, LABELS[:7])
     },
-    r"params must hold floating-point arrays alone, but \['steps'\] is int32": {
+    r"params must hold only floating-point arrays, but \['steps'\] is int32": {
         "params": INTEGERS
     },
     r"params must hold at least one array": {"params": {}},
@@ -638,7 +638,7 @@ WRONG = {
         "in_axes": "a"
     },
     r"in_axes must hold ints, or None .* not True": {"in_axes": (0, True)},
-    r"which \{'x': 0\} is not for batch argument 1 of structure": {
+    r"but \{'x': 0\} does not fit batch argument 1 of structure": {
         "in_axes": ({"x": 0}, 0)
     },
     r"batch argument 1 must have its examples along axis 3, but has shape": {

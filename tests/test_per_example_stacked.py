@@ -190,5 +190,7 @@ def test_wrong_input_gets_a_sentence():
         optaxclip.clip_per_example(1.0).update(UPDATES, steps)
     with pytest.raises(TypeError, match="response must multiply"):
         optaxclip.clip_per_example(1.0, response=responses.clamp)
-    with pytest.raises(ValueError, match="updates must have as many examples"):
+    with pytest.raises(
+        ValueError, match="updates must have the same number of examples"
+    ):
         clip(updates={"w": jnp.ones((3, 4)), "b": jnp.ones(2)})

@@ -1,4 +1,4 @@
-"""The leaves of a tree in groups: reduced to one number a group, and spread back."""
+"""Groups of leaves: reduce them to one number per group, and broadcast back."""
 
 from optaxclip.groups.entries import Entry, paths_of
 from optaxclip.groups.groups import (

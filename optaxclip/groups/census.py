@@ -1,9 +1,9 @@
-"""Sums over very many groups: the largest number, and how often something holds.
+"""Statistics of very many groups: the largest number, and how often a mask is true.
 
-A leaf is read once for both. Numbers are compared as the integers that their bits
-spell, which have the same order if no number is negative and NaN above infinity:
-integers are associative, so that XLA may use the machine's vectors, and no maximum of
-theirs loses a NaN.
+A leaf is read once for both. Numbers are compared as the integers with the same bits,
+which have the same order for nonnegative numbers, with NaN above infinity. Integer
+reductions are associative, so XLA can vectorize them, and their maximum never loses a
+NaN.
 """
 
 import jax.numpy as jnp
@@ -14,25 +14,25 @@ from optaxclip.groups.reduction import Combination
 from optaxclip.mesh import on_one_device, vary, varying_axes
 from optaxclip.numbers import Number
 
-# Below this a leaf is reduced sooner by one core than shared out.
+# Below this size, one core reduces a leaf faster than several.
 _SEVERAL_CORES = 2**16
 
 
 def spelled(x: Number) -> Int[Array, "..."]:
-    """Take the bits of numbers that are not negative as integers of the same order.
+    """Convert nonnegative numbers to integers of the same order, by their bits.
 
-    Their signs are dropped, since a processor may make a NaN that has one.
+    The sign bit is dropped, since a NaN may have one on some processors.
     """
     dtype = jnp.dtype(f"int{jnp.finfo(x.dtype).bits}")
     return lax.bitcast_convert_type(x, dtype) & jnp.iinfo(dtype).max
 
 
 def read(bits: Int[Array, "..."]) -> Float[Array, "..."]:
-    """Take integers back as the numbers that they spell."""
+    """Convert integers back to the numbers with the same bits."""
     return lax.bitcast_convert_type(bits, jnp.dtype(f"float{8 * bits.dtype.itemsize}"))
 
 
-Row = tuple[Array, Array]  # numbers as integers, and how often something holds
+Row = tuple[Array, Array]  # Numbers as integers, and counts of true values.
 
 
 def max_and_count(
@@ -57,10 +57,10 @@ def _between(a: Row, b: Row) -> Row:
 def _within(row: Row, axis: tuple[()]) -> Row:
     """Reduce all dimensions but the first of a large leaf in one pass, then the first.
 
-    The first step can run on several cores, and counts what no int32 overflows.
+    The first step can run on several cores, and its int32 counts cannot overflow.
     """
     x = row[0]
-    if not on_one_device(x):  # XLA spreads no reduction of two arrays over a mesh.
+    if not on_one_device(x):  # XLA cannot shard a reduction of two arrays.
         return jnp.max(x), jnp.sum(row[1], dtype=jnp.float32)
     large = x.size > _SEVERAL_CORES and x.ndim > 1
     if x.ndim:
@@ -74,9 +74,9 @@ _CENSUS = Combination(_between, _within)
 
 
 def how_often(mask: Bool[Array, "..."]) -> Real[Array, ""]:
-    """Count where a mask holds.
+    """Count where a mask is true.
 
-    XLA on CPUs writes to memory what it counts, unless it looks for a maximum too.
+    On CPUs, XLA writes the mask to memory unless a maximum is computed with the count.
     """
     if not on_one_device(mask):
         return jnp.sum(mask, dtype=jnp.float32)

@@ -1,7 +1,7 @@
-"""Leaves and how they are grouped, in one object; numbers of groups stay in trees.
+"""The base class of groups: leaves, and how they are grouped.
 
-What belongs to groups is an array, or a tree like the updates with an array for each
-leaf. So is what a threshold remembers of them.
+Per-group numbers, and the memory of thresholds, are one array, or a tree like the
+updates with one array per leaf.
 """
 
 import dataclasses
@@ -30,21 +30,21 @@ PerGroup = PyTree[Number]
 def map_groups(
     function: Callable[..., Any], first: PyTree[Array], *rest: PyTree[Array]
 ) -> Any:
-    """Call a function for each array of groups; one number stands for all groups.
+    """Map a function over arrays of groups; one number stands for all groups.
 
     Args:
-      function: takes an array of each argument, and gives an array or a tuple of them.
-      first: a number for each group.
+      function: takes one array per argument, and returns an array or a tuple of them.
+      first: one number per group.
       rest: the same, or one number for all groups.
 
     Returns:
-      What `function` gives, each in a tree like `first`.
+      The results of `function`, each in a tree like `first`.
     """
     arrays, tree = jax.tree.flatten(first)
     others = [leaf_numbers(x, len(arrays)) for x in rest]
     call = share_trace(function, arrays)
     given = [call(*each) for each in zip(arrays, *others, strict=True)]
-    if not given:  # One of nothing tells what there would be of each array.
+    if not given:  # Without arrays, find the number of results by abstract evaluation.
         number = jax.ShapeDtypeStruct((), jnp.float32)
         found = jax.eval_shape(function, *(number for _ in (first, *rest)))
         parts = ((),) * len(found) if isinstance(found, tuple) else None
@@ -56,30 +56,30 @@ def map_groups(
 
 
 def share_trace(function: Callable[..., Any], arrays: list[Any]) -> Callable[..., Any]:
-    """Trace what is called for many arrays only once for all of one shape."""
+    """Trace a function that is called for many arrays only once per shape."""
     if len(arrays) < 2 or not any(isinstance(x, Tracer) for x in arrays):
         return function
 
     @functools.wraps(function)
-    def own(*args: Any) -> Any:  # Of equal functions JAX may forget the trace, or not.
+    def own(*args: Any) -> Any:  # JAX may or may not forget traces of equal functions.
         return function(*args)
 
     return jax.jit(own)
 
 
 def leaf_numbers(given: PyTree[Array], number: int) -> list[Any]:
-    """List the numbers of each leaf, which one number for all may stand for."""
+    """List the numbers of each leaf; one number may stand for all."""
     return [given] * number if is_one_leaf(given) else jax.tree.leaves(given)
 
 
 class Summary(NamedTuple):
-    """What a report shows of magnitudes and limits.
+    """A summary of magnitudes and limits, for a report.
 
     Attributes:
-      magnitude: that of each group where groups are few, or else of the one group that
-        is the most above its limit.
+      magnitude: the magnitude of each group if groups are few, or else of the group
+        that exceeds its limit the most.
       limit: the limits of the same groups.
-      fraction: the share of all groups that are above their limit.
+      fraction: the fraction of all groups that are above their limit.
     """
 
     magnitude: Float[Array, "..."]
@@ -88,7 +88,7 @@ class Summary(NamedTuple):
 
 
 def is_above(magnitude: Number, limit: Number) -> Bool[Array, "..."]:
-    """Tell which groups are above their limit; what is broken is above any."""
+    """Return which groups are above their limit, as broken ones are if it is finite."""
     return ~(magnitude <= limit) & (limit < jnp.inf)
 
 
@@ -97,9 +97,9 @@ class Groups(ABC):
     """The leaves of a tree that count, and how they are grouped.
 
     Attributes:
-      leaves: the leaves, in the order of the tree; shapes alone before the first step.
+      leaves: the leaves, in the order of the tree; in the init they may be shapes.
       dims: the dimensions of each leaf that are measured together.
-      axes: the mesh axes over which each leaf's groups are spread.
+      axes: the mesh axes over which each leaf's groups are sharded.
     """
 
     leaves: list[Any]
@@ -108,33 +108,33 @@ class Groups(ABC):
 
     @property
     def pointwise(self) -> bool:
-        """Whether every number is a group of its own."""
+        """Whether every number is its own group."""
         return False
 
     @property
     def shared(self) -> bool:
-        """Whether several leaves may have one group."""
+        """Whether several leaves may share a group."""
         return False
 
     @functools.cached_property
     def dtype(self) -> np.dtype:
-        """The type in which the groups are measured: float32 or wider."""
+        """The dtype in which the groups are measured: float32 or wider."""
         return measuring_dtype(self.leaves)
 
     @property
     def complex(self) -> bool:
-        """Whether any number is complex, with a modulus beyond what its parts are."""
+        """Whether any leaf is complex, so that moduli may exceed their parts."""
         return any(jnp.iscomplexobj(leaf) for leaf in self.leaves)
 
     @functools.cached_property
     def local(self) -> bool:
-        """Whether all of every group is known to lie on the device that computes."""
+        """Whether every group is known to lie entirely on one device."""
         arrays = (leaf for leaf in self.leaves if isinstance(leaf, jax.Array))
         return not any(self.axes) and all(map(on_one_device, arrays))
 
     @property
     def total_size(self) -> int:
-        """How many numbers all leaves have, on the whole mesh."""
+        """The number of elements of all leaves, on the whole mesh."""
         return sum(
             leaf.size * copies(leaf, axes)
             for leaf, axes in zip(self.leaves, self.axes, strict=True)
@@ -145,15 +145,15 @@ class Groups(ABC):
         return self.with_leaves(counted(tree))
 
     def with_leaves(self, leaves: Sequence[Leaf]) -> "Groups":
-        """Put others in the place of the leaves."""
+        """Replace the leaves."""
         return dataclasses.replace(self, leaves=list(leaves))
 
     def sum(self, term: Callable[..., Number], *of_group: PerGroup) -> PerGroup:
-        """Add ``term(leaf, *of_group)`` over each group, of leaves of type `dtype`."""
+        """Sum ``term(leaf, *of_group)`` over each group; leaves are cast to `dtype`."""
         return self._reduce(SUM, self._terms(term, of_group))
 
     def max(self, term: Callable[..., Number], *of_group: PerGroup) -> PerGroup:
-        """Find the largest ``term(leaf, *of_group)`` of each group, as `sum` does."""
+        """Take the maximum of ``term(leaf, *of_group)`` over each group, like `sum`."""
         return self._reduce(MAX, self._terms(term, of_group))
 
     def _terms(
@@ -169,7 +169,7 @@ class Groups(ABC):
         return [call(*each) for each in zip(self.leaves, *given, strict=True)]
 
     def _sizes(self) -> list[int]:
-        """Tell how many numbers of each leaf share a group, on the whole mesh."""
+        """Return how many numbers of each leaf share a group, on the whole mesh."""
         return [
             math.prod(leaf.shape[d] for d in dims) * copies(leaf, axes)
             for leaf, dims, axes in zip(self.leaves, self.dims, self.axes, strict=True)
@@ -177,24 +177,24 @@ class Groups(ABC):
 
     @abstractmethod
     def _reduce(self, op: Reduction, terms: list[Number]) -> PerGroup:
-        """Reduce the terms, one for each number of the leaves, over each group."""
+        """Reduce the terms, one per number of the leaves, over each group."""
 
     @abstractmethod
     def spread(self, of_group: PyTree[Array]) -> list[Array]:
-        """Give each leaf what its groups have, in a shape that broadcasts to it."""
+        """Return the numbers of each leaf's groups, shaped to broadcast to the leaf."""
 
     @abstractmethod
     def sizes(self) -> PerGroup:
-        """Tell how many numbers each group holds."""
+        """Return the number of elements of each group."""
 
     @abstractmethod
     def struct(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """Tell in which shapes, and how sharded, numbers for the groups come."""
+        """Return the shapes, dtypes and shardings of per-group numbers."""
 
     @property
     @abstractmethod
     def report_shape(self) -> tuple[int, ...]:
-        """The shape of a number in a report."""
+        """The shape of magnitudes and limits in a report."""
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -203,8 +203,8 @@ class Groups(ABC):
 
     @abstractmethod
     def summarize(self, value: PerGroup, scale: PerGroup, limit: PerGroup) -> Summary:
-        """Sum up for a report the magnitudes ``value / scale``, and their limits."""
+        """Summarize the magnitudes ``value / scale`` and their limits for a report."""
 
     @abstractmethod
     def share(self, mask: PyTree[Bool[Array, "..."]]) -> Float[Array, ""]:
-        """Tell for which share of the groups something holds, on the whole mesh."""
+        """Return the fraction of groups where a mask is true, on the whole mesh."""

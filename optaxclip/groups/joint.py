@@ -1,4 +1,4 @@
-"""Groups of whole leaves: all leaves together, or those of one label."""
+"""Groups of whole leaves: all leaves together, or those with the same label."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from optaxclip.numbers import Number, capped, computed_once
 
 @dataclass(frozen=True)
 class _Joint(Groups):
-    """Groups that no leaf has for itself."""
+    """Groups that leaves may share."""
 
     @property
     def shared(self) -> bool:
@@ -27,7 +27,7 @@ class _Joint(Groups):
     def _combine(
         self, op: Reduction, terms: list[Number], members: tuple[int, ...]
     ) -> Number:
-        """Reduce the terms of some leaves, those of each set of mesh axes at once."""
+        """Reduce the terms of some leaves, with one collective per set of mesh axes."""
         spread: dict[tuple[str, ...], list[int]] = {}
         for i in members:
             axes = spread_over(self.leaves[i], self.axes[i])
@@ -78,7 +78,7 @@ class Whole(_Joint):
 
 @dataclass(frozen=True)
 class Labeled(_Joint):
-    """A group for each label, with a vector of their numbers.
+    """One group per label; per-group numbers are a vector.
 
     Or one for each place along the first dimensions of all leaves, which are not
     measured together: a row of numbers.
@@ -101,7 +101,7 @@ class Labeled(_Joint):
             return [of_group] * len(self.leaves)
         found: dict[int, Number] = {}
         for group, members in enumerate(self.members):
-            # Or the kernels of its leaves would each read at another place.
+            # Otherwise the kernels of its leaves would each index the vector.
             number = computed_once(of_group[group])
             for i in members:
                 last = range(number.ndim, self.leaves[i].ndim if number.ndim else 0)

@@ -1,4 +1,4 @@
-"""Groups within leaves: tensors, units and elements, as an array for each leaf."""
+"""Groups within leaves: tensors, units and elements, with one array per leaf."""
 
 import functools
 import math
@@ -31,10 +31,10 @@ from optaxclip.numbers import Leaf, Number, capped, modulus
 
 @dataclass(frozen=True)
 class PerLeaf(Groups):
-    """Parts of leaves: an array for each leaf, which broadcasts to it.
+    """Groups that are parts of leaves, with one array per leaf that broadcasts to it.
 
     Attributes:
-      tree: the structure in which the leaves stand, others being left out.
+      tree: the structure of the leaves that count, without the others.
     """
 
     tree: Any
@@ -65,18 +65,18 @@ class PerLeaf(Groups):
         return ()
 
     def _shards(self, x: Array, axes: MeshAxes) -> MeshAxes:
-        """Tell over which mesh axes the groups of a leaf differ, by their numbers."""
+        """Return the mesh axes over which the groups of a leaf differ."""
         return tuple(sorted(varying_axes(x)))
 
     def _by_shards(self, arrays: list[Array]) -> dict[MeshAxes, list[int]]:
-        """Sort the positions of arrays by the mesh axes over which groups differ."""
+        """Group the positions of arrays by the mesh axes over which groups differ."""
         found: dict[MeshAxes, list[int]] = {}
         for i, each in enumerate(zip(arrays, self.axes, strict=True)):
             found.setdefault(self._shards(*each), []).append(i)
         return found
 
     def _total(self, arrays: list[Array], counts: Sequence[Number]) -> Number:
-        """Add up what was counted in each leaf, on the whole mesh."""
+        """Add up the counts of all leaves, on the whole mesh."""
         total = jnp.zeros((), jnp.float32)
         for axes, alike in self._by_shards(arrays).items():
             counted = jnp.stack([counts[i] for i in alike])
@@ -127,7 +127,7 @@ class PerLeaf(Groups):
         return Summary(top, bound, fraction)
 
     def count(self, mask: PyTree[Bool[Array, "..."]]) -> Float[Array, ""]:
-        """Tell for how many groups something holds, on the whole mesh."""
+        """Return the number of groups where a mask is true, on the whole mesh."""
         masks = self.spread(mask)
         return self._total(masks, [how_often(x) for x in masks])
 
@@ -138,7 +138,7 @@ class PerLeaf(Groups):
 
 @dataclass(frozen=True)
 class Tensors(PerLeaf):
-    """Whole leaves, or the tensors that are stacked in them; reports show each."""
+    """Whole leaves, or the tensors stacked in them; reports show every one."""
 
     @property
     def report_shape(self) -> tuple[int, ...]:
@@ -168,7 +168,7 @@ class Tensors(PerLeaf):
 
 @dataclass(frozen=True)
 class Elements(PerLeaf):
-    """Every number is a group of its own."""
+    """Groups of one number each."""
 
     @property
     def pointwise(self) -> bool:
@@ -187,7 +187,7 @@ for kind in PerLeaf, Tensors, Elements:
 
 
 def _within(op: Reduction, term: Number, dims: tuple[int, ...]) -> Number:
-    """Reduce a leaf's terms: to a scalar if all are together, or in its own rank."""
+    """Reduce a leaf's terms, to a scalar for one group, else keeping the rank."""
     return op.within(term, axis=dims, keepdims=len(dims) < term.ndim)
 
 
@@ -207,7 +207,7 @@ def _struct(leaf: Any, dims: tuple[int, ...], dtype: DTypeLike, local: bool) -> 
 def _by_limit(
     positions: list[int], limit: PerGroup
 ) -> Iterator[tuple[list[int], Number]]:
-    """Keep leaves together that have one limit, and give it."""
+    """Yield the positions of leaves that share a limit, and the limit."""
     if is_one_leaf(limit):
         yield positions, limit
     else:

@@ -1,4 +1,4 @@
-"""Sums and maxima in their three places: between leaves, in a leaf, across a mesh."""
+"""Sums and maxima: between leaves, within a leaf, and across a mesh."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ import jax.numpy as jnp
 from optaxclip.mesh import MeshAxes, spread_over, varying_axes
 from optaxclip.numbers import Number
 
-# XLA compiles a kernel for each sum. Leaves of one shape are added up element by
-# element first, this many at a time: fewer kernels to compile, and faster ones.
+# XLA compiles one kernel per sum. Leaves of the same shape are first added element by
+# element, this many at a time: fewer kernels to compile, and faster ones.
 _BUNDLE = 16
 
 
-Numbers = Any  # an array, or a tuple of them that is reduced in one pass
+Numbers = Any  # An array, or a tuple of arrays that are reduced in one pass.
 
 
 def _likeness(numbers: Numbers, position: int) -> Hashable:
-    """Tell which arrays can be added element by element without moving any data.
+    """Return a key, equal for arrays that can be added without moving data.
 
-    Where XLA chooses the sharding it is unknown here, so no two arrays are alike.
+    Where XLA chooses the sharding, it is unknown here, so no two keys are equal.
     """
     x = jax.tree.leaves(numbers)[0]
     kind = jax.typeof(x)
@@ -33,7 +33,7 @@ def _likeness(numbers: Numbers, position: int) -> Hashable:
 
 @dataclass(frozen=True)
 class Combination:
-    """An operation that is associative and commutative.
+    """An associative and commutative operation.
 
     Attributes:
       between: combines two arrays element by element.
@@ -44,7 +44,7 @@ class Combination:
     within: Callable[..., Numbers]
 
     def of(self, arrays: Iterable[Numbers]) -> Numbers:
-        """Combine arrays of one shape, in pairs for accuracy."""
+        """Combine arrays of the same shape, pairwise for accuracy."""
         found = list(arrays)
         while len(found) > 1:
             pairs = zip(found[::2], found[1::2], strict=False)
@@ -57,7 +57,7 @@ class Combination:
     def bundled(
         self, arrays: Sequence[Numbers], dims: Sequence[tuple[int, ...]]
     ) -> Numbers:
-        """Reduce each array along its `dims` and combine, with few kernels."""
+        """Reduce each array along its `dims` and combine them, with few kernels."""
         alike: dict[tuple[Hashable, tuple[int, ...]], list[Numbers]] = {}
         for position, (x, along) in enumerate(zip(arrays, dims, strict=True)):
             alike.setdefault((_likeness(x, position), along), []).append(x)
@@ -70,7 +70,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class Reduction(Combination):
-    """An operation that reaches across a mesh, too.
+    """A combination that also works across a mesh.
 
     Attributes:
       across: combines arrays across mesh axes.
@@ -79,7 +79,7 @@ class Reduction(Combination):
     across: Callable[..., Numbers]
 
     def over(self, x: Number, axes: MeshAxes) -> Number:
-        """Combine across the mesh axes over which an array is spread."""
+        """Combine across the mesh axes over which an array is sharded."""
         axes = spread_over(x, axes)
         return self.across(x, axes) if axes else x
 

@@ -1,4 +1,4 @@
-"""Wrappers of a whole optimizer: a bad step is skipped, as if it had not been."""
+"""Guards: wrappers that skip a bad step as if it had never happened."""
 
 from optaxclip.guards.above import skip_above
 from optaxclip.guards.nonfinite import skip_nonfinite, zero_nonfinite

@@ -1,10 +1,10 @@
-"""Holding a state while an optimizer works on it, without a second copy of it.
+"""Keep the old state of an optimizer under a condition, without a second copy of it.
 
-To choose between the old state and the new one in the end, XLA has to keep both, and
-copies what was donated. So each array of the state is chosen as soon as it is known,
-and what follows from it is computed from the chosen one. Where the new one is taken
-that is the same, bit for bit; where the old one is held the rest is of no use anyway.
-Where JAX does not let us cut a program for that, the copy is the price.
+To choose between the old and the new state at the end, XLA has to keep both, and copies
+donated buffers. So each array of the state is chosen as soon as it is computed, and
+everything after it uses the chosen one. If the step is taken, the result is the same,
+bit for bit; if it is not, the rest is discarded anyway. Where JAX does not let us split
+the program, the copy remains.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from optaxclip.jaxprs import TracedProgram, cut, opened
 def held_if(
     hold: Bool[Array, ""], update: Callable[[Any], tuple[Any, Any]], state: Any
 ) -> tuple[PyTree, Any]:
-    """Call ``update(state)``, but hold the state under a condition.
+    """Call ``update(state)``, but keep the old state under a condition.
 
     Args:
-      hold: whether the state shall stay as it is.
-      update: gives a result, and a new state.
-      state: the state.
+      hold: whether to keep the old state.
+      update: returns a result and a new state.
+      state: the old state.
 
     Returns:
-      The result, which means nothing where the state is held, and the state.
+      The result, which is meaningless if `hold` is true, and the state.
     """
     if not isinstance(hold, Tracer):
-        # Outside of a compiled program, where an optimizer may look at its numbers.
+        # Outside jit, where an optimizer may inspect concrete values.
         result, new = update(state)
         return result, keep_if(hold, state, new)
     given: list[Any] = []
@@ -43,7 +43,7 @@ def held_if(
     def staged(state: Any) -> tuple[list[Any], Any]:
         result, new = update(state)
         leaves, structure = jax.tree.flatten(result)
-        # What is no array of JAX's, such as float0, is handed on beside the program.
+        # Leaves that are not JAX arrays, such as float0, bypass the program.
         given[:] = [None if isinstance(x, jax.Array) else x for x in leaves], structure
         return [x for x in leaves if isinstance(x, jax.Array)], new
 
@@ -65,7 +65,7 @@ def held_if(
 
 
 def keep_if(hold: Bool[Array, ""], before: PyTree, after: PyTree) -> PyTree:
-    """Choose between the old arrays and the new ones."""
+    """Choose the old arrays if `hold` is true, and the new ones otherwise."""
     return jax.tree.map(lambda old, new: jnp.where(hold, old, new), before, after)
 
 
@@ -75,10 +75,10 @@ def _held_on_the_way(
     parts: list[TracedProgram],
     before: list[Any],
 ) -> tuple[list[Any], list[Any]]:
-    """Evaluate a program part by part, and choose each array of the state behind its.
+    """Evaluate a program part by part, choosing each array of the state on the way.
 
     Returns:
-      The results in front of the state, and the state.
+      The results other than the state, and the state.
     """
     program, consts = opened(traced)
     first = len(program.outvars) - len(before)
@@ -97,7 +97,7 @@ def _held_on_the_way(
         for atom, value in zip(inside.outvars, found, strict=True):
             was = old.get(id(atom))
             choice = value if was is None else jnp.where(hold, was, value)
-            # In the end only, if it changes the type, as of what a mesh varies over.
+            # Choose at the end if that would change the type, such as varying axes.
             fits = jax.typeof(choice) == jax.typeof(value)
             known[atom] = choice if fits else value
             if was is not None and fits:

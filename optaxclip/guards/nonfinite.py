@@ -1,4 +1,4 @@
-"""Steps that are not finite: zeroed number by number, or skipped as a whole."""
+"""Guards against NaN and infinity: zero the numbers, or skip the whole step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from optaxclip.reports import state_type
 
 
 def _count_nonfinite(updates: PyTree, axis_name: AxisName) -> Float[Array, ""]:
-    """Count in float32, which is exact below 2^24 and has no end for huge models."""
+    """Count in float32, which is exact below 2^24 and does not overflow beyond."""
     groups = scopes.element(axis_name=axis_name).arrange(updates)
     broken = [~jnp.isfinite(leaf) for leaf in groups.leaves]
     return groups.count(groups.tree.unflatten(broken))
@@ -30,12 +30,12 @@ def _finite(leaf: Leaf) -> Leaf:
 
 
 class ZeroReport(NamedTuple):
-    """What `zero_nonfinite` did.
+    """Report of `zero_nonfinite`.
 
     Attributes:
-      zeroed: how many numbers were not finite in the last step.
-      consecutive: in how many steps in a row, up to the last, any was.
-      total: in how many steps so far any was.
+      zeroed: the number of non-finite numbers in the last step.
+      consecutive: the length of the current run of steps with such a number.
+      total: the number of steps so far with such a number.
     """
 
     zeroed: Float[Array, ""]
@@ -44,7 +44,7 @@ class ZeroReport(NamedTuple):
 
 
 class ZeroState(NamedTuple):
-    """What `zero_nonfinite` keeps from step to step."""
+    """State of `zero_nonfinite`."""
 
     report: ZeroReport
 
@@ -52,13 +52,13 @@ class ZeroState(NamedTuple):
 def zero_nonfinite(
     *, axis_name: AxisName = None, name: str = "zero_nonfinite"
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Set every number that is not finite to zero, and count them.
+    r"""Set every number that is not finite to zero, and count these numbers.
 
     $$u_i \leftarrow u_i \text{ if } |u_i| < \infty \text{ else } 0$$
 
-    All other numbers keep their bits. The step is taken, so moments decay and weight
-    decay acts; `skip_nonfinite` leaves it out altogether. Place it first in a chain:
-    a clipper before it has already spread NaN over the group.
+    All other numbers are bitwise unchanged. The step is still taken, so moments decay
+    and weight decay acts; `skip_nonfinite` skips it altogether. Place this first in a
+    chain: a clipper before it would spread NaN over the whole group.
 
     Args:
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
@@ -66,9 +66,9 @@ def zero_nonfinite(
       name: what `optaxclip.report` calls it.
 
     Returns:
-      A transformation. Its entries in `optaxclip.report` are ``zeroed``, how many
-      numbers were zeroed in the last step, and ``consecutive`` and ``total``, in how
-      many steps in a row and in all there were any.
+      A transformation. Its entries in `optaxclip.report` are ``zeroed``, the count in
+      the last step, and ``consecutive`` and ``total``, the number of steps with any
+      such number, in a row and in total.
 
     Examples:
       >>> zero = optaxclip.zero_nonfinite()
@@ -98,12 +98,12 @@ def zero_nonfinite(
 
 
 class SkipReport(NamedTuple):
-    """What `skip_nonfinite` did.
+    """Report of `skip_nonfinite`.
 
     Attributes:
       skipped: whether the last step was skipped, 0 or 1.
-      consecutive: how many steps in a row, up to the last, were skipped.
-      total: how many steps so far were skipped.
+      consecutive: the length of the current run of skipped steps.
+      total: the number of steps skipped so far.
     """
 
     skipped: Int32[Array, ""]
@@ -113,7 +113,7 @@ class SkipReport(NamedTuple):
 
 @dataclass(frozen=True)
 class _Nonfinite:
-    """Judge a step by its numbers."""
+    """Judges a step by whether all its numbers are finite."""
 
     axis_name: AxisName
 
@@ -137,11 +137,11 @@ def skip_nonfinite(
     axis_name: AxisName = None,
     name: str = "skip_nonfinite",
 ) -> optax.GradientTransformationExtraArgs:
-    """Skip every step whose gradient holds NaN or infinity, and keep all state.
+    """Skip every step whose gradient contains NaN or infinity, and keep all state.
 
-    A skipped step gives updates of zero and leaves the state of `inner` bit for bit:
-    moments, schedules, random keys, and what clippers inside remember. Wrap the whole
-    optimizer, clippers included, so that the raw gradient is judged.
+    A skipped step returns zero updates and leaves the state of `inner` bitwise
+    unchanged: moments, schedules, random keys, and the memory of clippers. Wrap the
+    whole optimizer, including its clippers, so that the raw gradient is checked.
 
     Args:
       inner: the whole optimizer.
@@ -149,12 +149,12 @@ def skip_nonfinite(
       name: what `optaxclip.report` calls it.
 
     Returns:
-      A transformation that hands ``params`` and extra arguments on to `inner`. Its
+      A transformation that passes ``params`` and extra arguments to `inner`. Its
       entries in `optaxclip.report` are ``skipped`` (0 or 1), ``consecutive`` and
       ``total``.
 
     Raises:
-      TypeError: if `inner` is no transformation.
+      TypeError: if `inner` is not a transformation.
 
     Examples:
       >>> optimizer = optaxclip.skip_nonfinite(
@@ -168,10 +168,10 @@ def skip_nonfinite(
       1
 
     Note:
-      ``optax.apply_if_finite`` accepts a bad step once it has refused as many as it
-      was told; this never does. A run whose steps stay bad stands still and says so
-      in ``consecutive``: end it with `optaxclip.stop_on_streak`. What `inner` makes of
-      a finite gradient is not judged. Wrap it round ``optax.MultiSteps``, not inside:
-      the sum that is kept there stays NaN once it was.
+      ``optax.apply_if_finite`` accepts a bad step after a given number of rejected
+      ones; this never does. If all steps are bad, the run makes no progress, as
+      ``consecutive`` shows: end it with `optaxclip.stop_on_streak`. The updates of
+      `inner` for a finite gradient are not checked. Wrap this around
+      ``optax.MultiSteps``, not inside: the sum that it keeps would stay NaN.
     """
     return skipping(inner, _Nonfinite(axis_name), name)

@@ -1,4 +1,4 @@
-"""The one wrapper: judge a step, and take it or leave everything as it was."""
+"""The wrapper behind all guards: judge a step, and take it or skip it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from optaxclip.reports import state_type
 
 
 class SkipState(NamedTuple):
-    """What a guard keeps from step to step.
+    """State of a guard.
 
     Attributes:
       inner_state: the state of the optimizer inside.
@@ -34,7 +34,7 @@ class SkipState(NamedTuple):
 
 @runtime_checkable
 class Judge(Protocol):
-    """What a guard has to answer of a step."""
+    """Decides which steps are bad."""
 
     def init(self, params: PyTree) -> tuple[Any, Any]:
         """Give the memory and the report before the first step."""
@@ -55,16 +55,17 @@ class Judge(Protocol):
 def skipping(
     inner: optax.GradientTransformation, judge: Judge, name: str
 ) -> optax.GradientTransformationExtraArgs:
-    """Take only the steps that are not bad.
+    """Wrap an optimizer so that bad steps are skipped.
 
-    Both outcomes are computed, and one is selected, as ``vmap`` makes of a branch
-    anyway. Even alone a branch was slower when it was timed, as it keeps all updates in
-    memory, where `held_if` lets them be applied as they are computed.
+    Both outcomes are computed and one is selected, which ``vmap`` turns a branch into
+    anyway. Even without ``vmap`` a branch was slower when timed: it keeps all updates
+    in memory, whereas `held_if` lets them be applied as they are computed.
 
     Args:
       inner: the whole optimizer.
-      judge: what tells a bad step; its report has the fields of `count` and `skipped`.
-      name: what `optaxclip.report` calls the guard.
+      judge: decides which steps are bad; its report has the fields of `tally` and
+        `skipped`.
+      name: the name used in `optaxclip.report`.
     """
     check_transformation(inner, "inner")
     inner = optax.with_extra_args_support(inner)
@@ -85,7 +86,7 @@ def skipping(
         )
         bad = (
             computed_once(bad.astype(jnp.float32)) > 0
-        )  # or each leaf's kernels judge again
+        )  # Otherwise the kernels of each leaf would judge again.
 
         def inner_update(inner_state: Any) -> tuple[PyTree, Any]:
             return inner.update(updates, inner_state, params, **extra)
@@ -100,7 +101,7 @@ def skipping(
 
 
 def _zero_if(bad: Bool[Array, ""], updates: PyTree) -> PyTree:
-    """Set everything to zero that could be added to a parameter."""
+    """Set every update that could be added to a parameter to zero."""
 
     def leaf(x: Any) -> Any:
         dtype = getattr(x, "dtype", None)

@@ -1,4 +1,4 @@
-"""Steps that stand out: a loss or a gradient far from what it was lately."""
+"""A guard against spikes: skip steps whose loss or gradient norm stands out."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ Scalar = Float[Array, ""]
 
 
 class SpikeMemory(NamedTuple):
-    """What `skip_spikes` remembers of the steps that were taken."""
+    """The losses and norms of recent steps that were taken."""
 
     loss: Window
     norm: Window
 
 
 class SpikeReport(NamedTuple):
-    """What `skip_spikes` did.
+    """Report of `skip_spikes`.
 
     Attributes:
       skipped: whether the last step was skipped, 0 or 1.
-      consecutive: how many steps in a row, up to the last, were skipped.
-      total: how many steps so far were skipped.
+      consecutive: the length of the current run of skipped steps.
+      total: the number of steps skipped so far.
       norm: the norm of the last gradient, skipped or not.
       norm_score: by how many standard deviations it lay above the mean.
       value_score: by how many the loss did.
@@ -56,7 +56,7 @@ class SpikeReport(NamedTuple):
 
 @dataclass(frozen=True)
 class _Spikes:
-    """Judge a step by its distance from the mean, in standard deviations."""
+    """Judges a step by its distance from the mean, in standard deviations."""
 
     sigmas: ArrayLike
     sigmas_below: ArrayLike
@@ -75,7 +75,7 @@ class _Spikes:
     def _score(self, window: Window, x: Scalar) -> Scalar:
         known = window.values < jnp.inf
         values = jnp.where(known, window.values, 0.0)
-        # In a unit near the largest, so that no square overflows or vanishes.
+        # Use a unit near the largest number, so that squares do not over- or underflow.
         largest = jnp.max(jnp.abs(values))
         unit = jnp.clip(largest, 2.0**-100, 2.0**100)
         number = jnp.maximum(window.filled, 1).astype(jnp.float32)
@@ -125,7 +125,7 @@ class _Spikes:
 
 
 def _taken(window: Window, x: Scalar) -> Window:
-    """Pass over zeros: they tell no scale, and what came after them would stand out."""
+    """Skip zeros: they have no scale, and any number after them would stand out."""
     return jax.tree.map(
         lambda old, new: jnp.where(x == 0, old, new), window, window.pushed(x)
     )
@@ -136,7 +136,7 @@ def _empty(size: int) -> Window:
 
 
 def _norm(updates: PyTree, axis_name: AxisName) -> Scalar:
-    """Measure in float32; finite numbers whose norm it cannot hold have its largest."""
+    """Measure in float32; if the norm of finite numbers overflows, cap it."""
     groups = scopes.whole(axis_name=axis_name).arrange(updates)
     size = measure(apart(norms.l2), groups)
     largest = float(jnp.finfo(jnp.float32).max)
@@ -170,19 +170,19 @@ def skip_spikes(
 
     Args:
       inner: the whole optimizer.
-      sigmas: how many standard deviations above the mean are too many, k >= 0.
-      sigmas_below: how many below the mean are too many; none if not given.
-      window: how many steps the statistics look back on.
-      min_steps: how many steps have to be taken before any that is finite is skipped.
-      min_std: the share f of the largest number in the window that the standard
-        deviation is taken to be at least. A loss that has been constant may rise by
-        k times this share.
+      sigmas: the most standard deviations allowed above the mean, k >= 0.
+      sigmas_below: the most standard deviations allowed below the mean; no limit by
+        default.
+      window: the number of steps that the statistics cover.
+      min_steps: the number of steps to take before a finite step can be skipped.
+      min_std: the smallest standard deviation assumed, as a fraction f of the largest
+        number in the window. A constant loss may rise by k times this fraction.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``;
         ``value`` has to be the same on all devices there.
       name: what `optaxclip.report` calls it.
 
     Returns:
-      A transformation that hands ``params`` and extra arguments on to `inner`. Its
+      A transformation that passes ``params`` and extra arguments to `inner`. Its
       entries in `optaxclip.report` are ``skipped`` (0 or 1), ``consecutive``,
       ``total``, ``norm``, ``norm_score``, ``value_score`` and ``value_given`` (0 or
       1: whether there was a loss).
@@ -207,13 +207,13 @@ def skip_spikes(
       -1.1
 
     Note:
-      OLMo-core, from which the defaults are, judges both sides and puts skipped
-      numbers into its statistics. So does MaxText. There one NaN hides all spikes or
-      skips all steps until it leaves the window, and a few spikes in a row raise the
-      standard deviation until the next is taken. Here only steps that were taken
-      count. A change of level that lasts is therefore skipped for as long as it
-      lasts; ``consecutive`` says so, and `optaxclip.stop_on_streak` ends the run. The
-      standard deviation is that of the window, without Bessel's correction.
+      The defaults are from OLMo-core, which, like MaxText, judges both sides and
+      includes skipped steps in its statistics. There one NaN hides all spikes or skips
+      all steps until it leaves the window, and a few spikes in a row raise the standard
+      deviation until the next one is taken. Here only steps that were taken count. A
+      lasting change of level is therefore skipped for as long as it lasts, as
+      ``consecutive`` shows; `optaxclip.stop_on_streak` ends such a run. The standard
+      deviation is that of the window, without Bessel's correction.
     """
     check_limit(sigmas, "sigmas")
     check_limit(sigmas_below, "sigmas_below")

@@ -1,4 +1,4 @@
-"""How often, and how long without a break, something went wrong."""
+"""Count bad steps, in total and in a row, and stop after too many in a row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Report = TypeVar("Report", bound=Any)
 
 
 def tally(previous: Report, happened: Bool[Array, ""]) -> Report:
-    """Count this step in a report's fields `consecutive` and `total`."""
+    """Update a report's fields `consecutive` and `total` with this step."""
     longer = optax.safe_increment(previous.consecutive)
     more = optax.safe_increment(previous.total)
     return previous._replace(
@@ -29,18 +29,18 @@ def tally(previous: Report, happened: Bool[Array, ""]) -> Report:
 def stop_on_streak(opt_state: PyTree, max_consecutive: int) -> None:
     """Raise an error if a guard has acted in too many steps in a row.
 
-    A guard never gives up: it skips a bad step however many it has skipped before.
-    This is the way to stop a run that has nothing but bad steps left. Call it between
-    steps, as often as waiting for the device may cost: a streak that goes on is seen
-    by whichever call comes next.
+    A guard never gives up: it skips bad steps no matter how many it has skipped before.
+    Use this to stop a run that has only bad steps left. Call it between steps; since it
+    waits for the device, every few steps is enough: the next call notices any streak
+    that is still going.
 
     Args:
       opt_state: the state of an optimizer with a guard anywhere in it.
-      max_consecutive: how many bad steps in a row are still endured.
+      max_consecutive: the longest run of bad steps that is allowed.
 
     Raises:
       RuntimeError: if any guard's ``consecutive`` is larger; the message names it.
-      ValueError: if the state holds no guard.
+      ValueError: if the state contains no guard.
       TypeError: if it is called inside a transformation such as ``jax.jit``.
 
     Examples:
@@ -63,8 +63,8 @@ def stop_on_streak(opt_state: PyTree, max_consecutive: int) -> None:
         raise ValueError("opt_state holds no guard; wrap the optimizer in one.")
     if any(isinstance(streak, Tracer) for streak in streaks.values()):
         raise TypeError(
-            "stop_on_streak reads numbers, which are not known while JAX traces; call "
-            "it outside jit, between steps."
+            "stop_on_streak needs concrete numbers, which are not available under jit; "
+            "call it outside jit, between steps."
         )
     for name, streak in jax.device_get(streaks).items():
         longest = int(np.max(streak))

@@ -1,7 +1,7 @@
-"""How big is a group of numbers?
+"""Norms: how the size of a group is measured.
 
-A norm is written once, for numbers in groups. It is accumulated in float32 or wider,
-and is right where a power overflows or underflows.
+Norms are accumulated in float32 or wider, and are correct even where powers overflow or
+underflow.
 """
 
 import math
@@ -31,7 +31,7 @@ rms: Norm = PowerNorm(2, averaged=True)
 
 
 def p_norm(order: float) -> Norm:
-    r"""Give the norm $(\sum_i |x_i|^p)^{1/p}$ of any order.
+    r"""Return the norm $(\sum_i |x_i|^p)^{1/p}$ of any order.
 
     Args:
       order: p >= 1; infinity gives the largest absolute value.
@@ -57,5 +57,5 @@ def p_norm(order: float) -> Norm:
 
 
 def as_norm(ord: Any) -> Norm:
-    """Take a norm as it is, and a number as the order of one."""
+    """Convert an order to a norm; return norms unchanged."""
     return ord if answers(ord, Norm) else p_norm(ord)

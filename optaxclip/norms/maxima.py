@@ -1,4 +1,4 @@
-"""Norms that need the largest number: it alone, or as what others are divided by."""
+"""Norms that use the largest number, on its own or as a divisor."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from optaxclip.numbers import Leaf, Number, modulus, multiply
 
 
 def _scale_of(largest: Number) -> Number:
-    """Choose a power of two by which the largest number has a reciprocal."""
+    """Choose a power of two after which the largest number has a finite reciprocal."""
     stride = 2.0 ** (jnp.finfo(largest.dtype).maxexp // 2)
     one = jnp.ones_like(largest)
     small = jnp.where(largest < 1 / stride, stride, one)
@@ -33,7 +33,7 @@ class MaxNorm:
         """See `Norm.measure`."""
         largest = groups.max(nan_as_inf)
         scale = jax.tree.map(_scale_of, largest)
-        if groups.complex:  # A modulus overflows where neither of its parts does.
+        if groups.complex:  # A modulus can overflow even if neither part does.
             return Magnitude(groups.max(_scaled_size, scale), scale)
         return Magnitude(jax.tree.map(jnp.multiply, largest, scale), scale)
 
@@ -42,8 +42,8 @@ class MaxNorm:
 class GeneralNorm:
     r"""The norm $(\sum_i |x_i|^p)^{1/p}$ for any p, in two passes.
 
-    The second divides by the largest number, which the first finds: no fixed unit
-    reaches far once p is large.
+    The first pass finds the largest number, and the second divides by it: for large p,
+    no fixed scale avoids over- and underflow.
 
     Attributes:
       order: the exponent p.

@@ -1,4 +1,4 @@
-"""What a norm answers: a magnitude for each group, even where no float holds it."""
+"""Magnitudes of groups, represented without overflow, and the interface of norms."""
 
 import functools
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from optaxclip.numbers import Leaf, Number, modulus
 
 
 class Magnitude(NamedTuple):
-    """How big each group is, ``value / scale``.
+    """The magnitude of each group, ``value / scale``.
 
     Attributes:
       value: a number for each group, measured after multiplying by the scale.
@@ -30,16 +30,16 @@ class Magnitude(NamedTuple):
 
 
 def unscaled(number: PerGroup) -> Magnitude:
-    """Take numbers that a float holds as magnitudes."""
+    """Convert plain numbers to magnitudes."""
     return Magnitude(number, jax.tree.map(jnp.ones_like, number))
 
 
 @runtime_checkable
 class Norm(Protocol):
-    """What a norm has to answer."""
+    """Measures groups."""
 
     def measure(self, groups: Groups) -> Magnitude:
-        """Measure every group; the derivative is finite at zero too."""
+        """Measure every group; the derivative has to be finite at zero, too."""
         ...
 
 
@@ -47,26 +47,26 @@ class Norm(Protocol):
 def measure(norm: Norm, groups: Groups) -> Magnitude:
     """Measure every group in at least float32."""
     if groups.pointwise and not groups.complex:
-        return _moduli(groups)  # as any norm of one number is
+        return _moduli(groups)  # Any norm of one number is its modulus.
     return norm.measure(groups)
 
 
 @runtime_checkable
 class Measure(Protocol):
-    """What a clip has to know of how big its groups are."""
+    """Measures groups, possibly with memory."""
 
     def init(self, groups: Groups) -> Any:
-        """Give what is remembered between measurements, before the first."""
+        """Return the initial memory."""
         ...
 
     def __call__(self, groups: Groups, memory: Any) -> tuple[Magnitude, Any]:
-        """Measure every group."""
+        """Measure every group, and return the new memory."""
         ...
 
 
 @dataclass(frozen=True)
 class ByNorm:
-    """Measure in a norm, which remembers nothing."""
+    """Measure by a norm, without memory."""
 
     norm: Norm
 
@@ -87,7 +87,7 @@ def _moduli(groups: Groups) -> Magnitude:
 
 
 def nan_as_inf(x: Leaf) -> Number:
-    """Give the modulus, and infinity for NaN, which a maximum can lose."""
+    """Return the modulus, and infinity for NaN, which a maximum can lose."""
     size = modulus(x)
     return jnp.where(jnp.isnan(size), jnp.inf, size)
 

@@ -1,8 +1,8 @@
-"""Norms that add: sums of moduli or squares, at scales at one of which they are right.
+"""Norms from sums of moduli or squares, without overflow or underflow.
 
-Each group is summed up at three fixed scales. Sums at one scale can be added whatever
-is in them, between leaves and across devices, and the right one is picked in the end.
-So no loop and no collective depends on what was computed.
+Each group is summed at three fixed scales, and the accurate sum is picked at the end.
+Sums at the same scale can always be added, between leaves and across devices. So no
+loop and no collective depends on computed values.
 """
 
 import math
@@ -22,16 +22,16 @@ from optaxclip.platforms import by_platform
 
 @dataclass(frozen=True)
 class _Scales:
-    """The powers of two by which numbers are multiplied before they are summed up.
+    """The powers of two by which numbers are multiplied before they are summed.
 
     Attributes:
-      up: for numbers whose squares vanish; 2^72 in float32.
+      up: for numbers whose squares underflow; 2^72 in float32.
       down: for numbers whose squares overflow; 2^-80 in float32.
-      least: the smallest sum at the scale 1 that is trusted, 2^-79 in float32. Terms
-        that underflow to 0 do not reach its last bit in groups of up to 2^24 numbers,
-        and whatever lies below overflows no sum that is scaled up.
-      most: the sum from which on none is trusted. Squares overflow there; moduli do not
-        yet, but a limit could vanish when it is divided by more than 2^64.
+      least: the smallest sum at scale 1 that is trusted, 2^-79 in float32. Terms that
+        underflow to 0 do not affect its last bit in groups of up to 2^24 numbers, and
+        smaller sums cannot overflow when scaled up.
+      most: sums at scale 1 from here on are not trusted. Squares overflow there; moduli
+        do not yet, but a limit divided by more than 2^64 could underflow.
     """
 
     up: float
@@ -50,16 +50,16 @@ class _Scales:
         )
 
     def trust(self, plain: Number) -> Bool[Array, "..."]:
-        """Tell whether a sum at the scale 1 is right."""
+        """Return whether a sum at scale 1 is accurate."""
         return (plain >= self.least) & (plain < self.most)
 
     def suiting(self, plain: Number) -> Number:
-        """Choose a scale by the sum at the scale 1."""
+        """Choose the scale from the sum at scale 1."""
         fits = jnp.where(plain < self.least, self.up, jnp.ones_like(plain))
         return jnp.where(plain >= self.most, self.down, fits)
 
     def pick(self, plain: Number, up: Number, down: Number) -> tuple[Number, Number]:
-        """Take the sum that is right, and its scale."""
+        """Return the accurate sum, and its scale."""
         total = jnp.where(plain < self.least, up, plain)
         return jnp.where(plain >= self.most, down, total), self.suiting(plain)
 
@@ -70,7 +70,7 @@ class PowerNorm:
 
     Attributes:
       order: the exponent p.
-      averaged: whether the mean takes the place of the sum.
+      averaged: whether to take the mean instead of the sum.
     """
 
     order: int
@@ -88,17 +88,17 @@ class PowerNorm:
         return jnp.square(x)
 
     def _scaled_power(self, x: Leaf, scale: Number) -> Number:
-        # XLA takes the square of a scale that it knows by itself, which overflows, and
-        # drops a modulus; it keeps this. On CPUs it fuses it with the sum, and not so
-        # a clamp.
+        # XLA squares a constant scale separately, which overflows, and removes a
+        # modulus; it keeps this maximum. On CPUs it fuses the maximum with the sum, but
+        # not a clamp.
         def scaled(part: Number) -> Number:
             return jnp.maximum(part * scale, -(part * scale))
 
         return self._power_of_parts(scaled, x)
 
     def _held_power(self, x: Leaf, scale: Number) -> Number:
-        # Sums at a scale that does not suit are not picked. But their derivative, a
-        # square's times 0, is a number only if what is squared is finite.
+        # Sums at an unsuitable scale are not picked. But their derivative, that of a
+        # square times 0, is only 0 if the number that is squared is finite.
         def held(part: Number) -> Number:
             return jax.lax.clamp(-largest, part * scale, largest)
 
@@ -111,7 +111,7 @@ class PowerNorm:
         return self._power(change(x))
 
     def _root(self, total: Number, size: Number) -> Number:
-        if self.averaged:  # before the root, which rounds once more
+        if self.averaged:  # Divide before the root, which rounds once more.
             total = total / jnp.maximum(size, 1)
         return root(total, self.order)
 
@@ -126,7 +126,7 @@ class PowerNorm:
         return map_groups(self._root, total, sizes)
 
     def _in_one_pass(self, groups: Groups) -> Magnitude:
-        """Sum up at all scales, which is no more to read, and pick one in the end."""
+        """Sum at all scales, which reads memory only once, and pick one at the end."""
         scales = _Scales.of(groups.dtype, self.order)
         up, down = (
             groups.sum(self._held_power, jnp.asarray(scale, groups.dtype))
@@ -137,7 +137,7 @@ class PowerNorm:
         return Magnitude(self._roots(groups, total), scale)
 
     def _with_a_look(self, groups: Groups) -> Magnitude:
-        """Sum up again, at another scale, only where a plain sum is not right."""
+        """Sum again at another scale, but only if some plain sum is inaccurate."""
         scales = _Scales.of(groups.dtype, self.order)
         plain = groups.sum(self._power)
 
@@ -153,6 +153,6 @@ class PowerNorm:
         return jax.lax.cond(jnp.all(jnp.stack(trusted)), as_it_is, again, groups)
 
     def _again(self, groups: Groups, known: Magnitude) -> Magnitude:
-        """Sum up at the scale that was found to suit, which has the derivative."""
+        """Sum at the scale that was found to be suitable, for the derivative."""
         total = groups.sum(self._scaled_power, known.scale)
         return Magnitude(self._roots(groups, total), known.scale)

@@ -1,4 +1,4 @@
-"""Every example's gradient clipped, at about the cost of one batch gradient.
+"""Clip every example's gradient, at about the cost of one batch gradient.
 
 The gradient of one example is traced, and each leaf's gradient walked back to the
 products that it is a sum of (`origins`). A plan is chosen for each leaf (`plans`); the

@@ -1,4 +1,4 @@
-"""Examples in a batch: checked, taken apart, and given keys of their own."""
+"""Batches of examples: check them, split them, and split their random keys."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ _CUT = object()
 
 
 def arrays_of(tree: PyTree) -> list[Any]:
-    """Give the leaves that are traced; others, such as a bool or a name, are not."""
+    """Return the leaves that are traced, which a bool or a string is not."""
     return [x for x in jax.tree.leaves(tree) if hasattr(x, "dtype")]
 
 
@@ -25,7 +25,7 @@ def _is_key(x: Any) -> bool:
 def _each_leaf(
     visit: Callable[[int, str, Any], Any], in_axes: Any, argument: PyTree, name: str
 ) -> PyTree:
-    """Visit the leaves of an argument that have the examples along some axis."""
+    """Visit the leaves of an argument that have an axis of examples."""
 
     def below(axis: int | None, part: PyTree) -> PyTree:
         if axis is None:
@@ -38,7 +38,7 @@ def _each_leaf(
 
 
 def axes_of(in_axes: Any, batch: Batch) -> tuple[Any, ...]:
-    """Give each argument after the parameters its axes."""
+    """Return the axes of each argument after the parameters."""
     if not batch:
         raise ValueError(
             "a batch is missing; call the function with the parameters and at least "
@@ -63,14 +63,14 @@ def axes_of(in_axes: Any, batch: Batch) -> tuple[Any, ...]:
         if not _is_prefix(part, argument):
             raise ValueError(
                 "in_axes must have an int, None or a prefix tree for each argument, "
-                f"which {part!r} is not for batch argument {position + 1} of "
+                f"but {part!r} does not fit batch argument {position + 1} of "
                 f"structure {jax.tree.structure(argument)}; give each part an axis."
             )
     return axes
 
 
 def _is_prefix(in_axes: Any, argument: PyTree) -> bool:
-    """Tell whether axes are given for an argument as a whole or for all its parts."""
+    """Return whether axes are a prefix tree of an argument."""
     try:
         jax.tree.map(lambda *_: None, in_axes, argument, is_leaf=lambda a: a is None)
     except ValueError:
@@ -114,7 +114,7 @@ def number_of_examples(in_axes: tuple[Any, ...], batch: Batch) -> int:
             first = next(iter(sizes))
             raise ValueError(
                 f"{name} has {count} examples, but {first} has {number}; all "
-                "arguments of a batch must have as many."
+                "arguments of a batch must have the same number."
             )
     if number == 0:
         raise ValueError("the batch must hold at least one example, not 0.")
@@ -124,7 +124,7 @@ def number_of_examples(in_axes: tuple[Any, ...], batch: Batch) -> int:
 def examples_first(
     in_axes: tuple[Any, ...], batch: Batch, number: int, fold: Sequence[str] = ()
 ) -> tuple[tuple[Any, ...], Batch]:
-    """Move the examples to axis 0, and split a single key into one an example."""
+    """Move the examples to axis 0, and split a single key into one per example."""
 
     def visit(axis: int, name: str, x: Any) -> Any:
         if _is_key(x) and x.ndim == 0:
@@ -150,7 +150,7 @@ def examples_of(in_axes: tuple[Any, ...], batch: Batch) -> list[Any]:
 
 
 def one_example(in_axes: tuple[Any, ...], batch: Batch) -> PyTree:
-    """Give the shapes and types of one example."""
+    """Return the shapes and dtypes of one example."""
 
     def first(axis: int, name: str, x: Any) -> Any:
         return jax.eval_shape(lambda x: x[0], x)

@@ -1,4 +1,4 @@
-"""Gradients of a loss with every example's clipped, and the norms by themselves."""
+"""Gradients of a loss with per-example clipping, and per-example gradient norms."""
 
 from __future__ import annotations
 
@@ -38,45 +38,45 @@ def clipped_value_and_grad(
     microbatch_size: int | None = None,
     axis_name: AxisName = None,
 ) -> Callable[..., tuple[PerExample, PyTree]]:
-    r"""Differentiate a loss with every example's gradient clipped; no noise is added.
+    r"""Differentiate a loss with every example's gradient clipped, without noise.
 
-    No privacy is counted either. This is the first half of private training, and of
-    training that no single example can spoil.
+    There is no privacy accounting either. This is the first half of private training,
+    and makes training robust to single examples.
 
     $$\bar g = \frac1n \sum_i g_i \min(1, c / \lVert g_i \rVert)$$
 
-    The gradients of single examples are not formed. One forward and one backward pass
-    for the batch give the inputs of each layer and the cotangents of its outputs; the
-    norms come from these, and the sum is one contraction a parameter. What the loss
-    does is found by tracing it, so any function, module or scan will do. A parameter
-    that no rule covers is differentiated example by example; `explain` tells.
+    Gradients of single examples are not formed. One forward and one backward pass for
+    the batch give the inputs of each layer and the cotangents of its outputs; the norms
+    come from these, and the sum is one contraction per parameter. The loss is traced,
+    so it can be any function, with any modules or scans. A parameter that no rule
+    covers is differentiated example by example; `explain` shows which.
 
     Args:
       loss: the loss of ONE example, ``loss(params, *example)``, which returns a number.
-      max_norm: the largest norm of an example's gradient, c >= 0. Of a prefix tree of
-        params each number limits what is below it, so that ``{"body": 1.0, "head":
-        0.5}`` limits two norms; an array limits each leaf of params by an entry.
+      max_norm: the largest norm of an example's gradient, c >= 0. In a prefix tree of
+        params, each number limits the leaves below it, so that ``{"body": 1.0, "head":
+        0.5}`` limits two norms; an array has one limit per leaf of params.
       has_aux: whether the loss returns a pair of a number and anything else.
       response: what happens to a gradient above the limit: `responses.shrink`,
         `drop`, `normalize`, `auto_s` or any other that multiplies it by a number.
-      denominator: by what the sum is divided: how many examples count, on all of the
-        mesh, if not given; 1 gives the sum.
-      in_axes: along which axis the arguments after the parameters have the examples:
-        an int, None for what all examples share, or a tuple with a tree of these for
-        each argument, as in ``jax.vmap``.
-      microbatch_size: how many examples are in memory at a time; all if not given.
-      axis_name: mesh axes over which the examples are spread inside
-        ``jax.shard_map``; gradients are added up over them.
+      denominator: the divisor of the sum; by default the number of examples that count,
+        on the whole mesh; 1 gives the sum.
+      in_axes: the axis of the examples in the arguments after the parameters: an int,
+        None for shared arguments, or a tuple with a tree of these per argument, as in
+        ``jax.vmap``.
+      microbatch_size: the number of examples in memory at a time; all by default.
+      axis_name: mesh axes over which the examples are sharded inside
+        ``jax.shard_map``; gradients are summed over them.
 
     Returns:
-      A function of the parameters, the batch and optionally ``mask``, a bool for each
-      example, False for padding. A single ``jax.random.key`` in the batch is split,
-      one key for each example. It returns a `PerExample` and the gradient, like params.
+      A function of the parameters, the batch and optionally ``mask``, with one bool per
+      example, False for padding. A single ``jax.random.key`` in the batch is split into
+      one key per example. It returns a `PerExample` and the gradient, like params.
       An example whose gradient is not finite counts as zeros.
 
     Raises:
       TypeError: if `max_norm` or `response` has the wrong type; when called, if params
-        holds what is no float, or the loss is no number.
+        contains anything but floats, or the loss is not a number.
       ValueError: if `max_norm` is negative or NaN; when called, if the arguments have
         different numbers of examples, or none.
 
@@ -91,7 +91,7 @@ def clipped_value_and_grad(
       >>> grads
       Array([0.3 , 0.65], dtype=float32)
 
-      Optax's noise, for a batch of expected size 256:
+      With noise from Optax, for a batch of expected size 256:
 
       >>> gradient = optaxclip.clipped_grad(loss, 1.0, denominator=256)
       >>> noise = optax.add_noise(eta=(1.1 / 256) ** 2, gamma=0.0, key=0)
@@ -103,7 +103,7 @@ def clipped_value_and_grad(
       arXiv:2210.00038.
 
     Note:
-      Adding or removing one example changes the sum by at most c in norm, by
+      Adding or removing one example changes the sum by at most c in norm, or by
       $\sqrt{\sum_l c_l^2}$ for several limits, up to rounding; replacing one, by twice
       that. A fixed `denominator` d divides these bounds. The default one is fixed
       only for batches of one size; for batches sampled at random give the expected
@@ -153,10 +153,10 @@ def clipped_grad(
     microbatch_size: int | None = None,
     axis_name: AxisName = None,
 ) -> Callable[..., Any]:
-    r"""Differentiate a loss with every example's gradient clipped; no noise is added.
+    r"""Differentiate a loss with every example's gradient clipped, like ``jax.grad``.
 
-    No privacy is counted either. It takes what `clipped_value_and_grad` takes, whose
-    notes on noise and sensitivity hold here too, and is used like ``jax.grad``.
+    It adds no noise and does no privacy accounting. The arguments are those of
+    `clipped_value_and_grad`, whose notes on noise and sensitivity also apply here.
 
     $$\bar g = \frac1n \sum_i g_i \min(1, c / \lVert g_i \rVert)$$
 
@@ -165,18 +165,19 @@ def clipped_grad(
       max_norm: the largest norm of an example's gradient, or several limits.
       has_aux: whether the loss returns a pair of a number and anything else.
       response: what happens to a gradient above the limit.
-      denominator: by what the sum is divided; the number of examples if not given.
-      in_axes: along which axis each argument has the examples.
-      microbatch_size: how many examples are in memory at a time; all if not given.
-      axis_name: mesh axes over which the examples are spread.
+      denominator: the divisor of the sum; the number of examples by default.
+      in_axes: the axis of the examples in each argument.
+      microbatch_size: the number of examples in memory at a time; all by default.
+      axis_name: mesh axes over which the examples are sharded.
 
     Returns:
       A function of the parameters, the batch and optionally ``mask`` that returns the
-      gradient; with `has_aux` a pair of it and aux, with the examples in front.
+      gradient; with `has_aux`, a pair of the gradient and aux, with a leading axis of
+      examples.
 
     Raises:
-      TypeError: as `clipped_value_and_grad` does.
-      ValueError: as `clipped_value_and_grad` does.
+      TypeError: as in `clipped_value_and_grad`.
+      ValueError: as in `clipped_value_and_grad`.
 
     Examples:
       >>> def loss(w, x):
@@ -210,25 +211,25 @@ def per_example_norms(
     has_aux: bool = False,
     in_axes: Any = 0,
 ) -> Callable[..., PyTree]:
-    r"""Measure the gradient of every example, at the cost of one batch gradient.
+    r"""Compute every example's gradient norm, at the cost of one batch gradient.
 
-    Nothing is clipped, no noise is added and no privacy is counted: norms tell of the
-    examples, so limits chosen by them are not private.
+    This clips nothing, adds no noise and does no privacy accounting: norms reveal
+    information about examples, so limits based on them are not private.
 
     Args:
       loss: the loss of ONE example, ``loss(params, *example)``.
-      prefix: a prefix tree of params; what is below each entry is measured together,
-        all of params if not given. The entries themselves do not matter.
+      prefix: a prefix tree of params; the leaves below each entry are measured
+        together, by default all of params. The entries themselves do not matter.
       has_aux: whether the loss returns a pair of a number and anything else.
-      in_axes: along which axis each argument has the examples.
+      in_axes: the axis of the examples in each argument.
 
     Returns:
-      A function of the parameters and the batch that returns the norms, arranged as
-      `prefix`, with the examples in front.
+      A function of the parameters and the batch that returns the norms, arranged like
+      `prefix`, with a leading axis of examples.
 
     Raises:
-      TypeError: when called, as `clipped_value_and_grad` does.
-      ValueError: when called, as `clipped_value_and_grad` does.
+      TypeError: when called, as in `clipped_value_and_grad`.
+      ValueError: when called, as in `clipped_value_and_grad`.
 
     Examples:
       >>> norms = optaxclip.per_example_norms(lambda w, x: jnp.dot(x, w))

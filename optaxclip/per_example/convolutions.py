@@ -1,8 +1,8 @@
-"""Kernels of convolutions, of any stride, padding, dilation and groups.
+"""Kernels of convolutions, with any stride, padding, dilation and groups.
 
-The gradient of a kernel is visited one place of the kernel at a time: there it is a
-dense layer's, on a shifted view of the image, so that no patches are held. Norms come
-from the gradient itself or from the positions' inner products, as for products.
+The gradient of a kernel is processed one entry of its window at a time: there it is
+that of a dense layer on a shifted view of the image, so no patches are stored. Norms
+come from the gradient itself or from inner products between positions, as for products.
 """
 
 import itertools
@@ -34,7 +34,7 @@ from optaxclip.per_example.ways import (
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A kernel's gradient; what is called so is meant for the forward convolution.
+    """The gradient of a kernel; names refer to the forward convolution.
 
     Attributes:
       term: the convolution that computes the gradient.
@@ -57,12 +57,12 @@ class _Kernel:
 
     @property
     def groups(self) -> int:
-        """How many groups the channels are in."""
+        """The number of channel groups."""
         return self.term.params["batch_group_count"]
 
     @property
     def channels(self) -> tuple[int, int]:
-        """How many channels of a group go in and come out."""
+        """The number of input and output channels per group."""
         return self._sizes(0)[0] // self.groups, self._sizes(1)[0] // self.groups
 
     @property
@@ -101,13 +101,13 @@ class _Kernel:
 
     @property
     def _starts(self) -> np.ndarray:
-        """Tell where in the image each place of the kernel begins."""
+        """The offset in the image of each place of the kernel."""
         places = list(itertools.product(*map(range, self.places)))
         starts = np.asarray(places) * self.term.params["window_strides"]
         return starts.astype(np.int32)
 
     def _view(self, image: Array, start: Sequence[Any]) -> Array:
-        """Give the image as a place of the kernel sees it, like the cotangent."""
+        """Return the image as seen from a place of the kernel, like the cotangent."""
         strides = self.term.params["rhs_dilation"]
         extents = [
             (n - 1) * s + 1 for n, s in zip(self.positions[1:], strides, strict=True)
@@ -120,7 +120,7 @@ class _Kernel:
         return jnp.moveaxis(view, 2, 1)
 
     def _assemble(self, total: Array) -> Array:
-        """Bring (places, groups, in, out) to the parameter's shape."""
+        """Rearrange (places, groups, in, out) to the parameter's shape."""
         inputs, outputs = self.channels
         total = total.reshape(*self.places, self.groups, inputs, outputs)
         total = jnp.moveaxis(total, -2, 0)
@@ -164,14 +164,14 @@ class KernelGram(_Kernel):
             view = self._view(image, list(starts[place]))
             return inner_products(view, view) + seen
 
-        # One after another, since XLA would rather hold the views of all places.
+        # A loop, since XLA would otherwise store the views of all places.
         seen = jax.lax.fori_loop(1, len(starts), seen_from, seen_from(0, 0.0))
         terms = seen * inner_products(cotangent, cotangent)
         inputs, outputs = self.channels
         return added([terms], len(starts) * inputs + outputs)
 
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
-        """See `Way.total`; all examples are one image of a larger batch."""
+        """See `Way.total`; the examples are merged into the images of one batch."""
         specs = self._specs
         pair = weigh_pair(kept[0], kept[1], weights, good)
         image = _in_one(pair[0], specs[0][1])
@@ -179,7 +179,7 @@ class KernelGram(_Kernel):
         params = dict(self.term.params)
         params["preferred_element_type"] = None
         if np.min(params["padding"]) < 0:
-            # JAX 0.8's CPU reads beyond images that are cropped by the convolution.
+            # On CPU, JAX 0.8 reads out of bounds if a convolution crops the image.
             image = self._padded(image, specs[0][2:])
             params["padding"] = [(0, 0)] * len(self.places)
             params["lhs_dilation"] = [1] * len(self.places)
@@ -189,7 +189,7 @@ class KernelGram(_Kernel):
 
 
 class KernelDirect(_Kernel, Formed):
-    """Each example's gradient, multiplied out."""
+    """The gradient of each example, multiplied out."""
 
     @property
     def cost(self) -> int:
@@ -210,7 +210,7 @@ class KernelDirect(_Kernel, Formed):
 
 
 def _in_one(x: Array, axis: int) -> Array:
-    """Put the examples in front of the images that each of them has."""
+    """Merge the axis of examples into that of their images."""
     x = jnp.moveaxis(x, 0, axis)
     shape = list(x.shape)
     shape[axis : axis + 2] = [shape[axis] * shape[axis + 1]]

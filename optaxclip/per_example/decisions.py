@@ -1,4 +1,4 @@
-"""How big is each example's gradient, and by how much is it multiplied?"""
+"""The norm of each example's gradient, and the factors that clip it."""
 
 import functools
 from typing import NamedTuple
@@ -27,12 +27,12 @@ Sums = tuple[list[Array], list[Array]]
 
 
 class Decisions(NamedTuple):
-    """What is decided for each example.
+    """The decision for each example.
 
     Attributes:
-      sizes: how big its gradient is, in each group.
-      factors: by what that is multiplied, one after the other.
-      good: whether all of its gradient is finite, and the example counts.
+      sizes: the norm of its gradient, in each group.
+      factors: the two factors of its gradient, applied one after the other.
+      good: whether its gradient is all finite, and the example counts.
     """
 
     sizes: list[Magnitude]
@@ -56,14 +56,14 @@ def measure_examples(
 ) -> list[Magnitude]:
     """Measure each group of leaves.
 
-    Where a square overflowed or all but vanished, or its terms cancel each other so far
-    that rounding shows, everything is measured again in a way in which that is no
-    matter. Usual gradients are measured once.
+    If a square overflows or nearly underflows, or its terms cancel so much that
+    rounding errors matter, everything is measured again by a method that avoids this.
+    Ordinary gradients are measured once.
     """
     over = varying_axes(mask)
     zero = vary(jnp.zeros(mask.shape, dtype), over)
     one = vary(jnp.ones(mask.shape, dtype), over)
-    # Below this, terms lost to underflow may reach the last bit of a sum.
+    # Below this, terms lost to underflow may affect the last bit of a sum.
     faint = float(jnp.finfo(dtype).tiny) / float(jnp.finfo(dtype).eps) * 2.0**20
 
     def in_group(terms: list[Array], group: tuple[int, ...]) -> Array:
@@ -90,7 +90,7 @@ def measure_examples(
             functools.reduce(jnp.maximum, (units[i] for i in group), zero)
             for group in groups
         ]
-        # One over the largest power of two of all may be flushed to 0.
+        # The reciprocal of the largest power of two may be flushed to 0.
         cap = 2.0 ** (int(jnp.finfo(dtype).maxexp) - 2)
         common = [jnp.where(unit == 0, one, jnp.minimum(unit, cap)) for unit in common]
         sums = [
@@ -114,7 +114,7 @@ def measure_examples(
 def decide(
     sizes: list[Magnitude], limits: Limits, response: Response, mask: Array
 ) -> Decisions:
-    """Weigh each example by the response; what is broken in part is broken."""
+    """Choose each example's factors; one non-finite group drops the whole example."""
     factors, good = [], mask
     for size, limit in zip(sizes, limits.values, strict=True):
         good &= jnp.isfinite(size.value) & jnp.isfinite(size.scale)

@@ -1,4 +1,4 @@
-"""Telling which way each leaf's gradients take, and what that costs."""
+"""Explain how each leaf's gradients are clipped, and at what cost."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,26 +68,27 @@ def explain(
 ) -> Explanation:
     """Tell which way each leaf's gradients are clipped, the cost, and why.
 
-    Nothing is computed, and no noise is added or privacy counted. The ways are:
+    Nothing is computed; no noise is added, and there is no privacy accounting. The
+    methods are:
 
     - ``inner products``: the norm comes from inner products between the positions of a
       sequence or an image; the gradient of an example is not formed.
-    - ``rows``: as that, for a table of which an example reads a few rows.
-    - ``example by example``: the gradient of each example is formed, since that is
-      cheaper, or since there is no rule.
+    - ``rows``: the same, for a table of which an example reads a few rows.
+    - ``example by example``: the gradient of each example is formed, because that is
+      cheaper or because there is no rule.
     - ``none``: the loss does not depend on the leaf.
 
     Args:
       loss: the loss of ONE example, ``loss(params, *example)``.
-      params: the parameters, or their shapes and types.
-      *example: ONE example, or its shapes and types; no batch.
+      params: the parameters, or their shapes and dtypes.
+      *example: ONE example, not a batch, or its shapes and dtypes.
       has_aux: whether the loss returns a pair of a number and anything else.
 
     Returns:
       A table that prints, with a row for each leaf in its `rows`.
 
     Raises:
-      TypeError: if params holds what is no float, or the loss is no number.
+      TypeError: if params contains anything but floats, or the loss is not a number.
 
     Examples:
       >>> def loss(params, x):
@@ -98,7 +99,7 @@ def explain(
       ['scale']  32     example by example          32    32  it is made by mul
       ['w']      64x32  inner products              96     0  64 by 32 on 1 position
 
-      The costs are multiplications and numbers held, for one example.
+      The costs are the multiplications and the numbers stored for one example.
     """
     params = checked_params(params)
     traced = trace(loss, params, example, has_aux)

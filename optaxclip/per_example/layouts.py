@@ -1,4 +1,4 @@
-"""The factors of a product as matrices: their axes in order, and multiplied."""
+"""Arrange the factors of a product as matrices, and contract them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def ordered(product: Product) -> tuple[Factor, Factor]:
-    """Put that factor first whose axes come first in the product."""
+    """Return the factors in the order of their axes in the product."""
 
     def place(factor: Factor) -> int:
         return min(map(product.axes.index, product.own(factor)), default=-1)
@@ -23,13 +23,13 @@ def ordered(product: Product) -> tuple[Factor, Factor]:
 
 
 def blocks(product: Product) -> tuple[Axes, Axes, Axes]:
-    """Give the axes in both factors, in the first alone and in the second alone."""
+    """Return the axes in both factors, only in the first, and only in the second."""
     first, second = ordered(product)
     return product.shared, product.own(first), product.own(second)
 
 
 def layout(product: Product) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Tell places and sizes of `blocks`: products of one layout can be joined."""
+    """Return positions and sizes of `blocks`; products with equal layouts can join."""
     return tuple(
         tuple((product.axes.index(axis), axis.size) for axis in block)
         for block in blocks(product)
@@ -55,7 +55,7 @@ def matrices(x: Array, factor: Factor, product: Product) -> Array:
 
 
 def assemble(total: Array, product: Product) -> Array:
-    """Bring a sum (shared, first's own, second's own) to the parameter's shape."""
+    """Rearrange a sum (shared, first's own, second's own) to the parameter's shape."""
     order = [axis for block in blocks(product) for axis in block]
     total = total.reshape([axis.size for axis in order])
     total = jnp.transpose(total, [order.index(axis) for axis in product.axes])
@@ -63,17 +63,17 @@ def assemble(total: Array, product: Product) -> Array:
 
 
 def join(arrays: list[Array], axis: int) -> Array:
-    """Put the positions of several products one after another."""
+    """Concatenate the positions of several products."""
     return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis)
 
 
 def contract(subscripts: str, a: Array, b: Array, **options: Any) -> Array:
-    """Multiply and add up in at least float32."""
+    """Contract in at least float32."""
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
         return jnp.einsum(subscripts, a, b, preferred_element_type=dtype, **options)
 
 
 def inner_products(a: Array, b: Array) -> Array:
-    """Multiply the positions of one array with those of another, in full precision."""
+    """Return all inner products between positions of two arrays, in full precision."""
     return contract("...ta,...sa->...ts", a, b, precision=HIGHEST)

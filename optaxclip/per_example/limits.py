@@ -1,4 +1,4 @@
-"""What each limit stands for: all leaves, the leaves below it, or one leaf."""
+"""Limits per example, and the leaves that each of them covers."""
 
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -19,12 +19,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits, and the leaves that are measured together under each.
+    """Limits, and the leaves that are measured together for each.
 
     Attributes:
       groups: the positions of the leaves of each limit.
       values: the limits.
-      structure: how they were given: None for an array with one a leaf.
+      structure: the structure in which they were given; None for an array with one
+        limit per leaf.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -32,25 +33,25 @@ class Limits:
     structure: Any
 
     def like_given(self, per_group: list[Array]) -> PyTree:
-        """Arrange something of each group as the limits were given."""
+        """Arrange one object per group in the way the limits were given."""
         if self.structure is None:
             return jnp.stack(per_group, axis=-1)
         return jax.tree.unflatten(self.structure, per_group)
 
     def of_leaves(self, per_group: list[T]) -> dict[int, T]:
-        """Give each leaf what its group has, by the leaf's position."""
+        """Map the position of each leaf to the object of its group."""
         pairs = zip(self.groups, per_group, strict=True)
         return {i: x for group, x in pairs for i in group}
 
     def places(self, params: PyTree) -> "Limits":
-        """Number the leaves among all, not only among those that hold numbers."""
+        """Convert positions among leaves that count to positions among all leaves."""
         counted = [i for i, x in enumerate(jax.tree.leaves(params)) if counts(x)]
         groups = tuple(tuple(counted[i] for i in group) for group in self.groups)
         return replace(self, groups=groups)
 
 
 def check_limits(max_norm: Any) -> None:
-    """Refuse what cannot be limits, as far as that is known now."""
+    """Reject anything but limits; traced values are not checked."""
     given = jax.tree.leaves(max_norm)
     if not given:
         raise TypeError(f"max_norm must be a number, not {max_norm!r}.")
@@ -58,7 +59,7 @@ def check_limits(max_norm: Any) -> None:
         if callable(value):
             raise TypeError(
                 "max_norm must be a number, not a schedule, since no steps are counted "
-                "here; call the schedule and hand over what it gives."
+                "here; call the schedule and pass its value."
             )
         check_limit(value, "max_norm")
 
@@ -69,7 +70,7 @@ def arrange(
     argument: str = "max_norm",
     tree: str = "params",
 ) -> Limits:
-    """Find the leaves for which each limit stands."""
+    """Find the leaves that each limit covers."""
     number = len(counted(params))
     given, structure = jax.tree.flatten(max_norm)
     if len(given) == 1 and structure == jax.tree.structure(0) and jnp.ndim(given[0]):
@@ -97,7 +98,7 @@ def arrange(
 
 
 def check_response(response: Response) -> None:
-    """Refuse what does not multiply a whole gradient by a number."""
+    """Reject responses that do not multiply a whole gradient by a number."""
     if isinstance(response, Pointwise) or not isinstance(response, Response):
         raise TypeError(
             "response must multiply a whole gradient, as responses.shrink does, not "

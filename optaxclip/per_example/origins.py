@@ -1,7 +1,7 @@
-"""Where does a gradient come from? Walked back to the products it is a sum of.
+"""Trace a gradient back to the products of which it is a sum.
 
-Whatever a rule below does not recognize is opaque, and the gradient taken as JAX
-computes it; so a missing rule costs time and memory, and is never wrong.
+Anything that no rule recognizes is opaque, and the gradient is used as JAX computes it;
+so a missing rule costs time and memory, but never gives a wrong result.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ SUMS = ("add_any", "add")
 
 
 def origins(program: Program, atom: Atom) -> list[Term]:
-    """Find the terms whose sum a gradient is."""
+    """Find the terms that add up to a gradient."""
     found: list[Term] = []
     ahead = [atom]
     while ahead:
@@ -90,7 +90,7 @@ def _through_choice(call: Choice, position: int) -> list[Term]:
 
 
 def _through_loop(program: Program, call: Loop, position: int) -> list[Term]:
-    """A gradient summed up by a loop, or stacked by it: a slice for each step."""
+    """Find the terms of a gradient that a loop sums, or stacks step by step."""
     inside = call.program.jaxpr
     axis = Axis(call.length)
     summed = position < call.carried

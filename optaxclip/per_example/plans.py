@@ -1,4 +1,4 @@
-"""Which way each leaf takes, and why."""
+"""Choose how each leaf's gradients are clipped."""
 
 import math
 from dataclasses import dataclass, replace
@@ -24,9 +24,9 @@ class Plan:
     """How one leaf's gradients are clipped.
 
     Attributes:
-      way: what is done; nothing where no gradient reaches the leaf.
-      name: what that is called.
-      reason: why it is done.
+      way: the method; None if no gradient reaches the leaf.
+      name: its name.
+      reason: why it was chosen.
     """
 
     way: Way | None
@@ -35,7 +35,7 @@ class Plan:
 
 
 def plan_leaf(program: Program, gradient: Atom) -> Plan:
-    """Choose a way for a leaf, given the atom that is its gradient."""
+    """Choose the way of a leaf, given the atom of its gradient."""
     terms = origins(program, gradient)
     whole = FullGradient(gradient)
     if not terms or not aval_of(gradient).size:

@@ -1,10 +1,10 @@
-r"""Gradients that are two arrays multiplied, measured without multiplying them out.
+r"""Gradients that are products of two arrays, measured without multiplying them out.
 
-The gradient of one example is $G = \sum_t a_t b_t^\top$, t being its T positions. Its
+The gradient of one example is $G = \sum_t a_t b_t^\top$, with T positions t. Its
 squared norm is $\sum_{s, t} (a_s \cdot a_t) (b_s \cdot b_t)$, which takes
 $T^2 (A + B)$ multiplications for a matrix of A by B, while G itself takes T A B. The
-cheaper is taken. So either way what is held is no larger than a and b themselves: G
-is multiplied out where $A B \le T (A + B)$, and else $T^2 < T \min(A, B)$.
+cheaper method is used. Either way, the result is no larger than a and b themselves: G
+is multiplied out if $A B \le T (A + B)$, and otherwise $T^2 < T \min(A, B)$.
 """
 
 from collections.abc import Sequence
@@ -41,15 +41,15 @@ from optaxclip.per_example.ways import (
 
 
 class Letters(NamedTuple):
-    """Names of axes, for `jnp.einsum`.
+    """Names of axes for `jnp.einsum`.
 
     Attributes:
       first: the axes of the first factor.
-      second: the axes of the second.
-      shared: those that the factors share with their product.
-      summed: those that they share and are summed over.
-      result: those of the product: shared, of the first alone, of the second alone,
-        each in the order that they have in the product.
+      second: the axes of the second factor.
+      shared: the axes that both factors and the product have.
+      summed: the axes that both factors have and that are summed over.
+      result: the axes of the product: shared ones, those only in the first factor,
+        those only in the second, each in the order of the product.
     """
 
     first: str
@@ -61,7 +61,7 @@ class Letters(NamedTuple):
 
 @dataclass(frozen=True)
 class _Products:
-    """Products of one layout, put one after another along their positions.
+    """Products with the same layout, concatenated along their positions.
 
     Attributes:
       products: the products.
@@ -76,14 +76,14 @@ class _Products:
 
     @property
     def _in_place(self) -> bool:
-        """Whether the factors can be used as they are: to rearrange is to copy."""
+        """Whether the factors can be used as they are; rearranging would copy them."""
         product = self.products[0]
         axes = set(product.left.axes) & set(product.right.axes)
         return len(self.products) == 1 and axes >= {*product.shared, *product.summed}
 
     @property
     def _letters(self) -> Letters:
-        """Name the axes of the factors as they are held."""
+        """The names of the factors' axes as stored."""
         if not self._in_place:
             return Letters("zta", "ztb", "z", "t", "zab")
         product = self.products[0]
@@ -109,7 +109,7 @@ class _Products:
 
 
 class Gram(_Products):
-    """Norms from the inner products between positions; nothing is multiplied out."""
+    """Norms from inner products between positions, without multiplying out."""
 
     @property
     def cost(self) -> int:
@@ -146,7 +146,7 @@ class Gram(_Products):
         return added([terms], first + second)
 
     def _gram(self, x: Array, axes: str, letters: Letters) -> Array:
-        """Multiply all positions with each other, apart for each shared entry."""
+        """Compute inner products of all positions, separately per shared entry."""
         if sizes_of(self.products)[1] == 1:
             own = [1 + i for i, a in enumerate(axes) if a not in letters.shared]
             squares = jnp.sum(jnp.square(widen(x)), axis=own)
@@ -169,7 +169,7 @@ class Gram(_Products):
 
 
 class Direct(_Products, Formed):
-    """Each example's gradient multiplied out, since it is smaller than its factors."""
+    """The gradient of each example multiplied out, if smaller than its factors."""
 
     @property
     def cost(self) -> int:

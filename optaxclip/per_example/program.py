@@ -1,4 +1,4 @@
-"""A traced function of which any value can be asked for, also inside its calls."""
+"""Traced functions that can return any of their values, even from inside calls."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from optaxclip.jaxprs import TracedProgram, evaluate, opened, program_of
 
 @dataclass(frozen=True, eq=False)
 class Inner:
-    """A value inside a call, which the call hands out beside its own results.
+    """A value inside a call, returned by the call in addition to its own results.
 
     Attributes:
       eqn: the call.
-      atom: the value, in the program inside.
-      aval: its shape and type, seen from outside.
-      branch: in which branch of a conditional it lies; zeros if another is taken.
+      atom: the value, in the inner program.
+      aval: its shape and dtype, seen from outside.
+      branch: the branch that contains it; it is zero if another branch is taken.
     """
 
     eqn: JaxprEqn
@@ -33,12 +33,12 @@ Live = tuple[JaxprEqn, list[Var | Inner]]
 
 
 def aval_of(atom: Any) -> Any:
-    """Tell the shape and type of an atom."""
+    """Return the shape and dtype of an atom."""
     return atom.aval
 
 
 class Program:
-    """A jaxpr, evaluated on demand: what nobody asks for is not computed."""
+    """A jaxpr that evaluates only the values that are requested."""
 
     def __init__(self, traced: TracedProgram):
         self.jaxpr, self.consts = opened(traced)
@@ -48,17 +48,17 @@ class Program:
         self._calls: dict[int, Call | None] = {}
 
     def call(self, eqn: JaxprEqn) -> "Call | None":
-        """Give what lies inside an equation, if we can look into it."""
+        """Return the call that an equation makes, or None if it is not known."""
         if id(eqn) not in self._calls:
             kind = CALLS.get(eqn.primitive.name)
             try:
                 self._calls[id(eqn)] = None if kind is None else kind(eqn)
-            except KeyError:  # another JAX, with other names for its parameters
+            except KeyError:  # Another JAX version, with other parameter names.
                 self._calls[id(eqn)] = None
         return self._calls[id(eqn)]
 
     def needs(self, wanted: Iterable[Atom]) -> tuple[list[Live], set[Var]]:
-        """Find the equations that have to be evaluated, and all that these read."""
+        """Find the equations that must be evaluated, and all variables they read."""
         read: set[Var] = set()
         asked: dict[int, list[Var | Inner]] = {}
         for atom in wanted:
@@ -76,7 +76,7 @@ class Program:
         return live[::-1], read
 
     def evaluate(self, args: Sequence[Any], wanted: Sequence[Atom]) -> list[Any]:
-        """Evaluate the atoms that are asked for."""
+        """Evaluate the requested atoms."""
         known: dict[Any, Any] = dict(zip(self.jaxpr.invars, args, strict=True))
         known |= zip(self.jaxpr.constvars, self.consts, strict=True)
 
@@ -95,14 +95,14 @@ class Program:
 
 
 class Inlined:
-    """A call that evaluates its program once: jit, a custom rule, a checkpoint."""
+    """A call that evaluates its program once: jit, a custom rule or a checkpoint."""
 
     def __init__(self, eqn: JaxprEqn):
         self.eqn = eqn
         self.program = Program(program_of(eqn))
 
     def outside(self, atom: Atom) -> Atom:
-        """Name an inner value from outside."""
+        """Convert an inner atom to one seen from outside."""
         handed = dict(zip(self.program.jaxpr.invars, self.eqn.invars, strict=True))
         if isinstance(atom, Literal):
             return atom
@@ -111,7 +111,7 @@ class Inlined:
     def evaluate(self, values: list[Any], wanted: list[Var | Inner]) -> list[Any]:
         """Evaluate results of the call, and inner values."""
         if self.eqn.params.get("prevent_cse", False):
-            # As JAX does: what a checkpoint computes again must not be looked up.
+            # As in JAX: recomputation in a checkpoint must not be optimized away.
             values = jax.lax.optimization_barrier(values)
         outs = dict(zip(self.eqn.outvars, self.program.jaxpr.outvars, strict=True))
         return self.program.evaluate(
@@ -120,7 +120,7 @@ class Inlined:
 
 
 class Loop:
-    """A scan. What is inside comes out stacked, with the steps in front."""
+    """A scan; inner values are stacked, with a leading axis of steps."""
 
     def __init__(self, eqn: JaxprEqn):
         self.eqn = eqn
@@ -128,7 +128,7 @@ class Loop:
         self.length: int = eqn.params["length"]
         self.order = {name: eqn.params[name] for name in ("reverse", "unroll")}
         inside = self.program.jaxpr
-        # Stacked ones have a dimension more outside; so no parameter need tell.
+        # Ranks show what is stacked, without relying on parameter names.
         rank = [aval_of(atom).ndim for atom in (*eqn.invars, *eqn.outvars)]
         inner = [aval_of(atom).ndim for atom in (*inside.invars, *inside.outvars)]
         same = [a == b for a, b in zip(rank, inner, strict=True)]
@@ -136,7 +136,7 @@ class Loop:
         self.constant = sum(same[: len(eqn.invars)]) - self.carried
 
     def outside(self, atom: Atom) -> tuple[Atom, bool]:
-        """Name an inner value from outside, and tell whether it is stacked."""
+        """Convert an inner atom to one seen from outside; also return if stacked."""
         if isinstance(atom, Literal):
             return atom, False
         invars = self.program.jaxpr.invars
@@ -150,7 +150,7 @@ class Loop:
         return Inner(self.eqn, atom, aval), True
 
     def _carries_for(self, wanted: list[Atom], kept: set[int]) -> list[int]:
-        """Find the carried values that matter; gradients summed up do no more."""
+        """Find the carried values that are needed, without the summed gradients."""
         inside = self.program.jaxpr
         while True:
             asked = [*wanted, *(inside.outvars[i] for i in sorted(kept))]
@@ -195,14 +195,14 @@ class Loop:
 
 
 class Choice:
-    """A conditional. What is inside a branch is zero where another is taken."""
+    """A conditional; values inside a branch are zero if another branch is taken."""
 
     def __init__(self, eqn: JaxprEqn):
         self.eqn = eqn
         self.programs = [Program(branch) for branch in eqn.params["branches"]]
 
     def outside(self, branch: int, atom: Atom) -> Inner:
-        """Name a value inside a branch from outside."""
+        """Convert an atom inside a branch to one seen from outside."""
         return Inner(self.eqn, atom, aval_of(atom), branch)
 
     def evaluate(self, values: list[Any], wanted: list[Var | Inner]) -> list[Any]:
@@ -233,14 +233,14 @@ class Choice:
 
 Call = Inlined | Loop | Choice
 
-# Rules for derivatives, which are taken already: these are evaluated as they stand.
+# The trace is already differentiated, so the bodies of custom rules are evaluated.
 CUSTOM = ("closed_call", "eval_jaxpr", "custom_jvp_call", "custom_vjp_call")
 
 CALLS: dict[str, type[Inlined] | type[Loop] | type[Choice]] = {
     "jit": Inlined,
-    "pjit": Inlined,  # called so before JAX 0.7.2
+    "pjit": Inlined,  # The name before JAX 0.7.2.
     "closed_call": Inlined,
-    "eval_jaxpr": Inlined,  # which the closed call became in JAX 0.11.1
+    "eval_jaxpr": Inlined,  # Replaces closed_call in JAX 0.11.1.
     "custom_jvp_call": Inlined,
     "custom_vjp_call": Inlined,
     "checkpoint": Inlined,

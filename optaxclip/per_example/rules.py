@@ -1,4 +1,4 @@
-"""What the equations of a gradient say of it: the rules for single primitives."""
+"""One rule per primitive: its output as a sum of products."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,12 +24,12 @@ Rule = Callable[[JaxprEqn, Walk], list[Term]]
 
 
 def is_float(atom: Atom) -> bool:
-    """Tell whether an atom holds real floating-point numbers."""
+    """Return whether an atom holds real floating-point numbers."""
     return jnp.issubdtype(aval_of(atom).dtype, jnp.floating)
 
 
 def is_zero(atom: Atom) -> bool:
-    """Tell whether an atom is known to be zero."""
+    """Return whether an atom is known to be zero."""
     return isinstance(atom, Literal) and bool(np.all(np.asarray(atom.val) == 0))
 
 
@@ -54,7 +54,7 @@ def _dot_general(eqn: JaxprEqn, walk: Walk) -> list[Term]:
 
 
 def _scatter_add(eqn: JaxprEqn, walk: Walk) -> list[Term]:
-    """Rows added to a table: a one at each index, times the row."""
+    """Adding rows to a table is a product: one-hot indices times the rows."""
     table, indices, rows = (aval_of(atom) for atom in eqn.invars)
     numbers = eqn.params["dimension_numbers"]
     into = numbers.scatter_dims_to_operand_dims
@@ -97,7 +97,7 @@ def _convolution(eqn: JaxprEqn, walk: Walk) -> list[Term]:
 def _each(
     terms: list[Term], change: Callable[[Product], Term], step: Step | None
 ) -> list[Term]:
-    """Change the terms of another gradient, products at best in their axes."""
+    """Change the terms of another gradient: products by `change`, or else by a step."""
     found: list[Term] = []
     for term in terms:
         if isinstance(term, Product) and not term.steps:
@@ -112,7 +112,7 @@ def _each(
 
 
 def _step(eqn: JaxprEqn, walk: Walk) -> list[Term]:
-    """What keeps the norm is done once, to the sum over all examples."""
+    """Operations that keep the norm are applied once, to the sum over all examples."""
     (inside,), (outside,) = eqn.invars[:1], eqn.outvars
     if aval_of(inside).size != aval_of(outside).size:
         return _zeros(eqn, walk)
@@ -141,7 +141,7 @@ def _transpose(eqn: JaxprEqn, walk: Walk) -> list[Term]:
 
 
 def _reduce_sum(eqn: JaxprEqn, walk: Walk) -> list[Term]:
-    """An axis of a product that is summed over is one more that its factors share."""
+    """Summing a product over an axis makes it another summed axis of its factors."""
     gone = eqn.params["axes"]
     found = _each(
         walk(eqn.invars[0]),

@@ -1,4 +1,4 @@
-"""Gradients of single examples that someone stacked: clipped, and their mean taken."""
+"""Clip and average gradients that are stacked example by example."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def clip_per_example(
     response: Response = shrink,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Clip gradients stacked along axis 0, and take their mean; no noise is added.
+    r"""Clip gradients stacked along axis 0, and average them, without noise.
 
-    No privacy is counted either; chain ``optax.add_noise`` or what jax-privacy offers
-    behind it. Where you have the loss, `clipped_grad` does without stacked gradients.
+    There is no privacy accounting either; for noise, chain ``optax.add_noise`` or
+    jax-privacy after it. If you have the loss, `clipped_grad` avoids stacked gradients.
 
     $$u \leftarrow \frac1n \sum_i u_i \min(1, c / \lVert u_i \rVert)$$
 
     Args:
       max_norm: the largest norm of an example's gradient, c >= 0: a number, an array or
-        a schedule of the transformation's own step. Of a prefix tree each number limits
-        what is below it; an array limits each leaf by an entry.
-      response: what happens to a gradient above the limit, one of
+        a schedule of the transformation's own step. In a prefix tree, each number
+        limits the leaves below it; an array has one limit per leaf.
+      response: what happens to a gradient above the limit; one of
         `optaxclip.responses` that multiplies it by a number.
-      axis_name: mesh axes over which the examples are spread inside
+      axis_name: mesh axes over which the examples are sharded inside
         ``jax.shard_map``; the mean is over all of them.
 
     Returns:
@@ -73,7 +73,7 @@ def clip_per_example(
       Abadi et al., Deep learning with differential privacy, 2016, arXiv:1607.00133.
 
     Note:
-      Adding or removing an example changes the sum by at most c in norm, by
+      Adding or removing an example changes the sum by at most c in norm, or by
       $\sqrt{\sum_l c_l^2}$ for several limits. The mean divides by all examples.
     """
     threshold = as_threshold(max_norm, "max_norm")
@@ -108,8 +108,8 @@ def _check_number(updates: PyTree) -> None:
         first = next(iter(sizes))
         if not shape or shape[0] != sizes[first][0]:
             raise ValueError(
-                "updates must have as many examples along axis 0 of all leaves; "
-                f"{name} has shape {shape} and {first} {sizes[first]}."
+                "updates must have the same number of examples along axis 0 of all "
+                f"leaves; {name} has shape {shape} and {first} {sizes[first]}."
             )
 
 

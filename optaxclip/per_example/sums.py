@@ -1,4 +1,4 @@
-"""The clipped gradients of a batch, added up, all at once or chunk by chunk."""
+"""Sum the clipped gradients of a batch, all at once or in chunks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from optaxclip.responses import Response
 
 
 class PerExample(NamedTuple):
-    """What is known of each example; every array has the examples in front.
+    """Results for each example; every array has a leading axis of examples.
 
     Attributes:
-      value: its loss.
-      aux: what the loss returned beside that.
-      norm: the norm of its gradient before clipping; where there are several limits,
-        one for each, arranged like these.
+      value: the loss.
+      aux: the auxiliary output of the loss.
+      norm: the norm of the gradient before clipping; for several limits, one norm for
+        each, arranged like the limits.
     """
 
     value: Float[Array, "examples"]
@@ -41,7 +41,7 @@ class Loss:
 
     Attributes:
       function: takes the parameters and one example.
-      has_aux: whether it returns something beside the loss.
+      has_aux: whether it returns an auxiliary output, too.
     """
 
     function: Callable[..., Any]
@@ -49,11 +49,11 @@ class Loss:
 
 
 class Examples(NamedTuple):
-    """A batch that was checked, with its examples in front.
+    """A checked batch, with a leading axis of examples.
 
     Attributes:
       params: the parameters.
-      in_axes: 0 for what has the examples in front, None for what they share.
+      in_axes: 0 for arguments with a leading axis of examples, None for shared ones.
       batch: the arguments of the loss after the parameters.
       mask: which examples count.
     """
@@ -69,11 +69,11 @@ class Examples(NamedTuple):
         return trace(loss.function, self.params, example, loss.has_aux)
 
     def dtype(self) -> np.dtype:
-        """Find the type in which norms are measured."""
+        """Return the dtype in which norms are measured."""
         return measuring_dtype(jax.tree.leaves(self.params))
 
     def number(self, axis_name: AxisName) -> Float[Array, ""]:
-        """Count the examples that the mask keeps, on all of the mesh; at least 1."""
+        """Count the examples that the mask keeps, on the whole mesh; at least 1."""
         number = jnp.sum(self.mask, dtype=self.dtype())
         if axis_name is not None:
             number = jax.lax.psum(number, axis_name)
@@ -83,7 +83,7 @@ class Examples(NamedTuple):
 def prepare(
     params: PyTree, batch: tuple, in_axes: Any, mask: Any, axis_name: AxisName
 ) -> Examples:
-    """Check what the user gave."""
+    """Check and arrange the user's arguments."""
     params = checked_params(params)
     check_named_axis("axis_name", axis_name)
     check_axes(as_tuple(axis_name))
@@ -96,7 +96,7 @@ def prepare(
             f"mask must be a bool for each of the {number} examples, not "
             f"{mask.dtype} of shape {mask.shape}."
         )
-    # Of parameters that all devices share JAX would add up the gradients of all.
+    # Otherwise JAX would sum the gradients of replicated parameters over the mesh.
     varying = frozenset().union(*map(varying_axes, batches.arrays_of((batch, mask))))
     params = jax.tree.map(lambda x: vary(x, varying), params)
     return Examples(params, axes, batch, vary(mask, varying))
@@ -109,7 +109,7 @@ def add_up(
     number: Array,
     examples: Examples,
 ) -> tuple[PerExample, list[Array]]:
-    """Clip each example's gradient; add up all, divided by a number, leaf by leaf."""
+    """Clip each example's gradient, and sum them, divided by a number, leaf by leaf."""
     traced = examples.trace(loss)
     recorded = traced.record(examples.params, examples.batch, examples.in_axes)
     ways = [plan.way for plan in traced.plans]
@@ -160,7 +160,7 @@ def in_chunks(
     if number % size:
         raise ValueError(
             f"microbatch_size must divide the batch of {number} examples, which "
-            f"{size} does not; pad the batch and leave the padding out by mask."
+            f"{size} does not; pad the batch and exclude the padding by mask."
         )
     chunks, together = batches.in_microbatches(examples.in_axes, examples.batch, size)
 

@@ -1,8 +1,8 @@
-"""Tables of which an example reads a few rows, maybe tied to a dense layer.
+"""Tables of which an example reads a few rows, possibly tied to a dense layer.
 
-A read is the product of a matrix that holds a one in each line and of the rows'
-cotangents. The inner product of two of its lines says whether they read the same row,
-so the table never stands in memory for each example.
+The gradient of a read is the product of a one-hot matrix and the cotangents of the
+rows. The inner product of two one-hot rows says whether they read the same row of the
+table, so the table is never stored per example.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ from optaxclip.per_example.ways import (
 
 
 def read_rows(indices: Array, read: Product) -> Int[Array, "examples positions"]:
-    """Number the rows that are read; those to be left out get a number beyond all."""
+    """Number the rows that are read; dropped ones get a number past the last row."""
     factor = read.left
     rows = read.own(factor)
     indices = matrices(indices, factor, read)[:, 0]
@@ -54,7 +54,7 @@ def read_rows(indices: Array, read: Product) -> Int[Array, "examples positions"]
 
 
 def _as_int32(indices: Array) -> Array:
-    """Take narrow types as int32, since they may not hold the number of rows."""
+    """Widen to at least 32 bits, to hold the number of rows."""
     if jnp.iinfo(indices.dtype).bits >= 32:
         return indices
     return indices.astype(jnp.int32)
@@ -62,11 +62,11 @@ def _as_int32(indices: Array) -> Array:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows read by an index, and products of the same layout beside them.
+    """Rows read by an index, and products with the same layout.
 
     Attributes:
-      reads: where rows of the table were read; the left factors hold the indices.
-      products: where the table was multiplied, as a tied output matrix is.
+      reads: the reads of rows of the table; the left factors are the indices.
+      products: the products with the table, such as those of a tied output layer.
     """
 
     reads: tuple[Product, ...]
@@ -81,7 +81,7 @@ class Table:
         return size(self.reads[0].own(self.reads[0].right))
 
     def _pair(self, product: Product) -> tuple[Factor, Factor]:
-        """Put that factor first whose axes are the rows of the table."""
+        """Return the factors, the one with the rows of the table first."""
         first, second = ordered(product)
         rows_first = ordered(self.reads[0])[0] is self.reads[0].left
         return (first, second) if rows_first else (second, first)

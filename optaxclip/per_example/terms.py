@@ -1,7 +1,7 @@
-"""What the gradient of one example is made of, before it is multiplied out.
+"""The terms of one example's gradient, before they are multiplied out.
 
-Its axes are objects: one that stands in both factors and not in the result is summed
-over. All the positions of a sequence, an image or a loop are such axes.
+Axes are objects: an axis of both factors that is not in the result is summed over. The
+positions of a sequence, an image or a loop are such axes.
 """
 
 import math
@@ -18,7 +18,7 @@ from optaxclip.per_example.program import Atom
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """An axis of a gradient or of what it is made of.
+    """An axis of a gradient or of its factors.
 
     Attributes:
       size: its length.
@@ -31,7 +31,7 @@ Axes = tuple[Axis, ...]
 
 
 def size(axes: Axes) -> int:
-    """Count the numbers that axes span."""
+    """Return the product of the sizes of axes."""
     return math.prod(axis.size for axis in axes)
 
 
@@ -40,9 +40,9 @@ class Step:
     """A change of a gradient's shape, type or sign that keeps its norm.
 
     Attributes:
-      primitive: what changes it.
+      primitive: the primitive that changes it.
       params: the primitive's parameters.
-      stacked: over how many axes in front it is repeated.
+      stacked: the number of leading axes over which it is mapped.
     """
 
     primitive: Primitive
@@ -62,7 +62,7 @@ class Step:
 
 
 def finish(steps: tuple[Step, ...], gradient: Array) -> Array:
-    """Bring a gradient, as it was multiplied out, to its parameter's shape."""
+    """Apply the steps that bring a gradient to its parameter's shape."""
     for step in steps:
         gradient = step(gradient)
     return gradient
@@ -75,9 +75,9 @@ class Factor:
     Attributes:
       atom: the array.
       axes: the array's axes.
-      rows: where the array holds indices, the axes of the result that they index;
-        it stands for a one at each index and zeros elsewhere.
-      drops: whether indices beyond those axes are left out, not clamped.
+      rows: if the array holds indices, the axes of the result that they index; it then
+        stands for their one-hot encoding.
+      drops: whether out-of-range indices are dropped, not clamped.
     """
 
     atom: Atom
@@ -91,7 +91,7 @@ class Factor:
         return self.rows + (self.axes[:-1] if self.rows else self.axes)
 
     def stacked(self, axis: Axis, outside: Callable[[Atom], tuple[Atom, bool]]):
-        """Name the factor outside a scan, where it may be stacked along an axis."""
+        """Convert to a factor seen from outside a scan, maybe stacked along an axis."""
         atom, is_stacked = outside(self.atom)
         front = (axis,) if is_stacked else ()
         return replace(self, atom=atom, axes=front + self.axes)
@@ -99,14 +99,14 @@ class Factor:
 
 @dataclass(frozen=True)
 class Product:
-    """A gradient that is two arrays multiplied, summed over the axes they share.
+    """A gradient that is the product of two arrays, summed over shared axes.
 
     Attributes:
-      left: the one array.
-      right: the other.
+      left: one array.
+      right: the other array.
       axes: the axes of the product, in order.
-      scale: a number with which it is multiplied.
-      steps: what is then done to it.
+      scale: a constant factor.
+      steps: the steps applied to the product.
     """
 
     left: Factor
@@ -123,12 +123,12 @@ class Product:
 
     @property
     def shared(self) -> Axes:
-        """The axes of the product that stand in both arrays."""
+        """The axes of the product that both arrays have."""
         spans = set(self.left.spans) & set(self.right.spans)
         return tuple(axis for axis in self.axes if axis in spans)
 
     def own(self, factor: Factor) -> Axes:
-        """The axes of the product that stand in one array alone."""
+        """The axes of the product that only one array has."""
         shared = self.shared
         return tuple(a for a in self.axes if a in factor.spans and a not in shared)
 
@@ -138,11 +138,11 @@ class Convolution:
     """The gradient of a convolution's kernel, itself a convolution.
 
     Attributes:
-      image: what was convolved.
-      cotangent: the cotangent of the result.
+      image: the input of the forward convolution.
+      cotangent: the cotangent of its result.
       shapes: the shapes of these two and of the gradient.
-      params: how the gradient is convolved from them.
-      steps: what is then done to it.
+      params: the parameters of the convolution that computes the gradient.
+      steps: the steps applied to the gradient.
     """
 
     image: Atom
@@ -154,10 +154,10 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Passed:
-    """What a call was handed comes out as a gradient.
+    """A gradient that is an input of the call, unchanged.
 
     Attributes:
-      atom: what it was handed, seen from inside.
+      atom: the input, seen from inside.
     """
 
     atom: Atom
@@ -165,10 +165,10 @@ class Passed:
 
 @dataclass(frozen=True)
 class Opaque:
-    """A gradient that has to be taken as it is.
+    """A gradient that is not known to be a sum of products.
 
     Attributes:
-      reason: why.
+      reason: why not.
     """
 
     reason: str

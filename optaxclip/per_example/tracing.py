@@ -1,4 +1,4 @@
-"""The gradient of one example traced, and what the plans need of a batch's."""
+"""Trace the gradient of one example, and evaluate the trace for a batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from optaxclip.per_example.ways import Kept
 
 
 class Recorded(NamedTuple):
-    """What was recorded of each example; all arrays have the examples in front.
+    """What was recorded for each example; arrays have a leading axis of examples.
 
     Attributes:
       value: the loss.
-      aux: what the loss returned beside it.
-      kept: what each leaf's way holds.
+      aux: the auxiliary output of the loss.
+      kept: the arrays that each leaf's way keeps.
     """
 
     value: jax.Array
@@ -41,7 +41,7 @@ class Traced:
     def record(
         self, params: PyTree, batch: Batch, in_axes: tuple[Any, ...]
     ) -> Recorded:
-        """Evaluate forward and backward once, up to the products' factors."""
+        """Evaluate one forward and backward pass, up to the factors of products."""
         outvars = self.program.jaxpr.outvars
         known = outvars[: len(outvars) - len(self.plans)]
         ways = [plan.way for plan in self.plans]
@@ -63,12 +63,12 @@ class Traced:
 
 
 def _is_number(x: Any) -> bool:
-    """Tell whether something is a number or an array of them."""
+    """Return whether an object is a number or an array."""
     return isinstance(x, jax.Array | np.ndarray | np.generic | complex | float | int)
 
 
 def _told(x: Any) -> str:
-    """Describe what is no number."""
+    """Describe an object that is not a number."""
     return f"an array of {jnp.shape(x)}" if _is_number(x) else type(x).__name__
 
 
@@ -117,14 +117,14 @@ def trace(
 
 
 def checked_params(params: PyTree) -> PyTree:
-    """Take the parameters as arrays; all must be floating-point numbers."""
+    """Convert the parameters to arrays; all must be floating-point."""
     for path, leaf in jax.tree.leaves_with_path(params):
         if not counts(leaf) and getattr(leaf, "size", None) != 0:
             name = jax.tree_util.keystr(path) or "itself"
             told = getattr(leaf, "dtype", type(leaf).__name__)
             raise TypeError(
-                f"params must hold floating-point arrays alone, but {name} is {told}; "
-                "hand the rest to the loss in another way, such as a closure."
+                f"params must hold only floating-point arrays, but {name} is {told}; "
+                "pass the rest to the loss in another way, such as a closure."
             )
     if not jax.tree.leaves(params):
         raise ValueError("params must hold at least one array, not none.")

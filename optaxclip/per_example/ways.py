@@ -1,4 +1,4 @@
-"""The ways in which a leaf's gradients are measured, weighed and added up."""
+"""The ways in which a leaf's gradients are measured, scaled and summed."""
 
 import functools
 from collections.abc import Sequence
@@ -15,9 +15,7 @@ from optaxclip.per_example.program import Atom, aval_of
 
 Kept = tuple[Array, ...]
 ExampleArray = Float[Array, "examples"]
-Factors = tuple[
-    ExampleArray, ExampleArray
-]  # their product may be too small for a float
+Factors = tuple[ExampleArray, ExampleArray]  # Their product may underflow.
 Good = Bool[Array, "examples"]
 
 
@@ -26,21 +24,21 @@ class Squares(NamedTuple):
 
     Attributes:
       total: the squared norm of each example's gradient.
-      error: how far rounding may have moved it, if its terms can cancel each other.
+      error: a bound on its rounding error, if its terms can cancel.
     """
 
     total: ExampleArray
     error: ExampleArray | None = None
 
 
-# A square with a larger relative error is measured again, so that norms are right to
-# 1e-5, or as right as the gradient that is multiplied out then.
+# A square with a larger relative error is measured again, so that norms are accurate to
+# 1e-5, or as accurate as the gradient that is then multiplied out.
 PRECISION = 2e-5
 
 
 @runtime_checkable
 class Way(Protocol):
-    """One way. All arrays have the examples in front."""
+    """A method for one leaf's gradients; arrays have a leading axis of examples."""
 
     @property
     def atoms(self) -> tuple[Atom, ...]:
@@ -49,38 +47,38 @@ class Way(Protocol):
 
     @property
     def cost(self) -> int:
-        """How many multiplications the norm of one example takes."""
+        """The number of multiplications for the norm of one example."""
         ...
 
     @property
     def memory(self) -> int:
-        """How many numbers are held for one example, beside the traced values."""
+        """The numbers stored for one example, in addition to the traced values."""
         ...
 
     def hold(self, values: Sequence[Array]) -> Kept:
-        """Arrange what was traced, for the three questions below."""
+        """Arrange the traced values for the three methods below."""
         ...
 
     def rescale(self, kept: Kept) -> tuple[Kept, ExampleArray]:
-        """Measure in units in which no square overflows or vanishes."""
+        """Divide by units, also returned, so that no square over- or underflows."""
         ...
 
     def squares(self, kept: Kept) -> Squares:
-        """Measure the squared norm of each example's gradient."""
+        """Compute the squared norm of each example's gradient."""
         ...
 
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
-        """Add up the gradients of good examples, multiplied by their weights."""
+        """Sum the gradients of good examples, multiplied by their weights."""
         ...
 
 
 def spread_over_examples(per_example: Array, x: Array) -> Array:
-    """Shape a number for each example so that it meets an array of them."""
+    """Reshape one number per example to broadcast to an array."""
     return per_example.reshape(per_example.shape + (1,) * (x.ndim - 1))
 
 
 def weigh(x: Array, weights: Sequence[ExampleArray], good: Good) -> Array:
-    """Multiply each example; what is broken is zero, which NaN * 0 would not be."""
+    """Multiply each example; bad ones become 0 by `where`, since NaN * 0 is NaN."""
     product = widen(x)
     for weight in weights:
         factor = spread_over_examples(weight, x).astype(jnp.finfo(product.dtype).dtype)
@@ -89,17 +87,17 @@ def weigh(x: Array, weights: Sequence[ExampleArray], good: Good) -> Array:
 
 
 def weigh_pair(a: Array, b: Array, weights: Factors, good: Good) -> tuple[Array, Array]:
-    """Multiply two arrays, whose product is wanted, by a weight each."""
+    """Multiply the two factors of a product by one weight each."""
     return weigh(a, weights[:1], good), weigh(b, weights[1:], good)
 
 
 def in_units(x: Array) -> tuple[Array, ExampleArray]:
-    """Divide each example by a power of two, so that its largest number is 1 to 4."""
+    """Divide each example by a power of two, so that its maximum is between 1 and 4."""
     wide = widen(x)
     largest = jnp.max(modulus(wide).reshape(len(x), -1), axis=1, initial=0.0)
     usual = (largest > 0) & (largest < jnp.inf)
     _, exponent = jnp.frexp(jnp.where(usual, largest, 1))
-    # A unit and what it is divided by must both be normal: others may be flushed to 0.
+    # The unit and its reciprocal must be normal; subnormals may be flushed to 0.
     finfo = jnp.finfo(largest.dtype)
     exponent = jnp.clip(exponent - 1, int(finfo.minexp), int(finfo.maxexp) - 2)
     unit = jnp.ldexp(jnp.ones_like(largest), exponent)
@@ -107,24 +105,24 @@ def in_units(x: Array) -> tuple[Array, ExampleArray]:
 
 
 def sum_of_squares(x: Array) -> ExampleArray:
-    """Square and add up each example, in at least float32."""
+    """Sum the squares of each example, in at least float32."""
     return jnp.sum(jnp.square(modulus(widen(x))).reshape(len(x), -1), axis=1)
 
 
 def added(terms: Sequence[Array], summands: int) -> Squares:
-    """Add up terms of squared norms, and bound the error that rounding leaves.
+    """Sum the terms of squared norms, and bound the rounding error.
 
-    A term is the product of two inner products, which have so many summands together.
-    In whatever order n numbers are added, rounding moves their sum by less than
-    sqrt(n) u times the sum of their moduli, u being half of eps: that is four standard
-    deviations where all have one sign and are added one by one, which is the worst case
-    (Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019).
-    The bound without exceptions is n u, which would trust no inner product of 335
-    numbers or more.
+    A term is the product of two inner products, which together have `summands` terms.
+    In whatever order n numbers are added, rounding changes their sum by less than
+    sqrt(n) u times the sum of their moduli, where u is half of eps: that is four
+    standard deviations in the worst case, when all have the same sign and are added one
+    by one (Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis,
+    2019). The strict bound is n u, which would trust no inner product of 335 or more
+    numbers.
     """
     total = functools.reduce(jnp.add, map(_summed, terms))
     gross = functools.reduce(jnp.add, [_summed(jnp.abs(x)) for x in terms])
-    # XLA adds a large array up in small windows: no worse than axis by axis.
+    # XLA sums a large array in small windows, which is no worse than axis by axis.
     roundings = summands + sum(sum(x.shape[1:]) for x in terms)
     unit = float(jnp.finfo(total.dtype).eps) / 2
     return Squares(total, gross * (unit * roundings**0.5))
@@ -135,10 +133,10 @@ def _summed(x: Array) -> ExampleArray:
 
 
 def in_precise_units(way: "Way", kept: Kept) -> tuple[ExampleArray, ExampleArray]:
-    """Measure squared norms and their units, whatever the numbers are.
+    """Compute squared norms and their units accurately for any numbers.
 
-    Where terms of a square cancel each other, the gradients themselves are squared,
-    one after another, so that no more than one is held.
+    Where the terms of a square cancel, the gradients themselves are squared, one
+    example at a time, so that only one is in memory.
     """
     rescaled, unit = way.rescale(kept)
     total, error = way.squares(rescaled)
@@ -165,7 +163,7 @@ def in_precise_units(way: "Way", kept: Kept) -> tuple[ExampleArray, ExampleArray
 
 
 class Formed:
-    """What is done where each example's gradient is formed, and held by itself."""
+    """Base class of ways that form the gradient of each example."""
 
     def rescale(self, kept: Kept) -> tuple[Kept, ExampleArray]:
         """See `Way.rescale`."""
@@ -179,8 +177,8 @@ class Formed:
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """See `Way.total`.
 
-        A bias holds the cotangents that the matrix beside it holds, and weighs them
-        by the second factor as that does; XLA does it once for both.
+        The gradient of a bias is the cotangent that the matrix of the same layer keeps,
+        scaled by the same second factor; XLA computes this once for both.
         """
         x = weigh(kept[0], weights[1:], good)
         first = jnp.where(good, weights[0], jnp.ones_like(weights[0]))
@@ -192,7 +190,7 @@ class Formed:
 
 @dataclass(frozen=True)
 class FullGradient(Formed):
-    """Each example's gradient as it is: small, or of a kind that has no rule.
+    """The gradient of each example as JAX computes it: small, or without a rule.
 
     Attributes:
       gradient: the leaf's gradient.

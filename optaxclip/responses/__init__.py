@@ -1,25 +1,25 @@
-r"""What happens to a group that is too big?
+r"""Responses: what happens to a group that is too big.
 
-A response weighs each group by its magnitude and limit, once, and then applies the
-weights to the leaves. All but `clamp` multiply a group by one number, so that its
-direction stays and the product fuses into whatever the optimizer does next.
+A response computes weights for each group from its magnitude and limit, once, and then
+applies them to the leaves. All responses but `clamp` multiply a group by one number, so
+its direction stays the same and the product fuses into the rest of the optimizer.
 
-What every strategy does at the edges, written once:
+All strategies treat edge cases like this:
 
 | input | outcome |
 |---|---|
-| group within its limit | the same bits (soft curves: slope 1 at 0) |
+| group within its limit | bitwise unchanged (soft curves: slope 1 at 0) |
 | zero updates | zeros; the derivative is finite |
 | limit 0 | zeros, never NaN |
 | limit infinity | exact no-op, even with inf or NaN inside |
-| negative or NaN limit | ValueError; traced: as 0, as NaN |
+| negative or NaN limit | ValueError; if traced, treated as 0 or NaN |
 | squares that overflow or underflow | clipped as float64 would |
-| NaN or inf in a group | that group is NaN, no other; `clamp`: inf to the limit |
-| float8 to float64, mixed | at least float32 inside; leaves keep their type |
-| complex | by modulus; the phase stays |
+| NaN or inf in a group | only that group becomes NaN; `clamp`: inf becomes the limit |
+| float8 to float64, mixed | computed in at least float32; leaves keep their dtype |
+| complex | by modulus; the phase is kept |
 | integers, bools, float0, keys | passed through and not counted |
 | None, MaskedNode, empty leaves | passed through and not counted |
-| subnormal numbers | 0 wherever XLA flushes them, as on CPU when multiplying |
+| subnormal numbers | 0 wherever XLA flushes them, as in products on CPU |
 """
 
 from optaxclip.responses.pointwise import clamp

@@ -1,4 +1,4 @@
-"""A response applied: limits made fit, groups weighed, and leaves multiplied."""
+"""Apply a response: check the limits, compute the weights, change the leaves."""
 
 import functools
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from optaxclip.responses.response import Response
 
 
 def nonnegative(limit: PerGroup, size: PerGroup) -> PerGroup:
-    """Take negative limits as 0, in the type in which the groups were measured.
+    """Set negative limits to 0, in the dtype in which the groups were measured.
 
     Args:
-      limit: one limit, or one for each group.
-      size: a number for each group.
+      limit: one limit, or one per group.
+      size: one number per group.
 
     Returns:
-      Limits like the numbers, or one for all.
+      One limit, or limits like `size`.
     """
     if is_one_leaf(limit) and jnp.ndim(limit) == 0:
         like = jax.tree.leaves(size)
@@ -38,7 +38,7 @@ def _nonnegative(size: Number, limit: ArrayLike) -> Number:
     if limit.ndim > size.ndim or not all(own in (1, wanted) for own, wanted in ends):
         raise ValueError(
             f"a limit of shape {limit.shape} does not fit groups of shape "
-            f"{size.shape}; give one number, or one for each group."
+            f"{size.shape}; give one number, or one per group."
         )
     return jnp.maximum(limit, jnp.zeros_like(limit))
 
@@ -47,16 +47,16 @@ def _nonnegative(size: Number, limit: ArrayLike) -> Number:
 def apply_response(
     response: Response, groups: Groups, size: Magnitude, limit: PerGroup
 ) -> list[Leaf]:
-    """Do to every group what a response decides.
+    """Apply a response to every group.
 
     Args:
       response: what happens to a group that is too big.
       groups: the leaves, in groups.
-      size: how big each group is.
-      limit: the limit of each group, or one for all; none of them negative.
+      size: the magnitude of each group.
+      limit: the limit of each group, or one for all; not negative.
 
     Returns:
-      The leaves, in their own types.
+      The leaves, in their own dtypes.
     """
     if not groups.leaves:
         return []
@@ -66,13 +66,13 @@ def apply_response(
     *some, last = factors
     if groups.shared:
         some = jax.tree.map(computed_once, some)
-    if not groups.pointwise:  # The last one takes a division, the others take none.
+    if not groups.pointwise:  # Only the last one takes a division.
         last = jax.tree.map(computed_once, last)
     factors = *some, last
     given = zip(*(groups.spread(factor) for factor in factors), strict=True)
 
     def applied(leaf: Leaf, *factors: Number) -> Leaf:
-        # As wide as the factors, which may be too small for the type of the leaf.
+        # As wide as the factors, which may underflow in the dtype of the leaf.
         wide = widen(leaf, factors[0].dtype)
         return response.apply(wide, *factors).astype(leaf.dtype)
 
@@ -81,12 +81,12 @@ def apply_response(
 
 
 class Outcome(NamedTuple):
-    """What became of the groups.
+    """The result of clipping.
 
     Attributes:
-      leaves: the leaves after clipping, in their own types.
-      size: how big each group was, as far as is known now.
-      reach: tells what a magnitude becomes under a limit.
+      leaves: the leaves after clipping, in their own dtypes.
+      size: the magnitude of each group before clipping, as well as it is known now.
+      reach: maps a magnitude and a limit to the magnitude after clipping.
     """
 
     leaves: list[Leaf]
@@ -96,7 +96,7 @@ class Outcome(NamedTuple):
 
 @runtime_checkable
 class Respond(Protocol):
-    """What a clip does to groups of a known size."""
+    """Clips groups of known magnitude."""
 
     def __call__(self, groups: Groups, size: Magnitude, limit: PerGroup) -> Outcome:
         """Bring every group to its limit."""

@@ -1,4 +1,4 @@
-"""Every number for itself: its modulus is bent, its sign or phase stays."""
+"""Responses that change the modulus of every number and keep its sign or phase."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from optaxclip.responses.response import GroupFactors, Response
 
 @dataclass(frozen=True)
 class Pointwise:
-    """Give each number the modulus that its own becomes; its sign or phase stays.
+    """Map the modulus of every number, keeping its sign or phase.
 
     Attributes:
-      reach: gives what a modulus becomes under a limit.
-      name: what it prints as.
+      reach: maps a modulus and a limit to the new modulus.
+      name: the name it prints as.
     """
 
     reach: Callable[[Number, Number], Number]
@@ -35,11 +35,11 @@ class Pointwise:
         limit = weights[0].astype(finfo.dtype)
         limit = jnp.where(limit >= finfo.max, jnp.inf, limit)
         if not jnp.iscomplexobj(leaf):
-            # Not |x|, whose derivative at 0 is none.
+            # Not |x|, which has no derivative at 0.
             sign = jnp.where(jnp.signbit(leaf), -1, 1).astype(leaf.dtype)
             return sign * self.reach(sign * leaf, limit)
         some = jnp.where(leaf == 0, jnp.ones_like(leaf), leaf)
-        # Half of a number has a modulus even where that of the number overflows.
+        # The modulus of half a number is finite even where that of the number is not.
         overflows = jnp.isinf(modulus(some)) & ~jnp.isinf(some)
         unit = jnp.where(overflows, 2, 1).astype(finfo.dtype)
         size = modulus(multiply(some, 1 / unit))
@@ -68,4 +68,4 @@ def _direction(leaf: Leaf) -> Leaf:
 
 
 clamp: Response = Pointwise(jnp.minimum, "responses.clamp")
-"""Bring every number of a group, by modulus, down to the group's limit."""
+"""Clip the modulus of every number of a group to the group's limit."""

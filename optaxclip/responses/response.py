@@ -1,4 +1,4 @@
-"""What a response has to answer."""
+"""The interface of responses."""
 
 from typing import Protocol, runtime_checkable
 
@@ -9,20 +9,20 @@ GroupFactors = tuple[Number, ...]
 
 @runtime_checkable
 class Response(Protocol):
-    """What a response has to answer, for one array of groups."""
+    """Changes the groups above their limit; called with one array of groups."""
 
     def reach(self, magnitude: Number, limit: Number, /) -> Number:
-        """Tell what a magnitude becomes."""
+        """Return what a magnitude becomes."""
         ...
 
     def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
-        """Decide on groups of the magnitude ``value / scale``."""
+        """Return the weights of groups of magnitude ``value / scale``."""
         ...
 
     def apply(self, leaf: Leaf, *weights: Number) -> Leaf:
-        """Do to a leaf, as wide as its weights, what was decided for its groups."""
+        """Apply the weights to a leaf that is at least as wide as they are."""
         ...
 
     def pointwise(self) -> "Response":
-        """Give what this response is where every number is a group of its own."""
+        """Return the equivalent response for groups of one number each."""
         ...

@@ -1,4 +1,4 @@
-"""One factor a group, so that its direction stays: to a limit, or to nothing."""
+"""Responses that multiply each group by one factor, which keeps its direction."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,21 +13,21 @@ from optaxclip.responses.response import GroupFactors, Response
 
 
 def loud(magnitude: Number, result: Number) -> Number:
-    """Answer a magnitude that is not finite with NaN: what is broken has to be loud."""
+    """Return NaN where the magnitude is not finite, so that errors stay visible."""
     return jnp.where(magnitude < jnp.inf, result, jnp.nan)
 
 
 def ratio_of(value: Number, scale: Number, limit: Number) -> tuple[Number, Number]:
-    """Give limit * scale / value as two factors, whose product may be very small.
+    """Return limit * scale / value as two factors, whose product may underflow.
 
-    The first is 1 unless the product may underflow; then it is the power of two by
-    which large numbers were scaled down.
+    The first factor is 1 unless the product may underflow; then it is the power of two
+    by which large numbers were scaled down.
     """
     finfo = jnp.finfo(value.dtype)
     tiny = float(finfo.tiny)
     faint = limit * scale < value * (tiny * 2.0**40)
     down, one = jnp.minimum(scale, 1), jnp.ones((), scale.dtype)
-    # In two steps up, as a large limit would overflow and a small quotient vanish.
+    # Scale up in two steps: a large limit could overflow, a small quotient underflow.
     up = jnp.clip(scale, 1, 2.0 ** (finfo.maxexp // 4))
     quotient = limit * jnp.where(faint, one, down) * up / jnp.maximum(value, tiny)
     ratio = loud(value, quotient * (jnp.maximum(scale, 1) / up))
@@ -39,7 +39,7 @@ def _within(value: Number, scale: Number, limit: Number) -> Bool[Array, "..."]:
 
 
 def _unless(left: Bool[Array, "..."], number: Number) -> Number:
-    """Put 1 where a group is left as it is, as no derivative of 0 * inf is a number."""
+    """Return 1 for unchanged groups: the derivative of 0 * inf would be NaN."""
     return jnp.where(left, jnp.ones((), number.dtype), number)
 
 
@@ -52,7 +52,7 @@ class Scaling(ABC):
 
     def apply(self, leaf: Leaf, *weights: Number) -> Leaf:
         """See `Response.apply`."""
-        # The first last: what vanishes before it would vanish all the more behind it.
+        # Apply the first weight last, so that intermediate products underflow least.
         for weight in reversed(weights):
             leaf = multiply(leaf, weight.astype(jnp.finfo(leaf.dtype).dtype))
         return leaf
@@ -118,21 +118,22 @@ shrink: Response = _Shrink()
 """Multiply a group by limit / magnitude if its magnitude is above the limit."""
 
 normalize: Response = _Normalize()
-"""Multiply a group by limit / magnitude, up as well as down; zeros stay."""
+"""Multiply every group by limit / magnitude, up as well as down; zeros stay zero."""
 
 drop: Response = _Drop()
 """Set a group to zero if its magnitude is above the limit."""
 
 
 def auto_s(gamma: float = 0.01) -> Response:
-    r"""Give the response that normalizes stably, as automatic clipping does.
+    r"""Return the response that normalizes stably, from automatic clipping.
 
     $$u \leftarrow u \cdot \frac{c}{m + \gamma}$$
 
-    Small magnitudes m are not blown up to the limit c, and none exceeds it.
+    Small magnitudes m are not scaled up all the way to the limit c, and none exceeds
+    it.
 
     Args:
-      gamma: what is added to the magnitude, at least 0; with 0 this is `normalize`.
+      gamma: the number added to the magnitude, at least 0; with 0 this is `normalize`.
 
     Returns:
       The response.

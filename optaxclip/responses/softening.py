@@ -1,4 +1,4 @@
-"""Curves that bend magnitudes below their limit already, without a corner."""
+"""Smooth responses: curves that saturate at the limit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class Curve:
     r"""A curve $\varphi$ with slope 1 at 0 that rises to 1.
 
     Attributes:
-      name: what it prints as.
-      height: gives $\varphi(r)$ for finite r > 0, whose square is finite too.
+      name: the name it prints as.
+      height: returns $\varphi(r)$, for r > 0 whose square is finite.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Curve:
         return f"responses.{self.name}"
 
 
-# No curve has left its slope below the one ratio, or rises above the other.
+# Below the one ratio all curves have slope 1; above the other they no longer rise.
 _NEAR, _FAR = 1e-18, 1e18
 
 
@@ -71,7 +71,7 @@ pseudo_huber = Curve("pseudo_huber", lambda r: r / jnp.sqrt(1 + jnp.square(r)))
 
 
 def soften(curve: Curve = tanh) -> Response:
-    r"""Give the response that bends magnitudes below their limit, without a corner.
+    r"""Return the response that saturates magnitudes smoothly at their limit.
 
     $$u \leftarrow u \cdot \frac{c}{m} \varphi\left(\frac{m}{c}\right)$$
 

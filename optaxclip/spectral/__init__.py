@@ -1,1 +1,1 @@
-"""Singular values: bounded for every matrix of a tree."""
+"""Bounds on the singular values of every matrix of a tree."""

@@ -1,4 +1,4 @@
-"""What products of a matrix tell about its singular values, without finding them."""
+"""Cheap bounds on singular values."""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ from optaxclip.spectral.linear_algebra import (
 )
 
 _POWER_STEPS = 8
-# How far above a limit counts as at it, in roundings.
+# How far above a limit still counts as at the limit, in units of machine epsilon.
 _SLACK = 32
 
 
 def irregular(a: Matrices | jax.ShapeDtypeStruct) -> Matrices:
-    """Give a vector for each matrix that no simple pattern is orthogonal to."""
+    """Return one vector per matrix, not orthogonal to any simple pattern."""
     golden = (5**0.5 - 1) / 2
     stack, _, n = a.shape
     steps = jnp.arange(1, n + 1, dtype=jnp.finfo(a.dtype).dtype) * golden
@@ -30,7 +30,7 @@ def irregular(a: Matrices | jax.ShapeDtypeStruct) -> Matrices:
 
 
 def largest_singular_value(a: Matrices) -> PerMatrix:
-    """Estimate the largest singular value from below; no number may be extreme."""
+    """Estimate the largest singular value from below; entries must not be extreme."""
     a = jax.lax.stop_gradient(a)
     if a.shape[-1] == 1:
         return frobenius(a)
@@ -40,16 +40,16 @@ def largest_singular_value(a: Matrices) -> PerMatrix:
         image = matmul(a, scaled(vector, 1 / jnp.where(size == 0, 1, size)))
         return matmul(adjoint(a), image)
 
-    # What the last round multiplies a vector of length 1 with is the square.
+    # The last round multiplies a unit vector by the square of the singular value.
     start = vary(irregular(a), varying_axes(a))
     return jnp.sqrt(frobenius(jax.lax.fori_loop(0, _POWER_STEPS, turn, start)))
 
 
 def within(a: Matrices, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
-    """Tell for certain, and in one pass, of most matrices that none is above the limit.
+    """Return which matrices certainly have no singular value above the limit.
 
-    The largest singular value is neither above the Frobenius norm, nor above the
-    geometric mean of the largest sums of a column and of a row.
+    The largest singular value is at most the Frobenius norm, and at most the geometric
+    mean of the largest absolute column sum and the largest absolute row sum.
     """
     size = jnp.abs(a)
     columns = jnp.max(jnp.sum(size, -2, keepdims=True), -1, keepdims=True)
@@ -58,19 +58,19 @@ def within(a: Matrices, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
 
 
 def upper_bound(square: Matrices) -> PerMatrix:
-    """Bound the largest singular value from above, by the Gram matrix."""
+    """Bound the largest singular value from above, given the Gram matrix."""
     return jnp.sqrt(jnp.sqrt(frobenius(gram(square)))) * (1 + 1e-5)
 
 
 def exceeds(size: PerMatrix, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
-    """Compare, but for rounding errors."""
+    """Compare, allowing for rounding errors."""
     return size > limit * (1 + _SLACK * jnp.finfo(limit.dtype).eps)
 
 
 def any_above(square: Matrices, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
-    """Tell whether any singular value is above the limit, but for rounding errors.
+    """Return whether any singular value is above the limit, up to rounding errors.
 
-    There is none exactly if limit^2 I - A*A has a Cholesky factor.
+    There is none if and only if limit^2 I - A*A has a Cholesky factor.
     """
     slack = 2 * _SLACK * jnp.finfo(square.dtype).eps
     room = scaled(eye(square), jnp.square(limit) * (1 + slack)) - square

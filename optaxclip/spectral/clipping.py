@@ -1,4 +1,4 @@
-"""The named bounds on singular values."""
+"""Clipping of singular values."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ def clip_singular_values(
     $$U \operatorname{diag}(\sigma) V^* \leftarrow
     U \operatorname{diag}(\min(\sigma, c)) V^*$$
 
-    This is the nearest matrix, in the Frobenius norm, of spectral norm at most c. A
-    vector is a matrix of one column, whose one singular value is its norm; leave
-    vectors, and embeddings, out through ``optax.masked`` if that is not wanted.
+    The result is the nearest matrix, in the Frobenius norm, with spectral norm at most
+    c. A vector counts as a matrix with one column, whose singular value is its norm;
+    use ``optax.masked`` to exclude vectors and embeddings.
 
     Args:
       max_value: the largest singular value allowed, c >= 0: a number, an array, a
         schedule of the clipper's own step, a prefix tree of these, or a threshold.
-      leading_axes: how many leading dimensions stack matrices, such as scanned
-        layers: an int or a prefix tree of ints; none if not given.
-      axis: the dimensions of a leaf that are a matrix's inputs, the others being its
-        outputs: an int, a tuple, or a prefix tree of these; all but the last if not
-        given, as JAX keeps kernels input-first. So a kernel of a convolution is a
-        matrix of what is under the window by the channels.
+      leading_axes: the number of leading dimensions that stack matrices, such as
+        scanned layers: an int or a prefix tree of ints; 0 by default.
+      axis: the dimensions of a leaf that are the inputs of a matrix, the others being
+        its outputs: an int, a tuple, or a prefix tree of these; all but the last by
+        default, since JAX stores kernels as ``(..., inputs, outputs)``. A convolution
+        kernel is thus a matrix of the numbers under the window by output channels.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges. Its report
-      has an entry a matrix: the largest singular value, which is exact where a CPU
-      clipped it, or else by a few power iterations, which may be some percent too low.
+      A transformation; see `optaxclip.responses` for edge cases. Its report has one
+      entry per matrix: the largest singular value. It is exact where a CPU clipped the
+      matrix; otherwise it comes from a few power iterations and may be some percent too
+      low.
 
     Raises:
       TypeError: if `max_value` has the wrong type.
@@ -60,26 +61,26 @@ def clip_singular_values(
 
     Note:
       On a CPU, the matrices of a leaf are decomposed together if any of them may have a
-      singular value above the limit, which a Cholesky factor tells. In the spectral
-      norm the error is below 1e-5 times the largest singular value (float32, up to 512
-      rows and columns).
+      singular value above the limit, according to a Cholesky factorization. In the
+      spectral norm, the error is below 1e-5 times the largest singular value (float32,
+      up to 512 rows and columns).
 
-      On accelerators, a fixed number of matrix products does it, which no decision
-      interrupts; it takes them whether or not anything is above. The error is below
-      4e-6 times the largest singular value where that is up to 4096 times the limit.
-      Beyond, a matrix is clipped at a larger limit and scaled down to this one: what
-      was between the two becomes smaller than it has to be, and no singular value ends
-      above 1.1 times the limit. So it is computed for derivatives, everywhere.
+      Accelerators use a fixed number of matrix products without branches, whether or
+      not anything is above the limit. The error is below 4e-6 times the largest
+      singular value if that is up to 4096 times the limit. Beyond, a matrix is clipped
+      at a larger limit and scaled down to this one: singular values between the two
+      become smaller than necessary, and none ends above 1.1 times the limit.
+      Derivatives are computed this way everywhere.
 
-      Matrices with no singular value above ``limit * (1 + 4e-6)`` keep their bits.
-      Stacked matrices go together, by `leading_axes` or by ``jax.vmap``. Inside
-      ``jax.shard_map`` a matrix has to be whole on its device, and the report is of
-      the device's own.
+      Matrices with no singular value above ``limit * (1 + 4e-6)`` are bitwise
+      unchanged. Stacked matrices, by `leading_axes` or ``jax.vmap``, are processed
+      together. Inside ``jax.shard_map`` a matrix has to be whole on its device, and the
+      report is about the device's own matrices.
 
-      As a bound on weights, `bound_weights(clip_singular_values(c))`, it leaves
-      float32 parameters within ``c * (1 + 1e-5)``. Those of narrower types are rounded
-      one by one, which need not make a spectral norm smaller: it was up to 8% above c
-      in bfloat16 and 7% in float16 (normal numbers, up to 512 rows and columns).
+      As a bound on weights, `bound_weights(clip_singular_values(c))` keeps float32
+      parameters within ``c * (1 + 1e-5)``. Parameters of narrower dtypes are rounded
+      one by one, which can increase the spectral norm: it was up to 8% above c in
+      bfloat16 and 7% in float16 (normal numbers, up to 512 rows and columns).
     """
     return spectral_clipper(
         "clip_singular_values",
@@ -93,25 +94,25 @@ def clip_singular_values(
 def soft_clip_singular_values(
     max_value: Limit, *, leading_axes: PyTree[int] | None = None, axis: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Bend the singular values of every matrix smoothly towards a bound.
+    r"""Saturate the singular values of every matrix smoothly at a bound.
 
     $$X \leftarrow (I + X X^* / c^2)^{-1/2} X, \qquad
     \sigma \leftarrow \sigma / \sqrt{1 + \sigma^2 / c^2}$$
 
-    A vector is a matrix of one column, whose one singular value is its norm.
+    A vector counts as a matrix with one column, whose singular value is its norm.
 
     Args:
       max_value: the bound c >= 0: a number, an array, a schedule of the clipper's own
         step, a prefix tree of these, or a threshold.
-      leading_axes: how many leading dimensions stack matrices, such as scanned
-        layers: an int or a prefix tree of ints; none if not given.
-      axis: the dimensions of a leaf that are a matrix's inputs, the others being its
-        outputs: an int, a tuple, or a prefix tree of these; all but the last if not
-        given.
+      leading_axes: the number of leading dimensions that stack matrices, such as
+        scanned layers: an int or a prefix tree of ints; 0 by default.
+      axis: the dimensions of a leaf that are the inputs of a matrix, the others being
+        its outputs: an int, a tuple, or a prefix tree of these; all but the last by
+        default.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges. Its report
-      is that of `clip_singular_values`.
+      A transformation; see `optaxclip.responses` for edge cases, and
+      `clip_singular_values` for its report.
 
     Raises:
       TypeError: if `max_value` has the wrong type.
@@ -130,14 +131,14 @@ def soft_clip_singular_values(
       SPECTRA, 2026, arXiv:2603.14315.
 
     Note:
-      The authors' code takes a fixed number of iterations, which is too few where
-      singular values are above 30 c, and leaves vectors with a norm of at most c as
-      they are, so that the map has a jump. Here vectors are bent as matrices are. A CPU
-      decomposes the matrix, and accelerators take enough products for singular values
-      up to 6e4 c; beyond, the smaller ones become too small, and none ends above c. The
-      error is below 1e-5 times the largest singular value (float32, up to 512 rows and
-      columns). The learning rate, the shape factor and the weight decay of the paper's
-      optimizer are left to the rest of the chain.
+      The authors' code uses a fixed number of iterations, which is too few for singular
+      values above 30 c, and does not change vectors with a norm of at most c, so that
+      the map is discontinuous. Here vectors are treated like matrices. A CPU decomposes
+      the matrix, and accelerators use enough products for singular values up to 6e4 c;
+      beyond, the smaller ones become too small, and none ends above c. The error is
+      below 1e-5 times the largest singular value (float32, up to 512 rows and columns).
+      The learning rate, the shape factor and the weight decay of the paper's optimizer
+      are left to the rest of the chain.
     """
     return spectral_clipper(
         "soft_clip_singular_values",

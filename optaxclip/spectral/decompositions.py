@@ -1,4 +1,4 @@
-"""Maps of singular values by singular value decompositions, as CPUs do it."""
+"""Maps of singular values by singular value decomposition, for CPUs."""
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,17 @@ from optaxclip.spectral.linear_algebra import (
 
 
 def decomposed(a: Matrices) -> tuple[Matrices, PerColumn, Matrices]:
-    r"""Give $U$, the singular values in descending order, and $V^*$."""
+    r"""Return $U$, the singular values in descending order, and $V^*$."""
     u, sizes, v = jnp.linalg.svd(a, full_matrices=False)
     return u, sizes[..., None, :], v
 
 
 def lowered(a: Matrices, limit: PerMatrix) -> tuple[Matrices, PerMatrix]:
-    r"""Map singular values to $\min(\sigma, c)$, and give the largest before.
+    r"""Map singular values to $\min(\sigma, c)$, and return the largest before.
 
-    It is $A - U \max(\Sigma - c, 0) V^*$, so that what is within keeps its value.
-    Where numbers as large as in $A$ would leave too many rounding errors of theirs,
-    it is $U \min(\Sigma, c) V^*$, without those that are no more than such an error.
+    The result is $A - U \max(\Sigma - c, 0) V^*$, so singular values up to c do not
+    change. If $A$ is so large compared with c that its rounding errors matter, it is
+    $U \min(\Sigma, c) V^*$, without singular values as small as such an error.
     """
     u, sizes, v = decomposed(a)
     top = sizes[..., :1]
@@ -44,7 +44,7 @@ def bent(a: Matrices, scale: PerMatrix) -> Matrices:
 
 
 def maybe_above(a: Matrices, limit: PerMatrix) -> Bool[Array, "_ 1 1"]:
-    """Tell of which matrices a singular value may be above, at the least cost."""
+    """Return which matrices may have a singular value above the limit, cheaply."""
     unsure = ~within(a, limit)
     return jax.lax.cond(
         jnp.any(unsure),

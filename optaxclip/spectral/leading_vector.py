@@ -1,4 +1,4 @@
-"""The right singular vector of the largest singular value, from one that is near."""
+"""Refine a guess of the leading right singular vector."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from optaxclip.spectral.linear_algebra import (
     scaled,
 )
 
-# How many vectors a round looks among, and how many rounds there are.
+# The number of vectors per round, and of rounds.
 _VECTORS = 8
 _ROUNDS = 2
 
@@ -30,9 +30,9 @@ def _normalized(vector: Matrices) -> Matrices:
 
 
 def _beyond(basis: Matrices, vector: Matrices) -> Matrices:
-    """Give the direction in which a vector leaves a basis; zeros if it does not."""
+    """Normalize the part of a vector outside a basis; return zeros if there is none."""
     left = vector
-    for _ in range(2):  # Once leaves rounding errors, of which twice leaves theirs.
+    for _ in range(2):  # The second time removes the rounding errors of the first.
         left = left - matmul(basis, matmul(adjoint(basis), left))
     size, whole = frobenius(left), frobenius(vector)
     stays = size <= jnp.finfo(size.dtype).eps * whole
@@ -40,12 +40,12 @@ def _beyond(basis: Matrices, vector: Matrices) -> Matrices:
 
 
 def _better(a: Matrices, vector: Matrices) -> Matrices:
-    """Find the vector of the largest image among several that a vector leads to."""
+    """Find the vector with the largest image in the Krylov subspace of a vector."""
 
     def extend(index: Array, basis: Matrices) -> Matrices:
         latest = jax.lax.dynamic_slice_in_dim(basis, index - 1, 1, axis=-1)
         led_to = matmul(adjoint(a), matmul(a, latest))
-        # The last one is there for what the others may miss.
+        # The last vector covers directions that the others may miss.
         following = jnp.where(index < _VECTORS - 1, led_to, irregular(a))
         following = _beyond(basis, following)
         return jax.lax.dynamic_update_slice_in_dim(basis, following, index, axis=-1)
@@ -58,33 +58,33 @@ def _better(a: Matrices, vector: Matrices) -> Matrices:
 
 
 def by_krylov(given: _Given) -> Matrices:
-    """Turn a vector to the largest singular value's by a few rounds."""
+    """Refine a guess of the leading vector by a few rounds of Krylov subspaces."""
     a, vector = given
     return jax.lax.fori_loop(0, _ROUNDS, lambda _, vector: _better(a, vector), vector)
 
 
 def _by_decomposition(given: _Given) -> Matrices:
-    """Find the vector among all eigenvectors of the Gram matrix."""
+    """Find the leading vector from all eigenvectors of the Gram matrix."""
     return jnp.linalg.eigh(gram(given[0]))[1][..., -1:]
 
 
-# The vector of the largest image may turn without changing its length.
+# To first order, turning the leading vector does not change the length of its image.
 _leading = by_platform(
     by_krylov, _by_decomposition, lambda _, leading: leading, stacked=True
 )
 
 
 def leading_vector(a: Matrices, vector: Matrices) -> tuple[Matrices, PerMatrix]:
-    r"""Turn a vector to the largest singular value's, and say how far it may be off.
+    r"""Find the leading right singular vector, and bound its error.
 
     Args:
-      a: matrices of numbers that are not extreme.
-      vector: a right singular vector of each, or what it was for a matrix like it.
+      a: matrices without extreme entries.
+      vector: a guess for each, such as the vector of a similar matrix.
 
     Returns:
-      The right singular vector, or the given one of a matrix of zeros, and the length
-      of $A^* A v - \lVert A v \rVert^2 v$, a bound on how far the square of the
-      image's length is from that of a singular value.
+      The right singular vector (for a matrix of zeros, the given one), and the length
+      of $A^* A v - \lVert A v \rVert^2 v$, which bounds the distance from
+      $\lVert A v \rVert^2$ to the square of a singular value.
     """
     vector = vary(vector, varying_axes(a))
     leading = jnp.where(frobenius(a) > 0, _leading((a, vector)), vector)

@@ -10,32 +10,32 @@ PerColumn = Real[Array, "_ 1 _"]
 
 
 def matmul(a: Matrices, b: Matrices) -> Matrices:
-    """Multiply in full precision; accelerators would round float32 otherwise."""
+    """Multiply in full precision; by default accelerators round float32."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def adjoint(a: Matrices) -> Matrices:
-    """Transpose, and conjugate what is complex."""
+    """Return the conjugate transpose."""
     return jnp.conj(jnp.swapaxes(a, -1, -2))
 
 
 def gram(a: Matrices) -> Matrices:
-    """Multiply with the adjoint from the left."""
+    """Return the Gram matrix, A*A."""
     return matmul(adjoint(a), a)
 
 
 def scaled(a: Matrices, by: PerColumn | Real[Array, ""] | float) -> Matrices:
-    """Multiply by real numbers, in the type of the matrices."""
+    """Multiply by real numbers, in the dtype of the matrices."""
     return a * jnp.asarray(by, a.dtype)
 
 
 def eye(a: Matrices) -> Matrices:
-    """Give the identity for square matrices."""
+    """Return the identity for square matrices."""
     return jnp.eye(a.shape[-1], dtype=a.dtype)[None]
 
 
 def frobenius(a: Matrices) -> PerMatrix:
-    """Give the Frobenius norm, of numbers that are not extreme; its slope at 0 is 0."""
+    """Return the Frobenius norm; entries must not be extreme. The slope at 0 is 0."""
     squares = jnp.square(a.real) + jnp.square(a.imag)
     total = jnp.sum(squares, axis=(-2, -1), keepdims=True)
     root = jnp.sqrt(jnp.where(total == 0, jnp.ones_like(total), total))
@@ -43,7 +43,7 @@ def frobenius(a: Matrices) -> PerMatrix:
 
 
 def unit_of(a: Matrices) -> PerMatrix:
-    """Choose a power of two by which the largest number comes near to 1."""
+    """Choose a power of two that is close to the largest entry."""
     largest = jnp.max(jnp.abs(jax.lax.stop_gradient(a)), axis=(-2, -1), keepdims=True)
     reach = jnp.finfo(largest.dtype).maxexp - 8
     _, exponent = jnp.frexp(largest)

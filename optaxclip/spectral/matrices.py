@@ -1,4 +1,4 @@
-"""A leaf as stacked matrices: which of its dimensions are rows, and which columns."""
+"""Leaves as stacked matrices: which dimensions are rows, and which are columns."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -37,17 +37,17 @@ class Layout:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Tell how many matrices of how many rows and columns there are."""
+        """The number of matrices, rows and columns."""
         sides = (self.stack, self.rows, self.columns)
         return tuple(math.prod(self._lengths(side)) for side in sides)
 
     def matrices(self, leaf: Leaf) -> Matrices:
-        """Give the leaf as matrices."""
+        """Convert a leaf to matrices."""
         moved = jnp.transpose(leaf, self.stack + self.rows + self.columns)
         return moved.reshape(self.sizes)
 
     def leaf(self, matrices: Matrices) -> Leaf:
-        """Give the matrices as a leaf."""
+        """Convert matrices back to a leaf."""
         order = self.stack + self.rows + self.columns
         back = [order.index(d) for d in range(len(order))]
         return jnp.transpose(matrices.reshape(self._lengths(order)), back)
@@ -66,12 +66,12 @@ def _layout(shape: tuple[int, ...], leading: int, axis: Any) -> Layout:
 
 
 def like_leaves(groups: Groups, leaves: Iterable[Any]) -> PyTree:
-    """Put something for each leaf in the place where that stands in its tree."""
+    """Arrange one object per leaf in a tree like the groups."""
     return jax.tree.structure(groups.struct()).unflatten(leaves)
 
 
 def per_matrix(groups: Groups, rows: list[Number]) -> PerGroup:
-    """Take a row of numbers for each leaf, one a matrix, as numbers of the groups."""
+    """Convert one row per leaf, with one number per matrix, to per-group numbers."""
     shapes, tree = jax.tree.flatten(groups.struct())
     pairs = zip(rows, shapes, strict=True)
     return tree.unflatten(
@@ -83,10 +83,11 @@ def layouts(groups: Groups, leading_axes: Any, axis: Any) -> list[Layout]:
     """Lay out each leaf as matrices.
 
     Args:
-      groups: the leaves, each matrix being a group.
-      leading_axes: how many leading dimensions stack matrices, or a prefix tree.
-      axis: the dimensions that make up the inputs of a matrix, all but the last if
-        None, or a prefix tree.
+      groups: the leaves, where each matrix is a group.
+      leading_axes: the number of leading dimensions that stack matrices, or a prefix
+        tree.
+      axis: the dimensions that are the inputs of a matrix, or a prefix tree; all but
+        the last if None.
     """
     tree = like_leaves(groups, groups.leaves)
     given = 0 if leading_axes is None else leading_axes
@@ -101,16 +102,16 @@ def layouts(groups: Groups, leading_axes: Any, axis: Any) -> list[Layout]:
 def unannotated(
     function: Callable[..., Any], leaf: Leaf, *others: Any, returns_leaf: bool
 ) -> Any:
-    """Call a function of a leaf where XLA chooses how all between is sharded.
+    """Call a function of a leaf, letting XLA choose the sharding inside it.
 
-    On a mesh with explicit axes no reshape would do without annotations.
+    On a mesh with explicit axes, reshapes would otherwise need annotations.
 
     Args:
-      function: what to call.
+      function: the function.
       leaf: its first argument.
-      others: its further arguments.
-      returns_leaf: whether it gives a leaf, sharded as this one, and something else;
-        otherwise all of what it gives is replicated.
+      others: its other arguments.
+      returns_leaf: whether it returns a leaf, sharded like this one, and something
+        else; otherwise all its results are replicated.
     """
     sharding = jax.typeof(leaf).sharding
     if not sharding.mesh.explicit_axes:

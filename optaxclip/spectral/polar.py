@@ -1,4 +1,4 @@
-"""The polar factor of a matrix, by polynomials: all singular values become 1."""
+"""The polar factor of a matrix by polynomials, which map singular values to 1."""
 
 import functools
 import math
@@ -10,19 +10,19 @@ from jaxtyping import Array, Float
 
 from optaxclip.spectral.linear_algebra import Matrices, eye, gram, matmul, scaled
 
-# Singular values from here to 1 become 1.
+# Singular values from this to 1 become 1.
 _SMALLEST = 2.0**-16
-# The best polynomial for [least, 1] nearly vanishes inside, which would make rounding
-# errors count; so it is taken for no longer an interval than this one.
+# On a long interval [least, 1] the best polynomial nearly vanishes inside, which would
+# amplify rounding errors; so intervals start at this or above.
 _LONGEST = 2.0**-3
-# Room above 1 for rounding errors, which early polynomials multiply by 25.
+# Headroom above 1 for rounding errors, which early polynomials multiply by 25.
 _MARGIN = 1 + 2.0**-10
 
 
 def _nearest_to_one(least: float) -> tuple[np.ndarray, float]:
-    """Find the odd quintic that is nearest to 1 on [least, 1], and how near it is.
+    """Find the odd quintic closest to 1 on [least, 1], and its error.
 
-    The differences alternate in sign at both ends and the two extrema between.
+    The error alternates in sign between both ends and the two extrema inside (Remez).
     """
     points = np.array([least, (1 + 2 * least) / 3, (2 + least) / 3, 1.0])
     signs = np.array([1.0, -1.0, 1.0, -1.0])
@@ -38,7 +38,7 @@ def _nearest_to_one(least: float) -> tuple[np.ndarray, float]:
 
 @functools.cache
 def _steps() -> Float[np.ndarray, "steps 3"]:
-    """Compose the best polynomials, greedily; after each, values reach 1 at most.
+    """Compose the best polynomials greedily, so that values never exceed 1.
 
     Each row has the coefficients of x, x^3 and x^5.
     """
@@ -48,22 +48,22 @@ def _steps() -> Float[np.ndarray, "steps 3"]:
         top = (1 + error) * (_MARGIN if least < 0.5 else 1.0)
         rows.append(coefficients / top)
         least = min(float(coefficients @ [least, least**3, least**5]), 1 - error) / top
-    # The flattest quintic at 1, whose error is 5/2 of the third power of what is left.
+    # The flattest quintic at 1; its error is 5/2 times the cube of the remaining one.
     return np.stack([*rows, np.array([15.0, -10.0, 3.0]) / 8])
 
 
 def polar(parts: tuple[Matrices, ...]) -> tuple[Matrices, ...]:
-    r"""Bring the singular values of a matrix to 1, as far as they are large enough.
+    r"""Map the singular values of a matrix to 1, except very small ones.
 
     Each step is $X \leftarrow X (a I + b X^* X + c (X^* X)^2)$, with the quintic that
-    is best for the interval in which the singular values lie by then.
+    is best for the interval that then contains the singular values.
 
     Args:
-      parts: matrices one above the other, of singular values at most 1 together.
+      parts: the blocks of a matrix, stacked vertically, with singular values up to 1.
 
     Returns:
-      The parts of the polar factor. Of a Hermitian matrix it is the matrix sign.
-      Singular values below 2^-16 become something between 0 and 1, in their order.
+      The blocks of the polar factor. For a Hermitian matrix it is the matrix sign.
+      Singular values below 2^-16 become something between 0 and 1, in the same order.
 
     References:
       Amsel et al., The Polar Express: optimal matrix sign methods and their

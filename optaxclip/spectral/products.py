@@ -1,6 +1,6 @@
-"""Maps of singular values by a fixed number of matrix products.
+"""Maps of singular values by a fixed number of matrix products, for accelerators.
 
-An accelerator multiplies fast, and is slow at decompositions and decisions.
+Accelerators multiply matrices fast, but are slow at decompositions and branches.
 """
 
 import jax
@@ -19,22 +19,22 @@ from optaxclip.spectral.linear_algebra import (
 )
 from optaxclip.spectral.polar import polar
 
-# The smallest limit, as a share of the largest singular value, of which rounding
-# errors of that leave enough.
+# The smallest limit, relative to the largest singular value, that rounding errors do
+# not swamp.
 _STEEPEST = 2.0**-15
 
 
 def project(a: Matrices, limit: PerMatrix) -> Matrices:
     r"""Map singular values to $\min(\sigma, c)$.
 
-    Of the polar decomposition $A = Q H$, what H has above c is taken away:
-    $A - Q \max(H - c I, 0)$, the maximum being $\frac12 X (I + \mathrm{sign} X)$.
-    So Q has to be right for singular values above c alone.
+    With the polar decomposition $A = Q H$, the excess of H over c is subtracted:
+    $A - Q \max(H - c I, 0)$, where the maximum is $\frac12 X (I + \mathrm{sign} X)$.
+    So Q only has to be accurate for singular values above c.
 
     Args:
       a: the matrices.
-      limit: c, not 0. One that is too small for floats is taken larger, and the
-        result scaled down to it.
+      limit: c, not 0. If it is too small for the precision, a larger one is used, and
+        the result is scaled down.
     """
     square = jax.lax.stop_gradient(gram(a))
     bound = jnp.minimum(upper_bound(square), jnp.sqrt(_trace(square)))
@@ -57,8 +57,8 @@ def _trace(square: Matrices) -> PerMatrix:
 def bend_by_products(a: Matrices, scale: PerMatrix) -> Matrices:
     r"""Map singular values to $\sigma / \sqrt{1 + \sigma^2 / c^2}$.
 
-    With c I below it, a matrix has the singular values $\sqrt{\sigma^2 + c^2}$, and
-    its polar factor, times c, the wanted matrix above.
+    Stacked on top of c I, the matrix has the singular values $\sqrt{\sigma^2 + c^2}$;
+    the upper block of the polar factor, times c, is the result.
 
     Args:
       a: the matrices.

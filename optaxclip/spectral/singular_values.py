@@ -1,4 +1,4 @@
-"""Maps of the singular values of stacked matrices, on each platform in its way."""
+"""Maps of the singular values of stacked matrices, by the method of each platform."""
 
 from typing import NamedTuple
 
@@ -22,12 +22,12 @@ _Asked = tuple[Matrices, PerMatrix]
 
 
 class Clipped(NamedTuple):
-    """What a clip made of matrices, and learned of them.
+    """The result of clipping singular values.
 
     Attributes:
-      matrices: the matrices after it.
-      above: whether any singular value of each was above the limit.
-      top: the largest singular value of each before, or 0 where it did not find out.
+      matrices: the matrices after clipping.
+      above: whether any singular value of each matrix was above the limit.
+      top: the largest singular value of each before clipping, or 0 if unknown.
     """
 
     matrices: Matrices
@@ -36,7 +36,7 @@ class Clipped(NamedTuple):
 
 
 def clip_by_products(asked: _Asked) -> Clipped:
-    """Clip as accelerators do it, who look at no number to decide."""
+    """Clip on accelerators, without branches."""
     a, limit = asked
     above = ~within(a, limit) & any_above(gram(a), limit)
     clipped = jnp.where(above, products.project(a, limit), a)
@@ -50,7 +50,7 @@ def _clip_by_decomposition(asked: _Asked) -> Clipped:
     def decompose() -> Clipped:
         lowered, top = decompositions.lowered(a, limit)
         above = exceeds(top, limit)
-        # What is told of one matrix must not follow from others of the stack.
+        # The report of one matrix must not depend on others in the stack.
         told = jnp.where(above, top, jnp.zeros_like(top))
         return Clipped(jnp.where(above, lowered, a), above, told)
 
@@ -61,7 +61,7 @@ def _clip_by_decomposition(asked: _Asked) -> Clipped:
 
 
 def _clip_again(asked: _Asked, known: Clipped) -> Clipped:
-    # Vectors of equal singular values have no derivatives; products do.
+    # Vectors of equal singular values have no derivative, but products do.
     a, limit = asked
     clipped = jnp.where(known.above, products.project(a, limit), a)
     return known._replace(matrices=clipped)
@@ -80,7 +80,7 @@ def clip(a: Matrices, limit: PerMatrix) -> Clipped:
     r"""Map singular values to $\min(\sigma, c)$.
 
     Args:
-      a: matrices no wider than tall, of numbers that are not extreme.
+      a: matrices no wider than tall, without extreme entries.
       limit: c, not 0.
     """
     if a.shape[-1] == 1:
@@ -96,7 +96,7 @@ def bend(a: Matrices, scale: PerMatrix) -> Matrices:
     r"""Map singular values to $\sigma / \sqrt{1 + \sigma^2 / c^2}$.
 
     Args:
-      a: matrices no wider than tall, of numbers that are not extreme.
+      a: matrices no wider than tall, without extreme entries.
       scale: c, not 0.
     """
     if a.shape[-1] == 1:
@@ -105,6 +105,6 @@ def bend(a: Matrices, scale: PerMatrix) -> Matrices:
 
 
 def _alike(a: Matrices, limit: PerMatrix) -> _Asked:
-    """Let both vary over the same axes of a mesh."""
+    """Make both vary over the same mesh axes."""
     axes = varying_axes(a) | varying_axes(limit)
     return vary(a, axes), vary(limit, axes)

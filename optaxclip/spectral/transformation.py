@@ -1,4 +1,4 @@
-"""The transformation: every matrix of a tree, its singular values mapped."""
+"""The clipper that maps the singular values of every matrix of a tree."""
 
 import functools
 from collections.abc import Callable
@@ -22,9 +22,10 @@ from optaxclip.spectral.matrices import Layout, layouts, per_matrix, unannotated
 from optaxclip.spectral.singular_values import Clipped, bend, clip
 from optaxclip.thresholds import Threshold
 
-# Limits below this share of the largest number are taken at it, and the result scaled.
+# Limits below this fraction of the largest entry are raised to it, and the result is
+# scaled down.
 _FAINT = 2.0**-60
-# Limits above this multiple of it change nothing that a float could show.
+# Limits above this multiple of the largest entry have no effect in floating point.
 _LOOSE = 2.0**24
 
 
@@ -32,10 +33,10 @@ class SpectralMap(NamedTuple):
     """A map of singular values.
 
     Attributes:
-      matrices: maps those of matrices.
-      value: maps a single one.
-      exact: whether it changes just the matrices with one above the limit, as far as
-        it can tell.
+      matrices: maps the singular values of matrices.
+      value: maps a single singular value.
+      exact: whether it changes only matrices with a singular value above the limit, up
+        to rounding.
     """
 
     matrices: Callable[[Matrices, PerMatrix], Clipped]
@@ -61,15 +62,15 @@ def _mapped(
 ) -> tuple[Leaf, tuple[Number, Number]]:
     """Map the singular values of one leaf.
 
-    Tell of each of its matrices whether any was above the limit, as 1 or 0, and the
-    largest, or 0 where that was not found out.
+    Also return, for each of its matrices, whether any singular value was above the
+    limit, as 1 or 0, and the largest one, or 0 if unknown.
     """
     given = layout.matrices(widen(leaf))
     broken = ~jnp.isfinite(jnp.sum(jnp.abs(given) * 0, (-2, -1), keepdims=True))
     unit = unit_of(given)
     limit = jnp.broadcast_to(limit.ravel(), given.shape[0])[:, None, None]
     limit = limit.astype(unit.dtype)
-    # So low a limit needs no singular value, which would take long to bring there.
+    # A limit of 0 needs no singular values, and would take long to reach.
     cleared = (limit == 0) & jnp.any(given != 0, (-2, -1), keepdims=True)
     a = jnp.where(broken | cleared, jnp.zeros_like(given), given)
     a = a / unit.astype(given.dtype)
@@ -80,7 +81,7 @@ def _mapped(
     back = jnp.where(share < _FAINT, limit / _FAINT, unit)
     mapped = mapped * jnp.where(loud, jnp.nan, back).astype(given.dtype)
     kept = ~loud & ~above | (limit == jnp.inf)
-    # Selecting from the leaf itself, in its own shape, takes over how it is sharded.
+    # Selecting from the leaf itself, in its own shape, keeps its sharding.
     stack = tuple(leaf.shape[d] for d in layout.stack)
     kept = kept.reshape(stack + (1,) * (leaf.ndim - len(stack)))
     result = jnp.where(kept, leaf, layout.leaf(mapped).astype(leaf.dtype))
@@ -89,7 +90,7 @@ def _mapped(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _largest(layout: Layout, leaf: Leaf) -> Number:
-    """Measure the largest singular value of each matrix of a leaf; loud if broken."""
+    """Estimate the largest singular value of each matrix of a leaf."""
     given = layout.matrices(widen(leaf))
     unit = unit_of(given)
     return (largest_singular_value(given / unit.astype(given.dtype)) * unit).ravel()
@@ -101,10 +102,11 @@ def spectral_clipper(
     """Map the singular values of every matrix of a tree.
 
     Args:
-      name: what `optaxclip.report` calls it.
+      name: the name used in `optaxclip.report`.
       change: the map.
-      threshold: how big is too big, for the largest singular value of each matrix.
-      leading_axes: how many leading dimensions stack matrices, or a prefix tree.
+      threshold: the limit on the largest singular value of each matrix.
+      leading_axes: the number of leading dimensions that stack matrices, or a prefix
+        tree.
       axis: the dimensions that are the inputs of a matrix, or a prefix tree.
     """
     laid_out = functools.partial(layouts, leading_axes=leading_axes, axis=axis)
@@ -120,7 +122,7 @@ class _ByLargest:
     layouts: Callable[[Groups], list[Layout]]
 
     def init(self, groups: Groups) -> tuple[()]:
-        self.layouts(groups)  # complains of what does not fit
+        self.layouts(groups)  # Raises if the arguments do not fit.
         return ()
 
     def __call__(
@@ -151,7 +153,7 @@ class _ByMap:
                 self.layouts(groups), groups.leaves, groups.spread(limit), strict=True
             )
         ]
-        if self.change.exact:  # It knows better; the size is an estimate from below.
+        if self.change.exact:  # The map is exact; `size` is only a lower estimate.
             known = ([each[1][i] for each in done] for i in (0, 1))
             above, top = (per_matrix(groups, rows) for rows in known)
             size = unscaled(map_groups(_agreeing, size.value, limit, above, top))

@@ -1,1 +1,1 @@
-"""The named methods, one file for a family or a paper."""
+"""The named strategies, one file per family or paper."""

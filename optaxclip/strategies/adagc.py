@@ -1,4 +1,4 @@
-"""AdaGC: the whole tree's norm at first, then each tensor's own past."""
+"""AdaGC: limit each tensor by the average of its own past norms."""
 
 from __future__ import annotations
 
@@ -34,31 +34,30 @@ def adagc(
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrink each tensor to a little more than the average of its own past norms.
+    r"""Shrink each tensor to a multiple of the average of its own past norms.
 
     $$
     u_i \leftarrow u_i \cdot \min(1, \lambda \gamma_i / \lVert u_i \rVert), \qquad
     \gamma_i \leftarrow \beta \gamma_i + (1 - \beta) \lVert u_i \rVert
     $$
 
-    where $\gamma_i$ takes in the norm after clipping. In the first `warmup_steps`
-    steps the whole update is shrunk to `max_norm` instead, and $\gamma_i$ is the
-    smallest norm that its tensor had after that.
+    where $\gamma_i$ is updated with the norm after clipping. During the first
+    `warmup_steps` steps the whole update is shrunk to `max_norm` instead, and
+    $\gamma_i$ is the smallest norm of its tensor after that clipping.
 
     Args:
-      max_norm: the largest norm of the whole update in the warm-up: a number, an
+      max_norm: the largest norm of the whole update during the warm-up: a number, an
         array, a schedule of the clipper's own step, or a threshold.
-      factor: how far above its average a norm may lie, λ >= 0.
+      factor: the largest ratio of a norm to its average, λ >= 0.
       decay: β, at least 0 and below 1.
-      warmup_steps: how many finite steps the warm-up lasts.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      warmup_steps: the length of the warm-up, in finite steps.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges. In the
-      warm-up its groups are one: a NaN makes the whole update NaN.
+      A transformation; see `optaxclip.responses` for edge cases. During the warm-up
+      there is one group: a NaN makes the whole update NaN.
 
     Raises:
       TypeError: if an argument has the wrong type.
@@ -76,11 +75,11 @@ def adagc(
       (Array([3.15], dtype=float32), Array([4.], dtype=float32))
 
     Note:
-      By the paper's formulae a tensor whose gradient was zero in the warm-up has
-      $\gamma_i = 0$, and is frozen for ever; one that is unused for a while, as an
-      expert may be, is nearly so. Here $\gamma_i$ passes over zeros, and a tensor that
-      has had nothing else stays in the warm-up. A step of the warm-up in which any
-      tensor is not finite counts for none, unless `max_norm` is infinite then.
+      By the paper's formulae a tensor whose gradient was zero during the warm-up has
+      $\gamma_i = 0$ and is frozen forever; one that is unused for a while, such as an
+      expert, is nearly frozen. Here $\gamma_i$ ignores zeros, and a tensor that has had
+      only zeros stays in the warm-up. A warm-up step in which any tensor is not finite
+      counts for no tensor, unless `max_norm` is infinite in that step.
 
     References:
       Wang et al., AdaGC: improving training stability for large language model
@@ -96,7 +95,7 @@ def adagc(
 
 
 class AdaGCState(NamedTuple):
-    """What each tensor let through, and how many finite steps there were."""
+    """The average norm of each tensor after clipping, and its finite steps so far."""
 
     usual: Float[Array, ...]
     step: Int32[Array, ...]
@@ -107,7 +106,7 @@ def _first(group: jax.ShapeDtypeStruct) -> AdaGCState:
 
 
 def _together(size: Magnitude) -> Magnitude:
-    """Measure all tensors together, by what is known of each."""
+    """Combine the norms of all tensors into the norm of the whole update."""
     values, scales = map(jax.tree.leaves, size)
     if not values:
         return unscaled(jnp.zeros((), jnp.float32))
@@ -122,10 +121,10 @@ def _together(size: Magnitude) -> Magnitude:
 def _part(
     value: Number, scale: Number, whole: Number, common: Number, max_norm: Number
 ) -> Number:
-    """Limit each tensor as clipping all of them together does.
+    """Return the limit per tensor that amounts to clipping all of them together.
 
-    The limit is the tensor's part of `max_norm`, which is finite where its own norm
-    is beyond what a float holds.
+    It is the tensor's part of `max_norm`, which is finite even if the tensor's own norm
+    overflows.
     """
     within = (whole <= max_norm * common) | (max_norm == jnp.inf)
     # Infinity times a derivative of 0 would be NaN.
@@ -136,7 +135,7 @@ def _part(
 
 @dataclass(frozen=True)
 class _OwnPast:
-    """A part of the limit of all tensors at first, and then each tensor's own past."""
+    """First a part of the limit on the whole update, then each tensor's own past."""
 
     max_norm: Threshold
     factor: ArrayLike
@@ -175,7 +174,7 @@ class _OwnPast:
             early, jnp.minimum(usual, through), kept * usual + (1 - kept) * through
         )
         whole = ~jnp.isnan(part)
-        # What comes through as 0 would stay the smallest for ever.
+        # A 0 would remain the smallest norm forever.
         learns = (through > 0) & ~(early & ~whole)
         counted = jnp.where(warm & ~whole, step, increment(step))
         return limit, AdaGCState(jnp.where(learns, moved, usual), counted)

@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping, of networks without normalization."""
+"""AGC: adaptive gradient clipping, from networks without normalization."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def agc(
     axis: Any = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrink each unit's update to a share of the norm of the unit's parameters.
+    r"""Limit the norm of each unit's update relative to that of its parameters.
 
     $$
     G_j \leftarrow G_j \cdot \min\left(1,
     \lambda \frac{\max(\lVert W_j \rVert, \epsilon)}{\lVert G_j \rVert}\right)
     $$
 
-    Needs ``params``. The paper leaves out the last linear layer: wrap this in
+    Needs ``params``. The paper does not clip the last linear layer: use
     ``optax.masked`` to do the same.
 
     Args:
@@ -38,13 +38,13 @@ def agc(
       floor: the norm ε >= 0 that units with smaller parameters are taken to have, so
         that parameters which start at zero can leave it.
       axis: the dimensions that are measured together: an int, a tuple, or a prefix
-        tree of these; all but the last if not given, as JAX keeps kernels
-        input-first. Scalars and vectors are always measured whole.
+        tree of these; all but the last by default, since JAX stores kernels
+        as ``(..., inputs, outputs)``. Scalars and vectors are always measured whole.
       axis_name: mesh axes over which the measured dimensions are sharded inside
         ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `clipping` or `floor` has the wrong type.
@@ -61,10 +61,10 @@ def agc(
              [4.e-01, 1.e-04]], dtype=float32)
 
     Note:
-      The authors' code takes the norm of a whole kernel of shape (1, n), and knows
-      no kernels of rank 5; here every kernel has one unit for each entry of its last
-      dimension. Optax measures kernels of rank 3 along their first dimension alone;
-      ``axis=0`` does that here. No guard against division by zero is needed.
+      The authors' code measures a kernel of shape (1, n) as a whole and does not
+      support kernels of rank 5; here every kernel has one unit per entry of its last
+      dimension. Optax measures kernels of rank 3 along their first dimension only;
+      here ``axis=0`` does that. No guard against division by zero is needed.
 
     References:
       Brock et al., High-performance large-scale image recognition without

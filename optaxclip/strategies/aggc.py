@@ -1,4 +1,4 @@
-"""AGGC: groups are kept in a band round their own past."""
+"""AGGC: keep groups of leaves in a band around their own past norms."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def aggc(
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Bring the norm of each named group of leaves into a band round its average.
+    r"""Bring the norm of each labeled group of leaves into a band around its average.
 
     $$
     L = \max(n_{\min}, \alpha_{\mathrm{low}} S), \quad
@@ -35,24 +35,24 @@ def aggc(
     S \leftarrow \beta S + (1 - \beta) \lVert u_g \rVert
     $$
 
-    where S takes in the new norm and is corrected for its start at 0. Groups above the
-    band are shrunk to U, and groups below it are scaled up to L; ``low=0`` does the
-    former alone. The first gradient of a group passes as it is, and zeros stay zeros.
+    where S is bias-corrected and updated with the new norm. Groups above the band are
+    shrunk to U, and groups below it are scaled up to L; ``low=0`` only shrinks. The
+    first gradient of a group passes unchanged, and zeros stay zeros.
 
     Args:
-      labels: a prefix tree of labels, or a function from the updates to one, as
-        ``optax.partition`` takes them; the paper groups by the kind of module, such as
-        all query projections.
+      labels: a prefix tree of labels, or a function from the updates to one, as in
+        ``optax.partition``; the paper groups by kind of module, such as all query
+        projections.
       high: the upper edge as a multiple of the average, $\alpha_{\mathrm{high}}$ >= 0.
       low: the lower edge as a multiple of the average, $\alpha_{\mathrm{low}}$ >= 0.
       floor: the floor under both edges, $n_{\min}$ >= 0.
       decay: β, at least 0 and below 1.
-      ord: the order of the norm, at least 1 and maybe infinity, or a norm.
+      ord: the order of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges. Its report
-      has an entry a group, in the order of the sorted labels.
+      A transformation; see `optaxclip.responses` for edge cases. Its report has one
+      entry per group, sorted by label.
 
     Raises:
       TypeError: if an argument has the wrong type.
@@ -69,15 +69,15 @@ def aggc(
       (Array([2.], dtype=float32), Array([4.], dtype=float32))
 
     Note:
-      The authors' code starts S at 0 without a correction, which puts the second step
-      at a fiftieth of the first and keeps it there; hence the correction. As in their
-      code S takes in the norm after the band. Their floor holds under the lower edge
-      alone, which can so rise above the upper one. The defaults of `low` and `high`
-      are ours: theirs, both 1, scale every group to its average. Their multipliers
-      move linearly from one value to another in the middle of the run:
-      ``optax.inject_hyperparams(optaxclip.aggc)`` takes schedules for `low` and
-      `high`. On several devices theirs averages squared norms of local gradients; here
-      the gradient is measured.
+      The authors' code starts S at 0 without a correction, which sets the second step
+      to a fiftieth of the first and keeps it there; hence the correction. As in their
+      code, S is updated with the norm after clipping. Their floor applies only to the
+      lower edge, which can thus rise above the upper one. The defaults of `low` and
+      `high` are ours: theirs, both 1, scale every group to its average. Their
+      multipliers change linearly in the middle of the run; for that, pass schedules for
+      `low` and `high` to ``optax.inject_hyperparams(optaxclip.aggc)``. On several
+      devices their code averages squared norms of local gradients; here the full
+      gradient is measured.
 
     References:
       Li et al., AGGC: adaptive group gradient clipping for stabilizing large language

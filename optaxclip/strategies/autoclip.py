@@ -1,4 +1,4 @@
-"""AutoClip: a percentile of the norms seen so far."""
+"""AutoClip: limit the norm to a percentile of recent norms."""
 
 from __future__ import annotations
 
@@ -19,30 +19,29 @@ def autoclip(
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrink the whole update to a percentile of the last norms.
+    r"""Shrink the whole update to a percentile of its recent norms.
 
     $$
     u \leftarrow u \cdot \min(1, c_t / \lVert u_t \rVert), \qquad
     c_t = \mathrm{percentile}_p(\lVert u_{t-n+1} \rVert, \dots, \lVert u_t \rVert)
     $$
 
-    The norm of this step is among them, and the first step is never clipped. A low
-    percentile clips nearly every step, so that the step length hardly depends on the
+    The window includes the current norm, and the first step is never clipped. A low
+    percentile clips nearly every step, so the step length hardly depends on the
     gradient: tune the learning rate together with it.
 
     Args:
-      percentile: p, from 0 to 100; about 100 - p of a hundred steps are clipped.
-      window: how many norms are remembered, n >= 1; a Python int.
-      ord: the order of the norm, at least 1 and maybe infinity, or a norm.
+      percentile: p, from 0 to 100; about 100 - p percent of the steps are clipped.
+      window: the number of norms remembered, n >= 1; a Python int.
+      ord: the order of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `percentile` or `ord` has the wrong type, or `window` is traced.
-      ValueError: if `percentile` is not from 0 to 100, `window` below 1, or `ord`
-        below 1.
+      ValueError: if `percentile` is not from 0 to 100, or `window` or `ord` is below 1.
 
     Examples:
       >>> clip = optaxclip.autoclip(50.0)
@@ -53,10 +52,10 @@ def autoclip(
       Array([3.5], dtype=float32)
 
     Note:
-      The paper remembers every norm since the start. A window takes a fixed amount of
-      memory and forgets how the training began; the two agree up to step n. The
-      authors' file for TensorFlow keeps 10,000 norms, but clips each tensor, and takes
-      the nearest norm instead of interpolating. Norms that are not finite, which would
+      The paper remembers every norm since the start. A window needs a fixed amount of
+      memory and forgets the start of training; the two agree up to step n. The
+      authors' TensorFlow code keeps 10,000 norms, but clips each tensor, and takes the
+      nearest norm instead of interpolating. Norms that are not finite, which would
       make every later percentile NaN, are not remembered.
 
     References:

@@ -1,4 +1,4 @@
-"""Clippy: element by element limits, and one factor for all of a tensor."""
+"""Clippy: one limit per element, and one factor per tensor."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def _bound(param: Leaf, relative: Number, absolute: Number) -> Number:
 
 
 def _excess(groups: Groups, bounds: list[Number]) -> Magnitude:
-    """Measure by how many times the worst number of each tensor exceeds its bound."""
-    # No float32 holds the largest ratios of two, nor their reciprocals.
+    """Return the largest ratio of a number to its bound, for each tensor."""
+    # The ratio of two floats can overflow float32, and its reciprocal can underflow.
     unit = 2.0**64
     pairs = list(zip(groups.leaves, bounds, strict=True))
 
@@ -51,7 +51,7 @@ def _excess(groups: Groups, bounds: list[Number]) -> Magnitude:
 
 
 def _times(leaf: Leaf, bound: Number, unit: float) -> Number:
-    """Divide numbers by the bounds and a unit; one of infinity allows everything."""
+    """Divide moduli by their bounds and by a unit; an infinite bound gives 0."""
     size = modulus(multiply(widen(leaf, bound.dtype), jnp.asarray(1 / unit)))
     allowed = (bound == jnp.inf) | (size == 0)
     return jnp.where(allowed, 0.0, size / bound.astype(size.dtype))
@@ -64,36 +64,35 @@ def clippy(
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrink each tensor's update until no number is changed by more than its limit.
+    r"""Scale each tensor's update so that no parameter changes by more than its limit.
 
     $$
     u_t \leftarrow u_t \cdot \min\left(1,
     \min_i \frac{\lambda |w_i| + \delta}{|u_i|}\right)
     $$
 
-    The limits are those of single parameters and the factor is that of the tensor, so
-    its direction stays. Place it last in a chain, after the learning rate; there it
-    bounds the step. Needs ``params``.
+    Each parameter has its own limit, but the tensor has one factor, so its direction
+    stays the same. Place it last in a chain, after the learning rate, where it bounds
+    the step. Needs ``params``.
 
     Args:
-      max_relative: the largest change relative to a parameter, λ >= 0: a number or an
+      max_relative: the largest change relative to the parameter, λ >= 0: a number or an
         array.
-      max_absolute: what is allowed beyond that, δ > 0, so that parameters which start
-        at zero can leave it.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      max_absolute: an absolute change allowed on top, δ > 0, so that parameters that
+        start at zero can grow.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges. The report
-      shows by how many times the worst number exceeds its limit; its limit is 1.
+      A transformation; see `optaxclip.responses` for edge cases. The report shows the
+      largest ratio of a number to its limit, with a limit of 1.
 
     Raises:
       TypeError: if `max_relative` or `max_absolute` has the wrong type.
       ValueError: if `max_relative` is negative or NaN, `max_absolute` is not above 0,
         or a leaf has fewer dimensions than `leading_axes`; in the update, if
-        ``params`` do not fit the updates.
+        ``params`` do not match the updates.
 
     Examples:
       >>> clip = optaxclip.clippy(0.1, max_absolute=0.01)
@@ -104,9 +103,9 @@ def clippy(
       Array([0.05, 0.01], dtype=float32)
 
     Note:
-      The defaults are the paper's. The authors' code has 0.1 and 1e-7, at which a
-      tensor with a single parameter at zero hardly moves; and it can add a multiple of
-      Adagrad's learning rate to the limits, which is 0 there and left out here.
+      The defaults are the paper's. The authors' code has 0.1 and 1e-7, with which a
+      tensor with a single parameter at zero hardly moves. It can also add a multiple of
+      Adagrad's learning rate to the limits, by default 0, which is left out here.
 
     References:
       Tang et al., Improving training stability for multitask ranking models in

@@ -1,4 +1,4 @@
-"""A limit that grows as long as the loss falls."""
+"""Greedy clipping: a limit that grows while the loss falls."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ def greedy_clip(
     $$
 
     Needs the loss: ``update(updates, state, params, value=loss)``. It is compared with
-    the moving average of the losses before, since those of single batches rise and
-    fall by chance.
+    the moving average of past losses, since those of single batches are noisy.
 
     Args:
       init_norm: the limit of the first step, $c_0$ >= 0: a number, an array, or a
@@ -45,10 +44,10 @@ def greedy_clip(
         0 compares with the last loss.
       ord: the order of the norm, at least 1 and maybe infinity, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
-        loss must be the same on all of their devices.
+        loss must be the same on all devices along them.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if an argument has the wrong type.
@@ -68,8 +67,8 @@ def greedy_clip(
       [2.]
 
     Note:
-      The method is this library's own. A step whose loss or norm is not finite leaves
-      the limit as it was.
+      This method is the library's own. A step whose loss or norm is not finite does not
+      change the limit.
     """
     start = as_threshold(init_norm, "init_norm")
     return clipper(

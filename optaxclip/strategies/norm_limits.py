@@ -1,4 +1,4 @@
-"""Shrinking what has too large a norm: the tree, groups, tensors, units."""
+"""Limits on the norm of the whole tree, of groups, of tensors and of units."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def clip_global_norm(
 
     $$u \leftarrow u \cdot \min(1, c / \lVert u \rVert_p)$$
 
-    Inside ``optax.masked`` and ``optax.partition`` the whole update is what they
-    hand on; place the clipper outside to measure all parameters together.
+    Inside ``optax.masked`` and ``optax.partition`` the clipper only sees the leaves
+    passed to it; place it outside to measure all parameters together.
 
     Args:
       max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
         the clipper's own step, or a threshold.
-      ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
+      ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `max_norm` or `ord` has the wrong type.
@@ -68,19 +68,18 @@ def clip_tensor_norm(
 
     $$u_t \leftarrow u_t \cdot \min(1, c / \lVert u_t \rVert_p)$$
 
-    This is Keras' ``clipnorm``.
+    This is ``clipnorm`` in Keras.
 
     Args:
       max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
         the clipper's own step, a prefix tree of these, or a threshold.
-      ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `max_norm` or `ord` has the wrong type.
@@ -116,13 +115,12 @@ def clip_tensor_rms(
     Args:
       max_rms: the largest root mean square allowed, d >= 0: a number, an array, a
         schedule of the clipper's own step, a prefix tree of these, or a threshold.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `max_rms` has the wrong type.
@@ -155,22 +153,22 @@ def clip_unit_norm(
     axis: Any = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrink what feeds each output unit so that its norm is at most `max_norm`.
+    r"""Shrink the update of each output unit so that its norm is at most `max_norm`.
 
     $$u_j \leftarrow u_j \cdot \min(1, c / \lVert u_j \rVert_p)$$
 
     Args:
       max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
         the clipper's own step, a prefix tree of these, or a threshold.
-      ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
+      ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
       axis: the dimensions that are measured together: an int, a tuple, or a prefix
-        tree of these; all but the last if not given, as JAX keeps kernels
-        input-first. Scalars and vectors are always measured whole.
+        tree of these; all but the last by default, since JAX stores kernels
+        as ``(..., inputs, outputs)``. Scalars and vectors are always measured whole.
       axis_name: mesh axes over which the measured dimensions are sharded inside
         ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `max_norm` or `ord` has the wrong type.
@@ -201,23 +199,23 @@ def clip_group_norm(
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrink each named group of leaves so that its norm is at most its limit.
+    r"""Shrink each labeled group of leaves so that its norm is at most its limit.
 
     $$u_g \leftarrow u_g \cdot \min(1, c_g / \lVert u_g \rVert_p)$$
 
-    One group with a huge gradient does not starve the others.
+    A huge gradient in one group does not shrink the others.
 
     Args:
       max_norm: the largest norm allowed in each group, c_g >= 0: a dict from labels
         to numbers, arrays or schedules, one of these for all groups, or a threshold.
-      labels: a prefix tree of labels, or a function from the updates to one, as
-        ``optax.partition`` takes them.
-      ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
+      labels: a prefix tree of labels, or a function from the updates to one, as in
+        ``optax.partition``.
+      ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges. Its report
-      has an entry a group, in the order of the sorted labels.
+      A transformation; see `optaxclip.responses` for edge cases. Its report has one
+      entry per group, sorted by label.
 
     Raises:
       TypeError: if `max_norm` or `ord` has the wrong type.

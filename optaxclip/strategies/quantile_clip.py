@@ -1,4 +1,4 @@
-"""A limit that tracks a quantile of the norms, with one number of memory."""
+"""Quantile clipping: a limit that tracks a quantile of the norms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def quantile_clip(
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrink the whole update to a limit that a share of the norms does not exceed.
+    r"""Shrink the whole update to a running estimate of a quantile of its norms.
 
     $$
     u \leftarrow u \cdot \min(1, c_t / \lVert u_t \rVert), \qquad
@@ -29,21 +29,21 @@ def quantile_clip(
     $$
 
     Args:
-      quantile: the share of steps that shall not be clipped, $\gamma$ from 0 to 1.
+      quantile: the share of steps that should not be clipped, $\gamma$ from 0 to 1.
       init_norm: the first limit, $c_0$ >= 0: a number, an array, or a schedule or
         threshold that the factor learned so far multiplies.
-      learning_rate: how fast the limit moves, η >= 0: the limit of a step is at most
-        $e^{\eta}$ times larger or smaller than that of the step before.
-      ord: the order of the norm, at least 1 and maybe infinity, or a norm.
+      learning_rate: how fast the limit moves, η >= 0: from step to step it grows or
+        shrinks by a factor of at most $e^{\eta}$.
+      ord: the order of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if an argument has the wrong type.
       ValueError: if `quantile` is not from 0 to 1, `init_norm` or `learning_rate`
-        negative or NaN, or `ord` below 1.
+        is negative or NaN, or `ord` is below 1.
 
     Examples:
       >>> clip = optaxclip.quantile_clip(0.9, init_norm=1.0)
@@ -54,9 +54,9 @@ def quantile_clip(
       Array([1.1972], dtype=float32)
 
     Note:
-      The paper counts how many clients of a round lie below the limit, and adds noise
-      for their privacy. This is its update for one norm a step and without noise, so
-      it gives no privacy. The defaults are the paper's.
+      The paper counts how many clients of a round are below the limit, and adds noise
+      for privacy. This is its update for one norm per step and without noise, so it
+      provides no privacy. The defaults are the paper's.
 
     References:
       Andrew et al., Differentially private learning with adaptive clipping, 2021,

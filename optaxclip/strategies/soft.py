@@ -1,4 +1,4 @@
-"""Smooth saturation: limits without a corner."""
+"""Smooth clipping: magnitudes that saturate at a limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def soft_clip_value(
     curve: Curve = responses.tanh,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Bend every number smoothly towards a bound that it does not pass.
+    r"""Saturate every number smoothly at a bound.
 
     $$u_i \leftarrow c\, \varphi(|u_i| / c)\, u_i / |u_i|$$
 
@@ -31,7 +31,7 @@ def soft_clip_value(
         report needs it.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `max_value` or `curve` has the wrong type.
@@ -59,7 +59,7 @@ def soft_clip_global_norm(
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Bend the norm of the whole update smoothly towards a bound.
+    r"""Saturate the norm of the whole update smoothly at a bound.
 
     $$u \leftarrow c\, \varphi(\lVert u \rVert_p / c)\, u / \lVert u \rVert_p$$
 
@@ -68,11 +68,11 @@ def soft_clip_global_norm(
         step, or a threshold.
       curve: $\varphi$: `responses.tanh`, `responses.arctan`,
         `responses.algebraic`, or the Huber-like `responses.pseudo_huber`.
-      ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
+      ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `max_norm`, `curve` or `ord` has the wrong type.

@@ -24,7 +24,7 @@ from optaxclip.thresholds.threshold import GroupShapes
 
 
 class _History(NamedTuple):
-    """The root of the mean square of each group's clipped magnitudes."""
+    """The root mean square of each group's clipped magnitudes."""
 
     rms: Number
 
@@ -34,7 +34,7 @@ def _first(group: jax.ShapeDtypeStruct) -> _History:
 
 
 class _HistoryState(NamedTuple):
-    """What is remembered of each group, and how many steps were finite."""
+    """The memory of each group, and the number of finite steps so far."""
 
     ratio: Any
     history: Any
@@ -43,7 +43,7 @@ class _HistoryState(NamedTuple):
 
 @dataclass(frozen=True)
 class _OwnSquares:
-    """A multiple of the root of the mean of a group's own squares."""
+    """A multiple of the root mean square of a group's own past."""
 
     max_ratio: Threshold
     decay: ArrayLike
@@ -85,16 +85,16 @@ def spam_clip(
     warmup_steps: ArrayLike = 20,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Clip every number that is far above the average of its own squares.
+    r"""Clip every number whose square is far above the average of its past squares.
 
     $$
     u_i \leftarrow \mathrm{sign}(u_i) \min(|u_i|, \sqrt{\theta v_i}), \qquad
     v_i \leftarrow \beta v_i + (1 - \beta) u_i^2
     $$
 
-    The average is of clipped numbers, and not corrected for its start at zero. It is a
-    buffer of the size of the updates, in at least float32. A number that is not finite
-    does not enter its average, and a step with any does not count as one of
+    The averages are of clipped numbers and are not bias-corrected. They take a buffer
+    of the size of the updates, in at least float32. A number that is not finite does
+    not enter its average, and a step with such a number does not count as one of
     `warmup_steps`.
 
     Args:
@@ -102,16 +102,16 @@ def spam_clip(
         array, a schedule of the clipper's own step or a threshold, or a prefix tree of
         the first three.
       decay: the decay β of the averages.
-      warmup_steps: how many steps are only averaged.
+      warmup_steps: the number of first steps that are averaged but not clipped.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges, for `clamp`.
+      A transformation; see `optaxclip.responses`, under `clamp`, for edge cases.
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if `max_ratio` or `warmup_steps` is negative or NaN, or `decay` not
-        at least 0 and below 1.
+      ValueError: if `max_ratio` or `warmup_steps` is negative or NaN, or `decay` is
+        not at least 0 and below 1.
 
     Examples:
       >>> clip = optaxclip.spam_clip(4.0, decay=0.5, warmup_steps=1)
@@ -122,10 +122,10 @@ def spam_clip(
       Array([ 1.2      , -1.4142135], dtype=float32)
 
     Note:
-      SPAM reads Adam's own second moment; a clipper of its own has to keep a second
-      one. Resetting the moments belongs to the optimizer and is not done here; nor is
-      the clip suspended after a reset. In the authors' code a number whose average is
-      zero can never leave zero; here it has no limit until it has one that is not.
+      SPAM uses Adam's second moment; a separate clipper has to keep its own. Resetting
+      the moments belongs to the optimizer and is not done here, so the clip is not
+      suspended after a reset either. In the authors' code a number whose average is
+      zero stays at zero forever; here it has no limit until its average is nonzero.
 
     References:
       Huang et al., SPAM: spike-aware Adam with momentum reset for stable LLM training,

@@ -1,4 +1,4 @@
-"""StableAdamW's preconditioner: Adam whose step is bounded by its own surprise."""
+"""StableAdamW's preconditioner: Adam with update clipping."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from optaxclip.updates import check_updates
 
 
 class StableAdamState(NamedTuple):
-    """What `scale_by_stable_adam` keeps from step to step.
+    """State of `scale_by_stable_adam`.
 
     Attributes:
-      number: how many steps each tensor's averages hold.
+      number: the number of steps in each tensor's averages.
       mean: the average gradient, in at least float32.
       rms: the root mean square of the gradients, in at least float32.
       clip: the state of the clip.
@@ -50,7 +50,7 @@ def scale_by_stable_adam(
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scale by Adam, and less where a tensor's gradient surprises its own average.
+    r"""Scale by Adam, with smaller steps where gradients exceed their past average.
 
     $$
     \begin{aligned}
@@ -62,7 +62,7 @@ def scale_by_stable_adam(
     \end{aligned}
     $$
 
-    with R measured for each tensor. It takes the place of ``optax.scale_by_adam``:
+    with one R per tensor. Use it in place of ``optax.scale_by_adam``:
 
         optax.chain(
             optaxclip.scale_by_stable_adam(),
@@ -70,28 +70,26 @@ def scale_by_stable_adam(
             optax.scale_by_learning_rate(2e-3),
         )
 
-    A tensor whose gradient is not finite becomes NaN, and its averages stay as they
-    were.
+    A tensor whose gradient is not finite becomes NaN, and its averages do not change.
 
     Args:
       b1: the decay β₁ of the average gradient.
-      b2: the decay β₂ of the average square.
-      eps: what is added to the root, ε >= 0.
+      b2: the decay β₂ of the average squared gradient.
+      eps: the number added to the root, ε >= 0.
       max_rms: the largest R that is not scaled down, d >= 0: a number, an array, a
         schedule of the clipper's own step, a prefix tree of these, or a threshold.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges. The report
-      shows R and d.
+      A transformation; see `optaxclip.responses` for edge cases. The report shows R and
+      d.
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if `max_rms` or `eps` is negative or NaN, `b1` or `b2` not at least 0
-        and below 1, or a leaf has fewer dimensions than `leading_axes`.
+      ValueError: if `max_rms` or `eps` is negative or NaN, `b1` or `b2` is not at
+        least 0 and below 1, or a leaf has fewer dimensions than `leading_axes`.
 
     Examples:
       >>> stable_adam = optaxclip.scale_by_stable_adam()
@@ -103,10 +101,10 @@ def scale_by_stable_adam(
       [ 0.531 -0.536]
 
     Note:
-      The paper's algorithm divides the learning rate, and with it the weight decay, by
-      R; here only the update is divided, so that weight decay is what its own
-      transformation says. Averages are kept in at least float32 whatever the gradients
-      are, and of squares the root, so that none overflows.
+      The paper's algorithm divides the learning rate, and thus the weight decay, by R;
+      here only the update is divided, so the weight decay is left to its own
+      transformation. Averages are kept in at least float32 for all gradients, and for
+      squares the root is stored, so that none overflows.
 
     References:
       Wortsman et al., Stable and low-precision training for large-scale
@@ -159,7 +157,7 @@ def scale_by_stable_adam(
         finite = list(map(jnp.isfinite, jax.tree.leaves(size.plain)))
 
         def kept(before: PyTree, after: Iterable[Array]) -> PyTree:
-            """Take the new numbers of every tensor that is finite."""
+            """Use the new numbers only for tensors that are finite."""
             leaves, tree = jax.tree.flatten(before)
             return tree.unflatten(map(jnp.where, finite, after, leaves))
 
@@ -194,6 +192,6 @@ def _averaged(
 def _over(dividend: Leaf, divisor: Number) -> Leaf:
     """Divide; zero by zero is zero."""
     safe = jnp.where(divisor > 0, divisor, jnp.ones_like(divisor))
-    if jnp.iscomplexobj(dividend):  # A complex quotient squares the divisor.
+    if jnp.iscomplexobj(dividend):  # Complex division squares the divisor.
         return jax.lax.complex(dividend.real / safe, dividend.imag / safe)
     return dividend / safe

@@ -24,7 +24,7 @@ from optaxclip.thresholds.memory import Remembering, choose, full, increment, li
 
 @dataclass(frozen=True)
 class _RunningMean(Remembering):
-    """The debiased average of each tensor's magnitudes, this one included."""
+    """The bias-corrected average of each tensor's magnitudes up to now."""
 
     decay: ArrayLike
 
@@ -35,7 +35,7 @@ class _RunningMean(Remembering):
     def step(self, size: Number, memory: EmaState) -> tuple[Number, EmaState]:
         """See `Remembering.step`."""
         new = average(memory, size, self.decay)
-        # Before the first number that a float holds, that is all a number may be.
+        # Before the first finite magnitude, the limit is the largest float.
         largest = jnp.finfo(size.dtype).max
         known = jnp.where(memory.weight > 0, memory.mean, largest)
         return jnp.where(jnp.isfinite(size), new.mean, known), new
@@ -43,7 +43,7 @@ class _RunningMean(Remembering):
 
 @dataclass(frozen=True)
 class _RescaleAbove:
-    """Multiply the numbers above a limit so that the largest of them is at it."""
+    """Scale the numbers above a limit so that the largest of them is at the limit."""
 
     def reach(self, magnitude: Number, limit: Number, /) -> Number:
         return shrink.reach(magnitude, limit)
@@ -51,7 +51,7 @@ class _RescaleAbove:
     def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
         factors = shrink.weigh(value, scale, limit)
         broken = jnp.isnan(factors[0] * factors[1])
-        return jnp.where(broken, -1.0, limit), *factors  # all are above -1
+        return jnp.where(broken, -1.0, limit), *factors  # All are above -1.
 
     def apply(self, leaf: Leaf, *weights: Number) -> Leaf:
         limit, *factors = weights
@@ -69,7 +69,7 @@ def adaclip(
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Rescale the numbers of a tensor that are above the average of its largest.
+    r"""Scale down the numbers of a tensor that exceed its average maximum.
 
     $$
     M \leftarrow \beta M + (1 - \beta) \max_j |u_j|, \quad
@@ -77,19 +77,18 @@ def adaclip(
     u_i \leftarrow u_i \frac T{\max_j |u_j|} \text{ if } |u_i| > T
     $$
 
-    This is the AdaClip of Stable-SPAM, not the one of differential privacy. The
-    largest number comes down to T and others above T down below it. A tensor that is
+    This is the AdaClip of Stable-SPAM, not the one of differential privacy. The largest
+    number becomes T; the others above T are scaled by the same factor. A tensor that is
     not finite does not enter its average.
 
     Args:
       decay: the decay β of the average.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if an argument has the wrong type.
@@ -105,10 +104,10 @@ def adaclip(
       Array([3.   , 2.625, 1.   ], dtype=float32)
 
     Note:
-      The paper and the authors' code agree on the formula. The code shares its step
-      count with Adam's moments and sets it back to 1 when they are reset, which makes
-      T hundreds of times too large for some steps; here the count is the clipper's own
-      and is never set back.
+      The paper and the authors' code agree on the formula. Their code shares the step
+      count with Adam's moments and resets it to 1 together with them, which makes T
+      hundreds of times too large for some steps; here the clipper has its own count,
+      which is never reset.
 
     References:
       Huang et al., Stable-SPAM: how to train in 4-bit more stably than 16-bit Adam,
@@ -134,7 +133,7 @@ class _Normal(NamedTuple):
 
 @dataclass(frozen=True)
 class _Normalized(Remembering):
-    """The ratio of the average norm to its root mean square, this one included."""
+    """The ratio of the average norm to its root mean square, both up to now."""
 
     b1: ArrayLike
     b2: ArrayLike
@@ -156,7 +155,7 @@ class _Normalized(Remembering):
         )
         known = choose(jnp.isfinite(size), new, memory)
         ratio = known.mean / (known.rms + like(self.eps, size))
-        # Before the first norm that a float holds, the norm becomes 1.
+        # Before the first finite norm, the new norm is 1.
         return jnp.where(known.number > 0, ratio, jnp.ones_like(ratio)), new
 
 
@@ -168,7 +167,7 @@ def adagn(
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Replace the norm of each tensor by its average over its root mean square.
+    r"""Set the norm of each tensor to its average divided by its root mean square.
 
     $$
     a \leftarrow \beta_1 a + (1 - \beta_1) \lVert u \rVert, \quad
@@ -177,22 +176,21 @@ def adagn(
     \frac{a / (1 - \beta_1^t)}{\sqrt{b / (1 - \beta_2^t)} + \epsilon}
     $$
 
-    The new norm is about 1, less after a spike. This is the AdaGN of Stable-SPAM, by
-    itself called GradientStabilizer. A tensor of zeros stays; one that is not finite
-    does not enter its averages.
+    The new norm is about 1, and less after a spike. This is the AdaGN of Stable-SPAM,
+    also called GradientStabilizer on its own. A tensor of zeros does not change; one
+    that is not finite does not enter its averages.
 
     Args:
       b1: the decay of the average norm.
       b2: the decay of the average squared norm.
-      eps: what is added to the root mean square, ε >= 0.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      eps: the number added to the root mean square, ε >= 0.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges, for
-      `normalize`. The report's limit is the new norm.
+      A transformation; see `optaxclip.responses`, under `normalize`, for edge cases.
+      The report's limit is the new norm.
 
     Raises:
       TypeError: if an argument has the wrong type.
@@ -209,10 +207,9 @@ def adagn(
       [0.487 0.649]
 
     Note:
-      The paper and the authors' code agree on the formula. The code multiplies both
-      decays by a cosine of the step, which its correction for the start at zero does
-      not allow for, and shares its step count with moments that are reset; neither is
-      copied.
+      The paper and the authors' code agree on the formula. Their code multiplies both
+      decays by a cosine of the step, which its bias correction ignores, and shares the
+      step count with moments that are reset; neither is done here.
 
     References:
       Huang et al., Stable-SPAM: how to train in 4-bit more stably than 16-bit Adam,

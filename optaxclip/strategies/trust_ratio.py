@@ -20,7 +20,7 @@ def clip_trust_ratio(
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrink each tensor's update to a share of the norm of the tensor itself.
+    r"""Limit the norm of each tensor's update relative to that of the tensor.
 
     $$
     u_t \leftarrow u_t \cdot \min\left(1,
@@ -28,7 +28,7 @@ def clip_trust_ratio(
     $$
 
     This is the trust ratio of LARS and LAMB used as a clip, which never scales up: the
-    ``clip`` mode of LARC. Place it last in a chain, after the learning rate; there it
+    ``clip`` mode of LARC. Place it last in a chain, after the learning rate, where it
     bounds the step. Needs ``params``.
 
     Args:
@@ -43,7 +43,7 @@ def clip_trust_ratio(
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `max_ratio` or `floor` has the wrong type.

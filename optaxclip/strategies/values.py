@@ -1,4 +1,4 @@
-"""Clipping number by number."""
+"""Clipping of single numbers."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def clip_value(
 
     $$u_i \leftarrow \min(\max(u_i, a), c)$$
 
-    Complex numbers are clipped to the modulus c, keeping their phase.
+    Complex numbers are clipped to the modulus c and keep their phase.
 
     Args:
       max_value: the largest value allowed, c >= 0: a number, an array, a schedule of
         the clipper's own step or a threshold, or a prefix tree of the first three.
-      min_value: the smallest value allowed, a <= 0; -c if not given.
+      min_value: the smallest value allowed, a <= 0; -c by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
         report needs it.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       ValueError: if `max_value` is negative or NaN, or `min_value` positive or NaN.
@@ -59,12 +59,12 @@ def clip_value(
 def clip_scaled_value(
     scale: Limit, *, axis_name: AxisName = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Clip every number to an interval that narrows with the size of the model.
+    r"""Clip every number to an interval that shrinks with the size of the model.
 
     $$u_i \leftarrow \min(\max(u_i, -c / \sqrt n), c / \sqrt n)$$
 
-    with n the number of parameters, so that the L2 norm of the clipped updates is at
-    most c.
+    where n is the number of parameters. The L2 norm of the clipped updates is at most
+    c.
 
     Args:
       scale: c >= 0: a number, an array, a schedule of the clipper's own step or a
@@ -73,7 +73,7 @@ def clip_scaled_value(
         counts every shard.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       ValueError: if `scale` is negative or NaN.

@@ -1,4 +1,4 @@
-"""ZClip: norms that lie many standard deviations above their mean."""
+"""ZClip: clip norms that are many standard deviations above their mean."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def zclip(
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrink the whole update where its norm is a spike beside the last ones.
+    r"""Shrink the whole update if its norm is a spike relative to recent norms.
 
     $$
     z_t = \frac{\lVert u_t \rVert - \mu_t}{\sigma_t + \epsilon}, \qquad
@@ -32,32 +32,31 @@ def zclip(
     \qquad c_t = \mu_t + \frac{z_{\max}^2}{z_t} \sigma_t
     $$
 
-    The larger the spike, the nearer to the mean its norm is brought. Mean and standard
-    deviation are moving averages, which start from those of the first `warmup_steps`
-    norms, and take in the limit in place of a spike. `optaxclip.thresholds.ZScore` has
-    their formulae.
+    The larger the spike, the closer to the mean its norm becomes. The mean and standard
+    deviation are moving averages, initialized from the first `warmup_steps` norms and
+    updated with the limit in place of a spike; see `optaxclip.thresholds.ZScore`.
 
     Args:
-      z_threshold: the z-score allowed, $z_{\max}$ >= 0.
+      z_threshold: the largest z-score allowed, $z_{\max}$ >= 0.
       spike: what the norm of a spike becomes: `thresholds.adaptive_scaling`, as above;
         `thresholds.to_mean`, $\mu_t$; or `thresholds.to_percentile`,
         $\mu_t + z_{\max} \sigma_t$.
-      max_norm: a bound on the norm of every step, in the warm-up too: a number, an
-        array, a schedule of the clipper's own step, or a threshold; none if None.
-      decay: the weight of the past in mean and variance, at least 0 and below 1.
-      warmup_steps: how many finite norms come before the first limit, at least 1.
+      max_norm: a bound on the norm of every step, including the warm-up: a number, an
+        array, a schedule of the clipper's own step, or a threshold; no bound if None.
+      decay: the decay of mean and variance, at least 0 and below 1.
+      warmup_steps: the number of finite norms before the first limit, at least 1.
       skip_update_on_spike: whether spikes are left out of mean and variance.
       eps: ε >= 0, in the unit of the norm; norms far below it are never spikes.
-      ord: the order of the norm, at least 1 and maybe infinity, or a norm.
+      ord: the order of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if `z_threshold`, `max_norm` or `eps` is negative or NaN, `decay` not
-        at least 0 and below 1, or `warmup_steps` or `ord` below 1.
+      ValueError: if `z_threshold`, `max_norm` or `eps` is negative or NaN, `decay` is
+        not at least 0 and below 1, or `warmup_steps` or `ord` is below 1.
 
     Examples:
       >>> clip = optaxclip.zclip(warmup_steps=4)
@@ -68,13 +67,13 @@ def zclip(
       Array([1.0625], dtype=float32)
 
     Note:
-      `max_norm` is 1 in the authors' code, where it applies before the rest has any
-      say if norms are usually larger; here it has to be asked for. Their `mode` and
-      `clip_option` are the three values of `spike`. Their `clip_factor` is left out:
-      their documentation scales the deviations by it, their code the whole limit. What
-      the averages take in is not bounded by `max_norm`, and the variance is updated
-      with the new mean, both as in their code. A norm that is not finite, after which
-      theirs never clips again, leaves no trace here.
+      In the authors' code `max_norm` is 1, which makes the rest irrelevant if norms are
+      usually larger; here there is no bound by default. Their `mode` and `clip_option`
+      correspond to the three values of `spike`. Their `clip_factor` is left out: their
+      documentation scales the deviations by it, their code the whole limit. As in their
+      code, the averages are not bounded by `max_norm`, and the variance is updated with
+      the new mean. A norm that is not finite, after which their code never clips again,
+      has no effect on later steps here.
 
     References:
       Kumar et al., ZClip: adaptive spike mitigation for LLM pre-training, 2025,

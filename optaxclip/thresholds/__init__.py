@@ -1,4 +1,4 @@
-"""How big is too big? Thresholds, one file for each kind of memory."""
+"""Thresholds: how big is too big."""
 
 from optaxclip.thresholds.band import Band
 from optaxclip.thresholds.combined import IgnoringZeros, Maximum, Minimum, Warmup

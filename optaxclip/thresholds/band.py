@@ -1,4 +1,4 @@
-"""A limit on both sides, round the average of a group's own past."""
+"""A band around the average of a group's past magnitudes."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from optaxclip.thresholds.memory import Remembering, choose, like
 
 @dataclass(frozen=True)
 class Band(Remembering):
-    r"""AGGC's band: the magnitude in it that is nearest to the group's own.
+    r"""AGGC's band: the group's magnitude clipped to an interval around its average.
 
     $$
     L_t = \max(n_{\min}, \alpha_{\mathrm{low}} S_t), \qquad
@@ -22,11 +22,10 @@ class Band(Remembering):
     c_t = \min(\max(x_t, L_t), U_t)
     $$
 
-    S is the bias-corrected average of the $c_t$ before, with weights that decay by β.
-    It goes with the response `normalize`, which raises a group that is below the band,
-    lowers one that is above, and leaves one inside as it is; `shrink` would use the
-    upper edge alone. Zeros are passed over, as by `Ema`. A group has no limit before
-    its first magnitude.
+    S is the bias-corrected average of the previous $c_t$, with decay β. Use it with the
+    response `normalize`, which scales a group below the band up, scales one above it
+    down, and leaves one inside unchanged; `shrink` would only use the upper edge. Zeros
+    are ignored, as in `Ema`. A group has no limit before its first magnitude.
 
     Attributes:
       low: where the band begins, as a multiple of the average; 0 for no lower edge.
@@ -42,7 +41,7 @@ class Band(Remembering):
     decay: ArrayLike = 0.98
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         check_limit(self.low, "low")
         check_limit(self.high, "high")
         check_order(self.low, self.high)

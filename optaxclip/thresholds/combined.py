@@ -1,4 +1,4 @@
-"""Thresholds made of others."""
+"""Thresholds made of other thresholds."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -21,18 +21,18 @@ from optaxclip.thresholds.threshold import GroupShapes, Observation
 
 @dataclass(frozen=True)
 class _Pair(ABC):
-    """Two thresholds, each of which sees the magnitudes and learns by its own limit.
+    """Two thresholds; each sees the magnitudes and learns from its own limit.
 
     Attributes:
       first: a threshold.
       second: another one.
     """
 
-    first: Any  # a limit of any kind, taken as a threshold
-    second: Any  # a limit of any kind, taken as a threshold
+    first: Any  # Any limit; converted to a threshold.
+    second: Any  # Any limit; converted to a threshold.
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "first", "second")
 
     @abstractmethod
@@ -84,20 +84,20 @@ class Maximum(_Pair):
 
 @dataclass(frozen=True)
 class IgnoringZeros:
-    """The limit of a threshold that is not told of groups whose magnitude is 0.
+    """Hides zero magnitudes from a threshold.
 
-    Zeros are what a tensor has that a step does not use, such as an expert that got no
-    token, and what a guard makes of a broken step. A z-score or a percentile that takes
-    in many of them comes down to 0, and then keeps the group there.
+    A tensor that a step does not use has a zero gradient, such as an expert without
+    tokens, and guards turn broken steps into zeros. A z-score or percentile that sees
+    many zeros falls to 0, and then keeps the group there.
 
     Attributes:
-      threshold: a threshold that remembers.
+      threshold: a threshold with memory.
     """
 
-    threshold: Any  # a limit of any kind, taken as a threshold
+    threshold: Any  # Any limit; converted to a threshold.
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "threshold")
 
     def init(self, groups: GroupShapes) -> Any:
@@ -108,7 +108,7 @@ class IgnoringZeros:
         """See `Threshold.update`."""
 
         def told(size: Number) -> Number:
-            return jnp.where(size == 0, jnp.inf, size)  # which no memory takes in
+            return jnp.where(size == 0, jnp.inf, size)  # Memories skip infinity.
 
         return self.threshold.update(
             _showing(map_groups(told, seen.magnitude), seen), state
@@ -116,13 +116,13 @@ class IgnoringZeros:
 
 
 def _showing(shown: PerGroup, seen: Observation) -> Observation:
-    """Put other magnitudes in place of those that were seen."""
+    """Replace the magnitudes of an observation."""
     size = Magnitude(shown, jax.tree.map(jnp.ones_like, shown))
     return dataclasses.replace(seen, size=size)
 
 
 class WarmupState(NamedTuple):
-    """The memories of both thresholds, and how many finite magnitudes were seen."""
+    """The memories of both thresholds, and the number of finite magnitudes so far."""
 
     during: Any
     after: Any
@@ -135,24 +135,24 @@ def _no_steps(group: jax.ShapeDtypeStruct) -> Array:
 
 @dataclass(frozen=True)
 class Warmup:
-    """One limit for the first steps, and another one after them.
+    """One limit during a warm-up, and another one after it.
 
-    The later threshold learns from the first step on, so that it has a history when
-    its turn comes: while the warm-up lasts it is shown what the other one lets through.
+    The later threshold learns from the first step on, so it has a history when it takes
+    over: during the warm-up it sees the magnitudes as clipped by the other threshold.
     Each group counts its own finite magnitudes.
 
     Attributes:
-      during: the threshold of the warm-up.
-      after: the threshold that takes over.
-      warmup_steps: how many finite magnitudes the warm-up lasts.
+      during: the threshold during the warm-up.
+      after: the threshold after it.
+      warmup_steps: the length of the warm-up, in finite magnitudes.
     """
 
-    during: Any  # a limit of any kind, taken as a threshold
-    after: Any  # a limit of any kind, taken as a threshold
+    during: Any  # Any limit; converted to a threshold.
+    after: Any  # Any limit; converted to a threshold.
     warmup_steps: ArrayLike
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "during", "after")
         check_between(self.warmup_steps, 0, jnp.inf, "warmup_steps")
 

@@ -1,4 +1,4 @@
-"""Limits that are given: numbers, one for each sign, schedules."""
+"""Limits given by the user: numbers, schedules, and one limit per sign."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ class Constant:
     """The same limit at every step.
 
     Attributes:
-      limit: a number, a traced array, or a tree of these as the scope takes it.
+      limit: a number, an array, or a tree of these as the scope accepts it.
     """
 
     limit: PyTree[ArrayLike]
@@ -37,17 +37,17 @@ class Constant:
 
 
 class ScheduledState(NamedTuple):
-    """How many steps were taken."""
+    """The number of steps taken."""
 
     step: Int32[Array, ""]
 
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A limit that changes with the clipper's own steps, which count from 0.
+    """A limit that depends on the clipper's own step count, starting from 0.
 
     Attributes:
-      limit: a schedule, or a tree of schedules and numbers as the scope takes it.
+      limit: a schedule, or a tree of schedules and numbers as the scope accepts it.
     """
 
     limit: PyTree[optax.Schedule | ArrayLike]
@@ -69,20 +69,20 @@ class Scheduled:
 
 @dataclass(frozen=True)
 class TwoSided:
-    """One limit for numbers below zero and one for the others, element by element.
+    """Separate limits for negative and for other numbers, element by element.
 
-    Complex numbers have no sign and take `above`.
+    Complex numbers have no sign; their limit is `above`.
 
     Attributes:
-      below: how far below zero a number may lie.
-      above: how far above zero a number may lie.
+      below: the limit of negative numbers.
+      above: the limit of all other numbers.
     """
 
-    below: Any  # a limit of any kind, taken as a threshold
-    above: Any  # a limit of any kind, taken as a threshold
+    below: Any  # Any limit; converted to a threshold.
+    above: Any  # Any limit; converted to a threshold.
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "below", "above")
 
     def init(self, groups: GroupShapes) -> tuple[Any, Any]:
@@ -123,11 +123,11 @@ def _arranged(limit: PyTree[ArrayLike], seen: Observation) -> PerGroup:
 
 
 Limit = Threshold | PyTree[ArrayLike | optax.Schedule]
-"""What a limit may be given as: a threshold, or a tree of numbers and schedules."""
+"""Anything accepted as a limit: a threshold, or a tree of numbers and schedules."""
 
 
 def take_thresholds(owner: Any, *fields: str) -> None:
-    """Take numbers and schedules as limits in some fields of a frozen dataclass."""
+    """Convert fields of a frozen dataclass to thresholds, in place."""
     for field in fields:
         object.__setattr__(owner, field, as_threshold(getattr(owner, field), field))
 
@@ -135,18 +135,18 @@ def take_thresholds(owner: Any, *fields: str) -> None:
 def as_threshold(
     limit: Threshold | PyTree[ArrayLike | optax.Schedule], argument: str = "threshold"
 ) -> Threshold:
-    """Take a threshold as it is, and numbers and schedules as limits.
+    """Convert numbers and schedules to a threshold; return thresholds unchanged.
 
     Args:
       limit: a threshold, a number, an array, a schedule, or a tree of the last three.
-      argument: the name under which the user knows the limit.
+      argument: the name used in error messages.
 
     Returns:
       The threshold.
 
     Raises:
       TypeError: if `limit` is none of these.
-      ValueError: if a number known now is negative or NaN.
+      ValueError: if a number is negative or NaN, unless traced.
     """
     is_transformation = isinstance(limit, optax.GradientTransformation)
     if answers(limit, Threshold) and not is_transformation:
@@ -169,18 +169,18 @@ def as_interval(
     max_value: Threshold | PyTree[ArrayLike | optax.Schedule],
     min_value: ArrayLike | optax.Schedule | None,
 ) -> Threshold:
-    """Take bounds of single numbers as limits, -`max_value` being the missing one.
+    """Convert an interval around zero to a threshold.
 
     Args:
       max_value: the largest value allowed, at least 0.
-      min_value: the smallest value allowed, at most 0.
+      min_value: the smallest value allowed, at most 0; ``-max_value`` if None.
 
     Returns:
-      The threshold, which asks for the scope `element` where it has two limits.
+      The threshold. With two bounds it needs the scope `element`.
 
     Raises:
-      TypeError: if a bound is no number, schedule or threshold.
-      ValueError: if zero is known to lie outside the bounds, or one is NaN.
+      TypeError: if a bound is not a number, schedule or threshold.
+      ValueError: if zero lies outside the bounds, or one is NaN, unless traced.
     """
     above = as_threshold(max_value, "max_value")
     if min_value is None:

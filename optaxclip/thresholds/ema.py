@@ -1,4 +1,4 @@
-"""A limit from the exponential moving average of what was let through."""
+"""A limit from the exponential moving average of clipped magnitudes."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,22 +15,22 @@ from optaxclip.thresholds.memory import Remembering, choose, full, like
 
 
 class EmaState(NamedTuple):
-    """An average, and how much its weights add up to."""
+    """A weighted average, and the sum of its weights."""
 
     mean: Float[Array, "..."]
     weight: Float[Array, "..."]
 
 
 def empty_average(group: jax.ShapeDtypeStruct) -> EmaState:
-    """Give the average of nothing, whose weights add up to 0."""
+    """Return the average of no numbers, with total weight 0."""
     return EmaState(full(group, 0), full(group, 0))
 
 
 def average(memory: EmaState, number: Number, decay: ArrayLike) -> EmaState:
-    """Take one more number into an average that is right from the first one on.
+    """Add a number to a bias-corrected average.
 
-    The weights are those of `newest_share`, and add up step by step: groups may be as
-    many as numbers, and a power for each would cost more than all the rest.
+    The weights are those of `newest_share`, but summed step by step: there may be one
+    group per number, and computing a power for each would dominate the cost.
     """
     new = like(1 - decay, number)
     weight = memory.weight + new * (1 - memory.weight)
@@ -39,17 +39,17 @@ def average(memory: EmaState, number: Number, decay: ArrayLike) -> EmaState:
 
 @dataclass(frozen=True)
 class Ema(Remembering):
-    r"""The limit $f \hat m$, for an average $\hat m$ of the magnitudes let through.
+    r"""The limit $f \hat m$, where $\hat m$ averages past magnitudes after clipping.
 
     $$
     m_t = \beta m_{t-1} + (1 - \beta) \min(x_t, c_t), \qquad
     c_{t+1} = f \frac{m_t}{1 - \beta^t}
     $$
 
-    A spike counts as what is left of it, so that it raises the limit by a factor of at
-    most $\beta + (1 - \beta) f$ once there is some history. Zeros are passed over like
-    what is not finite: an average that once is 0 could never rise again. A group has
-    no limit before its first magnitude.
+    A spike enters the average after clipping, so once there is some history it raises
+    the limit by a factor of at most $\beta + (1 - \beta) f$. Zeros are ignored, as
+    non-finite magnitudes are: an average of 0 could never rise again. A group has no
+    limit before its first magnitude.
 
     Attributes:
       factor: f >= 0; below 1 the limit can only fall.
@@ -60,7 +60,7 @@ class Ema(Remembering):
     decay: ArrayLike = 0.98
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         check_limit(self.factor, "factor")
         check_decay(self.decay)
 

@@ -20,7 +20,7 @@ from optaxclip.thresholds.tracked import within_floats
 
 
 class GreedyState(NamedTuple):
-    """By what the first limit is multiplied, and the average of past losses."""
+    """The factor on the start limit, and the average of past losses."""
 
     factor: Float[Array, "..."]
     loss: EmaState
@@ -42,10 +42,10 @@ class Greedy:
     \end{cases}
     $$
 
-    The loss $\ell_t$ is the extra argument ``value`` of the update, which
-    ``optax`` uses too. It is compared with the average of the finite losses before,
-    whose weights decay by β; β = 0 compares with the last one. The first loss changes
-    nothing. A loss that is not finite is passed over, like a group that is not.
+    The loss $\ell_t$ is the extra argument ``value`` of the update, as elsewhere in
+    Optax. It is compared with the average of the previous finite losses, with decay β;
+    β = 0 compares with the last one. The first loss changes nothing. Losses and groups
+    that are not finite are ignored.
 
     Attributes:
       start: the first limit, $c_0$.
@@ -54,13 +54,13 @@ class Greedy:
       decay: β, at least 0 and below 1.
     """
 
-    start: Any  # a limit of any kind, taken as a threshold
+    start: Any  # Any limit; converted to a threshold.
     growth: ArrayLike = 1.05
     backoff: ArrayLike = 0.95
     decay: ArrayLike = 0.9
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "start")
         check_between(self.growth, 1, jnp.inf, "growth")
         check_between(self.backoff, 0, 1, "backoff")

@@ -1,8 +1,8 @@
-"""Remembering something of each group, and nothing of a step that was not finite.
+"""Per-group memory for thresholds, which skips groups that are not finite.
 
-A memory is a named tuple, each field of which is a tree like the magnitudes. Its first
-field is a number of float32 or wider, in whose type the memory is kept. Limits that
-come from memory are constants to a derivative.
+A memory is a named tuple whose fields are trees like the magnitudes. Its first field
+has float32 or a wider dtype, in which the memory is computed. Derivatives treat limits
+from memory as constants.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ StepFunction = Callable[..., tuple[Number, Memory]]
 
 
 def begin(first: FirstFunction, groups: GroupShapes) -> Memory:
-    """Give each array of groups its first memory; each field is a tree like them."""
+    """Return the initial memory of all groups; each field is a tree like them."""
     shapes, tree = jax.tree.flatten(groups)
     columns = zip(*(jax.tree.leaves(first(group)) for group in shapes), strict=True)
     fields = list(columns) if shapes else [()] * _kind(first).num_leaves
@@ -33,14 +33,14 @@ def begin(first: FirstFunction, groups: GroupShapes) -> Memory:
 
 
 def _kind(first: FirstFunction) -> Any:
-    """Give the structure of the memory of one array."""
+    """Return the structure of the memory of one array."""
     return jax.tree.structure(first(jax.ShapeDtypeStruct((), jnp.float32)))
 
 
 def full(
     group: jax.ShapeDtypeStruct, value: ArrayLike, dtype: DTypeLike | None = None
 ) -> Array:
-    """Give every group the same number, sharded as the groups are."""
+    """Return the same number for every group, sharded like the groups."""
     dtype = group.dtype if dtype is None else dtype
     return jax.lax.full(group.shape, value, dtype, sharding=group.sharding)
 
@@ -52,16 +52,16 @@ def remember(
     memory: Memory,
     *of_group: PerGroup,
 ) -> tuple[PerGroup, Memory]:
-    """Ask for the limits of a step, and learn from the groups that are finite.
+    """Compute the limits of a step, and learn from the groups that are finite.
 
     Args:
-      first: gives the first memory of an array of groups.
-      step: takes the magnitudes of an array of groups, with infinity for all that is
-        not finite; their memory; and what else is known of them. It gives their
-        limits and the new memory, which is dropped where a group was not finite.
-      magnitude: how big each group is.
-      memory: what is known of each group.
-      of_group: what else `step` takes.
+      first: returns the initial memory of an array of groups.
+      step: takes the magnitudes of an array of groups (infinity for those that are not
+        finite), their memory, and `of_group`. It returns their limits and new memory;
+        the new memory is dropped where a group is not finite.
+      magnitude: the magnitude of each group.
+      memory: the memory of each group.
+      of_group: further per-group arguments of `step`.
 
     Returns:
       The limits, and the new memory.
@@ -86,11 +86,11 @@ def remember(
 
 
 class Remembering(ABC):
-    """A threshold that answers from what it remembers of each group, and from no more.
+    """Base class of thresholds that depend only on each group's own magnitudes.
 
-    Derive yours from it and write `first` and `step`, for one array of groups. It then
-    works at every scope, keeps its memory in trees like the updates wherever groups lie
-    within leaves, and learns nothing from a group that is not finite.
+    Subclass it and define `first` and `step` for one array of groups. The threshold
+    then works with every scope, keeps its memory in trees like the updates if groups
+    lie within leaves, and learns nothing from groups that are not finite.
 
     Examples:
       >>> import typing
@@ -111,23 +111,23 @@ class Remembering(ABC):
 
     @abstractmethod
     def first(self, group: jax.ShapeDtypeStruct, /) -> Memory:
-        """Give the memory of an array of groups before the first step.
+        """Return the initial memory of an array of groups.
 
         Args:
-          group: the shape and type in which the magnitudes will come.
+          group: the shape and dtype of the magnitudes.
 
         Returns:
-          A named tuple of arrays of that shape, or with more dimensions behind it.
+          A named tuple of arrays of that shape, possibly with trailing dimensions.
         """
 
     @abstractmethod
     def step(self, size: Number, memory: Memory, /) -> tuple[Number, Memory]:
-        """Give the limits of a step, and the new memory.
+        """Return the limits of a step, and the new memory.
 
         Args:
-          size: the magnitudes of an array of groups; infinity for a group that is not
+          size: the magnitudes of an array of groups; infinity for groups that are not
             finite, whose new memory is dropped.
-          memory: what is known of these groups.
+          memory: the memory of these groups.
         """
 
     def init(self, groups: GroupShapes) -> Any:
@@ -140,7 +140,7 @@ class Remembering(ABC):
 
 
 def choose(groups: Bool[Array, "..."], new: Memory, old: Memory) -> Memory:
-    """Take the new memory of some groups, and keep the old of the others."""
+    """Select the new memory for some groups, and the old memory for the others."""
 
     def of_one(new: Array, old: Array) -> Array:
         last = tuple(range(groups.ndim, old.ndim))
@@ -150,10 +150,10 @@ def choose(groups: Bool[Array, "..."], new: Memory, old: Memory) -> Memory:
 
 
 def like(value: ArrayLike, number: Number) -> Number:
-    """Take a hyperparameter in the type of a magnitude."""
+    """Cast a hyperparameter to the dtype of a magnitude."""
     return jnp.asarray(value).astype(number.dtype)
 
 
 def increment(step: Array) -> Array:
-    """Count one more step, up to the largest number there is."""
+    """Count one more step, without overflow."""
     return jnp.asarray(optax.safe_increment(step))

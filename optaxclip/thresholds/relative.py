@@ -16,18 +16,18 @@ from optaxclip.thresholds.threshold import GroupShapes, Observation
 
 @dataclass(frozen=True)
 class PerRootSize:
-    r"""The limit $c / \sqrt n$, n being how many numbers the whole tree has.
+    r"""The limit $c / \sqrt n$, where n is the number of elements of the whole tree.
 
-    Elements at this limit all together have the L2 norm c.
+    If all elements are at this limit, their L2 norm is c.
 
     Attributes:
       scale: c.
     """
 
-    scale: Any  # a limit of any kind, taken as a threshold
+    scale: Any  # Any limit; converted to a threshold.
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "scale")
 
     def init(self, groups: GroupShapes) -> Any:
@@ -43,20 +43,20 @@ class PerRootSize:
 
 @dataclass(frozen=True)
 class Share:
-    r"""The limit $\lambda \max(\lVert w \rVert, \epsilon)$, w the parameters.
+    r"""The limit $\lambda \max(\lVert w \rVert, \epsilon)$ for parameters w.
 
-    The parameters are measured as the updates are, in the same groups.
+    The parameters are measured like the updates, in the same groups.
 
     Attributes:
-      share: the share of the parameters' norm, λ.
-      floor: the norm of which groups with smaller parameters get their share, ε.
+      share: the ratio λ of the limit to the parameters' norm.
+      floor: the smallest parameter norm assumed, ε.
     """
 
-    share: Any  # a limit of any kind, taken as a threshold
+    share: Any  # Any limit; converted to a threshold.
     floor: ArrayLike
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "share")
         check_limit(self.floor, "floor")
 
@@ -70,7 +70,7 @@ class Share:
 
         def limit(norm: Number, share: Number) -> Number:
             share, floor = share.astype(norm.dtype), jnp.asarray(self.floor, norm.dtype)
-            unlimited = share == jnp.inf  # of nothing, too
+            unlimited = share == jnp.inf  # Even if the norm is 0.
             product = jnp.where(unlimited, 1, share) * jnp.maximum(norm, floor)
             return jnp.where(unlimited, jnp.inf, product)
 

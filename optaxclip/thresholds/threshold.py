@@ -1,4 +1,4 @@
-"""How big is too big? The question every threshold answers, and what it may look at."""
+"""The interface of thresholds, and what they may look at."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -20,10 +20,10 @@ class Observation:
 
     Attributes:
       groups: the leaves that count, in groups.
-      size: how big each group is, even where no float holds it.
-      measure_params: gives how big the parameters of each group are.
+      size: the magnitude of each group, even where it would overflow a float.
+      measure_params: returns the magnitude of each group's parameters.
       limits: arranges a tree of limits like the groups.
-      extra_args: what else was handed to the optimizer's update, such as ``value``.
+      extra_args: the extra arguments of the optimizer's update, such as ``value``.
     """
 
     groups: Groups
@@ -34,22 +34,22 @@ class Observation:
 
     @functools.cached_property
     def magnitude(self) -> PerGroup:
-        """How big each group is, as plain numbers of float32 or wider."""
+        """The magnitude of each group, as plain numbers in float32 or wider."""
         return self.size.plain
 
 
 @runtime_checkable
 class Threshold(Protocol):
-    """A limit for each group, from what is seen now and what is remembered."""
+    """Computes the limit of each group from an observation and a memory."""
 
     def init(self, groups: GroupShapes) -> Any:
-        """Give the memory before the first step.
+        """Return the initial memory.
 
         Args:
-          groups: the shapes and types in which magnitudes will come.
+          groups: the shapes and dtypes of the magnitudes.
         """
         ...
 
     def update(self, seen: Observation, state: Any) -> tuple[PerGroup, Any]:
-        """Give the limits of this step, one or one a group, and the new memory."""
+        """Return the limits of this step (one, or one per group) and the new memory."""
         ...

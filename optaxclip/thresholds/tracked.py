@@ -1,4 +1,4 @@
-"""A limit that steps up and down until a quantile of all magnitudes lies below it."""
+"""A limit that tracks a quantile of the magnitudes."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,46 +17,46 @@ from optaxclip.thresholds.threshold import GroupShapes, Observation
 
 
 class FactorState(NamedTuple):
-    """By what the first limit is multiplied."""
+    """The factor on the start limit."""
 
     factor: Float[Array, "..."]
 
 
 def unit_factor(group: jax.ShapeDtypeStruct) -> FactorState:
-    """Start from the first limit as it is."""
+    """Return the initial factor, 1."""
     return FactorState(full(group, 1))
 
 
 def within_floats(factor: Number) -> Number:
-    """Keep a factor from becoming 0 or infinite, from where it could not return."""
+    """Keep a factor from becoming 0 or infinite, from which it could not recover."""
     finfo = jnp.finfo(factor.dtype)
     return jnp.clip(factor, finfo.tiny, finfo.max)
 
 
 @dataclass(frozen=True)
 class TrackedQuantile:
-    r"""A limit that a share of the magnitudes does not exceed, from one number.
+    r"""A running estimate of a quantile of the magnitudes, in one number per group.
 
     $$
     c_{t+1} = c_t \exp(-\eta (b_t - \gamma)), \qquad b_t = 1 \text{ if } x_t \le c_t,
     \text{ else } 0
     $$
 
-    From a wrong start the limit moves by a factor of $e^{\eta \gamma}$ up or
-    $e^{\eta (1 - \gamma)}$ down in each step. No spike moves it further than that.
+    Each step moves the limit by a factor of $e^{\eta \gamma}$ up or
+    $e^{\eta (1 - \gamma)}$ down. No spike moves it further than that.
 
     Attributes:
       start: the first limit, $c_0$.
-      quantile: that share, $\gamma$, from 0 to 1.
+      quantile: the share of magnitudes within the limit, $\gamma$, from 0 to 1.
       learning_rate: η >= 0.
     """
 
-    start: Any  # a limit of any kind, taken as a threshold
+    start: Any  # Any limit; converted to a threshold.
     quantile: ArrayLike = 0.5
     learning_rate: ArrayLike = 0.2
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         take_thresholds(self, "start")
         check_between(self.quantile, 0, 1, "quantile")
         check_limit(self.learning_rate, "learning_rate")

@@ -1,4 +1,4 @@
-"""Limits from the last magnitudes, all of which are kept in a ring."""
+"""Limits from a ring buffer of the last magnitudes."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,23 +19,23 @@ from optaxclip.thresholds.memory import Remembering, full, like
 
 
 class Window(NamedTuple):
-    """The last magnitudes of each group, and where the next one goes.
+    """The last magnitudes of each group, and the position of the next one.
 
-    Places that are still free hold infinity, which no magnitude that is kept is.
+    Empty slots hold infinity, since only finite magnitudes are kept.
     """
 
     values: Float[Array, "... window"]
     position: Int32[Array, "..."]
 
     def pushed(self, size: Number) -> "Window":
-        """Put a magnitude in the place of the oldest one."""
+        """Replace the oldest magnitude."""
         here = _places(self.values) == self.position[..., None]
         values = jnp.where(here, size[..., None], self.values)
         return Window(values, (self.position + 1) % self.values.shape[-1])
 
     @property
     def filled(self) -> Int32[Array, "..."]:
-        """Tell how many magnitudes there are."""
+        """The number of magnitudes in the window."""
         return jnp.sum(self.values < jnp.inf, axis=-1, dtype=jnp.int32)
 
 
@@ -49,19 +49,19 @@ def _places(values: Array) -> Array:
 
 
 def _at(ordered: Array, rank: Array) -> Array:
-    """Pick a number of each group; a sum can be sharded where a gather cannot."""
+    """Pick one number per group, by a sum, which can be sharded, unlike a gather."""
     return jnp.sum(jnp.where(_places(ordered) == rank[..., None], ordered, 0), axis=-1)
 
 
 @dataclass(frozen=True)
 class RollingPercentile(Remembering):
-    r"""The p-th percentile of the last `window` magnitudes, the present one included.
+    r"""The p-th percentile of the last `window` magnitudes, including the current one.
 
     $$c_t = \mathrm{percentile}_p(x_{t-n+1}, \dots, x_t)$$
 
-    It lies between the two nearest of them, as NumPy's linear interpolation has it.
-    While there are fewer, it is that of all there are; the first magnitude is its own
-    limit. Memory and time grow with the window, not with the number of steps.
+    It is interpolated linearly, as NumPy does by default. Until the window is full, it
+    is the percentile of all magnitudes so far; the first magnitude is its own limit.
+    Memory and time grow with the window, not with the number of steps.
 
     Attributes:
       percentile: p, 0 or from 1 to 100: no quantile.
@@ -114,7 +114,7 @@ class HistoricalSigma(Remembering):
     min_steps: ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         check_limit(self.sigmas, "sigmas")
         check_window(self.window)
         if self.min_steps is not None:

@@ -1,4 +1,4 @@
-"""A limit for spikes: magnitudes that lie many standard deviations above the mean."""
+"""A limit for spikes: magnitudes many standard deviations above the mean."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from optaxclip.thresholds.memory import Remembering, choose, full, increment, li
 
 @dataclass(frozen=True)
 class Spike:
-    """What becomes of a spike.
+    """How a spike is limited.
 
     Attributes:
-      name: what it prints as.
-      deviations: tells, from the z-score and the z-score allowed, how many standard
-        deviations above the mean a magnitude may lie; infinity stands for no limit.
+      name: the name it prints as.
+      deviations: maps the z-score and the largest z-score allowed to the limit, in
+        standard deviations above the mean; infinity means no limit.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Spike:
         return f"thresholds.{self.name}"
 
 
-# The quotient comes first: it is below 1, so that the product cannot overflow.
+# Divide first: the quotient is below 1, so the product cannot overflow.
 adaptive_scaling = Spike(
     "adaptive_scaling",
     lambda z, allowed: jnp.where(z > allowed, allowed * (allowed / z), jnp.inf),
@@ -49,9 +49,9 @@ to_percentile = Spike(
 
 
 class ZScoreState(NamedTuple):
-    """Mean and standard deviation, and of how many magnitudes.
+    """Mean and standard deviation, and the number of magnitudes so far.
 
-    The deviation is held, not the variance, which overflows and underflows early.
+    The deviation is stored, not the variance, which would overflow and underflow.
     """
 
     mean: Float[Array, "..."]
@@ -61,7 +61,7 @@ class ZScoreState(NamedTuple):
 
 @dataclass(frozen=True)
 class ZScore(Remembering):
-    r"""ZClip's limit, for magnitudes whose z-score is above what is allowed.
+    r"""ZClip's limit, for magnitudes whose z-score is too large.
 
     $$
     z_t = \frac{x_t - \mu_t}{\sigma_t + \epsilon}, \qquad
@@ -70,26 +70,26 @@ class ZScore(Remembering):
     $$
 
     for `adaptive_scaling`; `to_mean` and `to_percentile` give $\mu_t$ and
-    $\mu_t + z_{\max} \sigma_t$ instead. Over the first `warmup_steps` finite
-    magnitudes these are the plain mean and standard deviation, and there is no limit,
-    nor is there while all of them were 0. After that
+    $\mu_t + z_{\max} \sigma_t$ instead. During the first `warmup_steps` finite
+    magnitudes, $\mu$ and $\sigma$ are the plain mean and standard deviation, and there
+    is no limit; nor is there while all magnitudes were 0. After that,
 
     $$
     \mu \leftarrow \alpha \mu + (1 - \alpha) y, \qquad
     \sigma^2 \leftarrow \alpha \sigma^2 + (1 - \alpha) (y - \mu)^2
     $$
 
-    with the new $\mu$, y being the magnitude or, for a spike, its limit. A spike of
-    any size that a float holds moves them by a bounded amount then; one within the
-    warm-up counts in full and is forgotten as $\alpha$ tells. A lasting jump to a far
-    higher level is taken for spikes, and followed slowly if at all.
+    with the new $\mu$, where y is the magnitude or, for a spike, its limit. So any
+    finite spike moves them by a bounded amount; a spike during the warm-up counts in
+    full and then decays with $\alpha$. A lasting jump to a much higher level is treated
+    as spikes, and followed slowly if at all.
 
     Attributes:
-      z_threshold: the z-score allowed, $z_{\max}$ >= 0.
-      spike: what becomes of a spike: `adaptive_scaling`, `to_mean`, `to_percentile`,
-        or a `Spike`.
+      z_threshold: the largest z-score allowed, $z_{\max}$ >= 0.
+      spike: how a spike is limited: `adaptive_scaling`, `to_mean`, `to_percentile`, or
+        a `Spike`.
       decay: $\alpha$, at least 0 and below 1.
-      warmup_steps: how many finite magnitudes come before the first limit, at least 1.
+      warmup_steps: the number of finite magnitudes before the first limit, at least 1.
       skip_update_on_spike: whether spikes are left out of mean and deviation.
       eps: ε >= 0, in the unit of the magnitudes.
     """
@@ -102,7 +102,7 @@ class ZScore(Remembering):
     eps: ArrayLike = 1e-6
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         check_limit(self.z_threshold, "z_threshold")
         check_decay(self.decay)
         check_between(self.warmup_steps, 1, jnp.inf, "warmup_steps")
@@ -130,8 +130,8 @@ class ZScore(Remembering):
         plain_share = 1 / (step.astype(size.dtype) + 1)
         share = jnp.where(warm, plain_share, 1 - like(self.decay, size))
         rest = 1 - share
-        # A mean moved by the share has (1 - share) of the distance left; the reference
-        # squares that, where a plain variance takes it once.
+        # Moving the mean by the share leaves (1 - share) of the distance. The reference
+        # code squares that factor; a plain variance uses it once.
         spread = jnp.sqrt(share * rest) * jnp.where(warm, 1, jnp.sqrt(rest))
         number = jnp.minimum(size, limit)
         new = ZScoreState(

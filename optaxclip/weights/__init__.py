@@ -1,1 +1,1 @@
-"""Bounds on what the parameters become, placed last in a chain."""
+"""Weight clipping: bounds on the updated parameters, placed last in a chain."""

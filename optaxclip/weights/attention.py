@@ -1,4 +1,4 @@
-"""QK-Clip: query and key kernels rescaled by the largest logit of each head."""
+"""QK-Clip: rescale query and key projections by the largest logit of each head."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Names = tuple[str, ...]
 def _by_module(
     max_logits: PyTree, tree: PyTree, shares: HeadShares
 ) -> list[tuple[Names, str] | None]:
-    """Say of each leaf that counts to which attention and projection it belongs."""
+    """Find the attention module and projection of each leaf that counts."""
     logits = [names_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(max_logits)]
     found: list[tuple[Names, str] | None] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -49,13 +49,13 @@ def _by_module(
         places = ", ".join(sorted("/".join(home) or "the top" for home in lonely))
         raise ValueError(
             f"max_logits names {places}, where params have no {' or '.join(shares)}; "
-            "nest the logits as the attention modules are nested, or name the shares."
+            "nest the logits like the attention modules, or name the shares."
         )
     return found
 
 
 def _factor(leaf: Leaf, shares: tuple[HeadShare, ...], gamma: Number) -> Number:
-    """Give the factor of each number of a projection ``(..., heads, features)``."""
+    """Return the factors of a projection ``(..., heads, features)``."""
     layers, heads = gamma.shape[:-1], gamma.shape[-1]
     between = (1,) * (leaf.ndim - 2 - len(layers))
     gamma = gamma.reshape((*layers, *between, heads, 1))
@@ -137,15 +137,15 @@ def _rescaled(
     gammas: dict[Names, Number],
     shares: HeadShares,
 ) -> list[Array]:
-    """Multiply the projections; those with fewer heads than logits are shared."""
+    """Rescale the projections; those with fewer heads than logits are shared."""
 
     def is_shared(leaf: Leaf, home: Names) -> bool:
         heads = gammas[home].shape[-1]
         if leaf.ndim < 2 or heads % leaf.shape[-2]:
             raise ValueError(
                 f"max_logits has {heads} heads at {'/'.join(home) or 'the top'}, where "
-                f"a projection is of shape {leaf.shape}; it has to end in (heads, "
-                "features), with as many heads or a divisor."
+                f"a projection has shape {leaf.shape}; it has to end in (heads, "
+                "features), where heads is the same number or a divisor of it."
             )
         return leaf.shape[-2] < heads
 
@@ -170,7 +170,7 @@ def qk_clip(
     *,
     shares: HeadShares | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrink the query and key projections of heads with too large attention logits.
+    r"""Shrink the query and key projections of heads whose logits are too large.
 
     $$
     \gamma_h = \min(1, \tau / S_h), \qquad
@@ -178,11 +178,11 @@ def qk_clip(
     W_{k,h} \leftarrow \gamma_h^{1/2} W_{k,h}
     $$
 
-    with $S_h$ the largest logit of head h in this step's forward pass, over the batch
-    and all positions. Place it last in a chain. Needs ``params``, and ``max_logits``:
-    a tree that is nested as the parameters are down to each attention module, and has
-    there a vector with an entry a head, or an array ``(layers, heads)`` for scanned
-    layers. `max_logits` collects them from Flax models.
+    where $S_h$ is the largest attention logit of head h in this step's forward pass,
+    over the batch and all positions. Place it last in a chain. Needs ``params``, and
+    ``max_logits``: a tree nested like the parameters, with one array per attention
+    module: a vector with one entry per head, or ``(layers, heads)`` for scanned layers.
+    `max_logits` collects it from Flax models.
 
     Args:
       max_logit: the largest logit allowed, τ >= 0: a number, an array, a schedule of
@@ -200,7 +200,7 @@ def qk_clip(
     Raises:
       TypeError: if `max_logit` has the wrong type.
       ValueError: if `max_logit` is negative or NaN; in the update, if ``params`` or
-        ``max_logits`` are missing or do not fit.
+        ``max_logits`` are missing or do not match.
 
     Examples:
       >>> clip = optaxclip.qk_clip(100.0)
@@ -217,9 +217,10 @@ def qk_clip(
 
     Note:
       The logits are those of the parameters before the step. A head whose logits are
-      all negative is left alone; a factor of ``min(1, τ / S)`` would be negative there.
-      It has no effect where queries and keys are normalized. On a mesh the maximum has
-      to be one over all devices. Averaged copies of the parameters are not rescaled.
+      all negative does not change; its factor ``min(1, τ / S)`` would be negative. The
+      clip has no effect where queries and keys are normalized. On a mesh the maximum
+      has to be taken over all devices. Averaged copies of the parameters are not
+      rescaled.
     """
     clip = _shrink_logits(
         as_threshold(max_logit, "max_logit"),

@@ -1,4 +1,4 @@
-"""Any clipper as a bound on the parameters: what an update must be to stay within."""
+"""Turn any clipper into a bound on the updated parameters."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from optaxclip.updates import check_updates
 
 
 def _rounded(x: Number, dtype: DTypeLike) -> Number:
-    """Round to a narrower type without leaving the wider one.
+    """Round to a narrower dtype, but keep the wider one.
 
-    XLA may drop a cast to a narrow type and back; it keeps this.
+    XLA may remove a cast to a narrow dtype and back, but not this.
     """
     narrow, wide = jnp.finfo(dtype), jnp.finfo(x.dtype)
     if narrow.bits >= wide.bits:
@@ -37,14 +37,14 @@ def _rounded(x: Number, dtype: DTypeLike) -> Number:
 def _applied(
     param: Number, update: Number, types: tuple[DTypeLike, DTypeLike]
 ) -> Number:
-    """Give what ``optax.apply_updates`` makes of both, in at least float32."""
+    """Return the result of ``optax.apply_updates``, in at least float32."""
     with jax.numpy_dtype_promotion("standard"):
         sum_type = jnp.promote_types(*types)
     return _rounded(_rounded(param + update, sum_type), types[0])
 
 
 def _next(x: Number, goal: Number, dtype: DTypeLike) -> Number:
-    """Give the next number of a type on the way to a goal; as steep as x itself."""
+    """Return the next float of a dtype toward a goal, with the derivative of x."""
     here, there = jax.lax.stop_gradient((x.astype(dtype), goal.astype(dtype)))
     step = jax.lax.stop_gradient(jnp.nextafter(here, there).astype(x.dtype))
     return jnp.where(jnp.isfinite(x), x + (step - jax.lax.stop_gradient(x)), step)
@@ -62,16 +62,16 @@ def _reach(
     target: Number,
     types: tuple[DTypeLike, DTypeLike],
 ) -> Number:
-    """Find the update that brings a parameter to a target, or just below it.
+    """Find the update that brings a parameter to its target, or just below it.
 
-    Where the parameter would be at its target anyway the update stays as it is.
+    If the given update already does so, it is returned unchanged.
     """
     there = _applied(param, update, types)
     same = (there == target) | (jnp.isnan(there) & jnp.isnan(target))
     target = _toward_zero(target, types[0])
     found = _rounded(target - param, types[1])
     beyond = _applied(param, found, types) * jnp.sign(target) > jnp.abs(target)
-    most = float(jnp.finfo(types[1]).max)  # not every type has infinities
+    most = float(jnp.finfo(types[1]).max)  # Some dtypes have no infinity.
     less = _next(found, jnp.where(target > 0, -most, most), types[1])
     return jnp.where(same, update, jnp.where(beyond, less, found))
 
@@ -92,9 +92,9 @@ def _whole(parts: list[Number]) -> Leaf:
 
 
 class _Pair:
-    """A parameter and its update, in one type of at least float32.
+    """A parameter and its update, in a common dtype of at least float32.
 
-    Complex numbers are two real ones each.
+    A complex number is stored as two real ones.
     """
 
     def __init__(self, param: Leaf, update: Leaf):
@@ -127,21 +127,21 @@ class _Pair:
 def bound_weights(
     clip: optax.GradientTransformation, *, name: str = "bound_weights"
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Let a clipper bound what the parameters become, instead of the updates.
+    r"""Apply a clipper to the updated parameters instead of the updates.
 
     $$u \leftarrow \mathrm{clip}(w + u) - w$$
 
-    Place it last in a chain. What `clip` leaves as it is keeps the bits of its update.
-    Elsewhere the update is rounded so that ``optax.apply_updates``, in the parameter's
-    own type, gives no number that is further from zero than the clipper's.
+    Place it last in a chain. Where `clip` changes nothing, the update is bitwise
+    unchanged. Elsewhere it is rounded so that ``optax.apply_updates``, in the
+    parameter's dtype, gives no number farther from zero than the clipper's.
 
     Args:
       clip: any clipper of the library, or a chain of them.
-      name: what a missing argument is complained about as.
+      name: the name used in error messages.
 
     Returns:
-      A transformation that needs ``params``. Its state is that of `clip`, whose report
-      is of the parameters.
+      A transformation that needs ``params``. Its state is that of `clip`, and its
+      report is about the parameters.
 
     Raises:
       TypeError: if `clip` is no transformation.
@@ -155,9 +155,9 @@ def bound_weights(
       Array([3., 4.], dtype=float32)
 
     Note:
-      Where the type of the update cannot express the step, the parameter goes nearer to
-      zero than it has to: a float16 of 6e4 with a limit of 1 goes to 0, since no
-      float16 leads from 6e4 to 1. The bound holds.
+      If the dtype of the update cannot represent the step, the parameter becomes
+      smaller than necessary: a float16 of 6e4 with a limit of 1 becomes 0, since no
+      float16 update leads from 6e4 to 1. The bound holds.
     """
     return _of_weights(clip, name, _Pair.sum, _Pair.reach)
 

@@ -1,4 +1,4 @@
-"""The named bounds on parameters, by value and by norm."""
+"""Bounds on the values and norms of parameters."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ def clip_weights(
     $$w_i \leftarrow \min(\max(w_i, a), c)$$
 
     Place it last in a chain: it returns the update after which the parameters are
-    within, exactly, in their own type. Needs ``params``.
+    exactly within the interval, in their own dtype. Needs ``params``.
 
     Args:
       max_value: the largest value allowed, c >= 0: a number, an array, a schedule of
         the clipper's own step or a threshold, or a prefix tree of the first three.
-      min_value: the smallest value allowed, a <= 0; -c if not given.
+      min_value: the smallest value allowed, a <= 0; -c by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
         report needs it.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges, which are
-      those of the parameters. So is its report.
+      A transformation; see `optaxclip.responses` for edge cases. These and the report
+      are those of the parameters.
 
     Raises:
       TypeError: if `max_value` has the wrong type.
       ValueError: if `max_value` is negative or NaN, or `min_value` positive or NaN; in
-        the update, if ``params`` do not fit the updates.
+        the update, if ``params`` do not match the updates.
 
     Examples:
       >>> critic = optax.chain(optax.rmsprop(5e-5), optaxclip.clip_weights(0.25))
@@ -66,11 +66,11 @@ def clip_weights(
       Arjovsky et al., Wasserstein GAN, 2017, arXiv:1701.07875.
 
     Note:
-      Where updates come in a narrower type than their parameters, as bfloat16 for
-      float32, a parameter far outside may need a second step to come within, since no
-      update of so few digits leads there. One that starts within never leaves. Where
-      both are of one narrow type, a parameter far outside may go to 0 instead, as a
-      float16 of 6e4 with a limit of 1 does: the bound holds at once.
+      If updates have a narrower dtype than their parameters, such as bfloat16 for
+      float32, a parameter far outside the interval may need a second step to enter it,
+      since no update with so few digits leads there. A parameter inside never leaves.
+      If both have the same narrow dtype, a parameter far outside may become 0 instead,
+      such as a float16 of 6e4 with a limit of 1: the bound holds at once.
     """
     return bound_weights(
         clipper(
@@ -123,8 +123,8 @@ def clip_weight_norm(
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges, which are
-      those of the parameters. So is its report.
+      A transformation; see `optaxclip.responses` for edge cases. These and the report
+      are those of the parameters.
 
     Raises:
       TypeError: if `max_norm`, `min_norm` or `ord` has the wrong type.
@@ -202,8 +202,8 @@ def clip_weight_unit_norm(
       overfitting, JMLR 15, 2014, section 5.1.
 
     Note:
-      Keras' ``MaxNorm`` adds 1e-7 to the norm that it divides by, and so shrinks what
-      is within the bound, too; no such guard is needed here.
+      ``MaxNorm`` in Keras adds 1e-7 to the norm that it divides by, which also shrinks
+      parameters within the bound; no such guard is needed here.
     """
     threshold, response = _in_band(max_norm, min_norm)
     return bound_weights(

@@ -1,4 +1,4 @@
-"""Parameters kept as small as they were initialized, by the fan-in of each kernel."""
+"""Bounds on parameters by the range of their initialization."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from optaxclip.weights.bounds import bound_weights
 
 
 def _home(path: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Name the subtree that a leaf stands in.
+    """Return the path of the subtree that contains a leaf.
 
-    Flax NNX may keep the array of a parameter as the value of a variable.
+    Flax NNX may store the array of a parameter as the value of a variable.
     """
     is_value = path and path[-1] == jax.tree_util.GetAttrKey("value")
     return path[:-2] if is_value else path[:-1]
 
 
 def _fan_ins(tree: PyTree, axis: Any) -> list[int | None]:
-    """Say of each leaf that counts how many inputs feed one of its units."""
+    """Return the fan-in of each leaf that counts, or None."""
     paths = [
         (_home(path), jnp.shape(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -54,7 +54,7 @@ def _fan_ins(tree: PyTree, axis: Any) -> list[int | None]:
 
 @dataclass(frozen=True)
 class _PerRootFanIn:
-    """A limit divided by the root of each leaf's fan-in; none where there is none."""
+    """A limit divided by the root of each leaf's fan-in; no limit without a fan-in."""
 
     scale: Threshold
     fan_ins: list[int | None]
@@ -80,34 +80,33 @@ def clip_weights_to_init(
     axis: Any = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Keep every parameter within a multiple of the range it was initialized in.
+    r"""Keep every parameter within a multiple of the range of its initialization.
 
     $$w_i \leftarrow \min(\max(w_i, -\kappa / \sqrt n), \kappa / \sqrt n)$$
 
-    with n the fan-in, the number of inputs of a unit. A kernel, of two dimensions or
-    more, has its own. A bias, scale or other vector takes that of the kernel beside it:
-    the one that stands in the same subtree, or the largest of several. Where there is
-    none, as beside a normalization, it is not bounded. Place it last in a chain. Needs
-    ``params``.
+    where n is the fan-in, the number of inputs of a unit. A kernel, with two or more
+    dimensions, has its own fan-in. A bias, scale or other vector takes that of the
+    kernel in the same subtree, or the largest of several. Without such a kernel, as in
+    normalization layers, it is not bounded. Place it last in a chain. Needs ``params``.
 
     Args:
       kappa: the multiple κ >= 0, tuned between 1 and 3 in the paper: a number, an
         array, a schedule of the clipper's own step, or a threshold.
       axis: the dimensions that are the inputs of a kernel: an int, a tuple, or a
-        prefix tree of these; all but the last if not given, as JAX keeps kernels
-        input-first. A kernel of attention heads ``(inputs, heads, features)`` wants
-        ``axis=0``.
+        prefix tree of these; all but the last by default, since JAX stores kernels as
+        ``(..., inputs, outputs)``. A kernel of attention heads
+        ``(inputs, heads, features)`` needs ``axis=0``.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
         report needs it. The fan-in is that of the shard.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges, which are
-      those of the parameters. So is its report.
+      A transformation; see `optaxclip.responses` for edge cases. These and the report
+      are those of the parameters.
 
     Raises:
       TypeError: if `kappa` has the wrong type.
       ValueError: if `kappa` is negative or NaN, or a kernel has no dimension `axis`; in
-        the update, if ``params`` do not fit the updates.
+        the update, if ``params`` do not match the updates.
 
     Examples:
       >>> sgd = optax.chain(optax.sgd(0.1), optaxclip.clip_weights_to_init(1.0))
@@ -122,8 +121,8 @@ def clip_weights_to_init(
       2024, arXiv:2407.01704.
 
     Note:
-      In the authors' code a bias takes the fan-in of the parameter that was created
-      before it, whatever that is. Here the order does not matter.
+      In the authors' code a bias takes the fan-in of whatever parameter was created
+      before it. Here the order does not matter.
     """
     scale = as_threshold(kappa, "kappa")
 

@@ -1,4 +1,4 @@
-"""The largest attention logits of Flax models, head by head."""
+"""The largest attention logit of each head, recorded in Flax models."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def head_logits(
     mask: Any = None,
     is_causal: bool = False,
 ) -> Float[Array, " heads"]:
-    r"""Find the largest logit $q \cdot k / \sqrt d$ of each head.
+    r"""Compute the largest logit $q \cdot k / \sqrt d$ of each head.
 
     Args:
       query: of shape ``(..., positions, heads, features)``.
-      key: the same, with heads that divide those of the queries.
-      bias: what is added to the logits, ``(..., heads, queries, keys)``.
+      key: the same; its number of heads must divide that of the queries.
+      bias: added to the logits, of shape ``(..., heads, queries, keys)``.
       mask: which pairs count, of the same shape.
-      is_causal: whether later keys do not count.
+      is_causal: whether to ignore later keys.
 
     Returns:
-      A vector with an entry a head, in at least float32.
+      A vector with one entry per head, in at least float32.
     """
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     query, key = query.astype(dtype), key.astype(dtype)
@@ -50,14 +50,14 @@ def head_logits(
 
 @functools.cache
 def _kinds() -> tuple[type, type]:
-    """Define the variable and the module; Flax is no requirement of the library."""
+    """Define the variable and the module lazily, since Flax is optional."""
     from flax import nnx
 
     class MaxLogit(nnx.Variable):
         """The largest logit of each head in the last forward pass."""
 
     class Recorder(nnx.Module):
-        """An attention function that notes the largest logit of each head."""
+        """An attention function that records the largest logit of each head."""
 
         def __init__(self, attention: Any, heads: int):
             self.attention = attention
@@ -75,13 +75,13 @@ def _kinds() -> tuple[type, type]:
 
 
 def record_max_logits(model: nnx.Module) -> None:
-    """Let every ``nnx.MultiHeadAttention`` of a model note its largest logits.
+    """Make every ``nnx.MultiHeadAttention`` of a model record its largest logits.
 
-    Call it once, before the optimizer is made. Each forward pass then replaces what
-    the one before noted. It computes the logits for itself.
+    Call it once, before the optimizer is created. Each forward pass then overwrites the
+    previous record. Recording computes the logits separately from the attention.
 
     Args:
-      model: the model, which is changed in place. Its parameters are not.
+      model: the model, which is changed in place. Its parameters do not change.
 
     Examples:
       >>> from flax import nnx
@@ -106,16 +106,16 @@ def record_max_logits(model: nnx.Module) -> None:
 
 
 def max_logits(model: nnx.Module) -> PyTree[Array]:
-    """Collect the largest logits of the last forward pass, as `qk_clip` takes them.
+    """Collect the largest logits of the last forward pass, for `qk_clip`.
 
     Args:
-      model: a model that `record_max_logits` was called for.
+      model: a model prepared by `record_max_logits`.
 
     Returns:
-      Dicts nested as the attention modules are, with a vector of heads in each place.
+      Dicts nested like the attention modules, with one vector of heads per module.
 
     Raises:
-      ValueError: if nothing in the model notes logits.
+      ValueError: if the model records no logits.
     """
     from flax import nnx
 

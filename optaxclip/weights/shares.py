@@ -1,4 +1,4 @@
-"""Which projections of an attention take which share of the factor of a head."""
+"""How QK-Clip splits the factor of a head between its projections."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class HeadShare:
-    r"""How a projection takes part in shrinking the logits of each head.
+    r"""The part that a projection takes in shrinking the logits of each head.
 
     Attributes:
       power: the projection is multiplied by this power of the head's factor $\gamma$.
-      start: the first feature of a head that does so.
-      stop: the first after it that does not; None for all of the rest.
+      start: the first feature that is multiplied.
+      stop: the first feature after these that is not; None to include all the rest.
     """
 
     power: float
@@ -25,17 +25,17 @@ HeadShares = Mapping[str, tuple[HeadShare, ...]]
 
 
 def attention_shares(query: str = "query", key: str = "key") -> HeadShares:
-    r"""Share the factor between queries and keys: $\sqrt\gamma$ for each.
+    r"""Split the factor evenly between queries and keys: $\sqrt\gamma$ each.
 
-    Where heads share a key, as in grouped-query attention, the key stays and the
-    queries take all of $\gamma$, so that no other head is touched.
+    If heads share a key, as in grouped-query attention, the key does not change and the
+    queries take all of $\gamma$, so that no other head is affected.
 
     Args:
-      query: what the query projection is called.
-      key: what the key projection is called.
+      query: the name of the query projection.
+      key: the name of the key projection.
 
     Returns:
-      The shares, as `qk_clip` takes them.
+      The shares, for `qk_clip`.
 
     Examples:
       >>> sorted(optaxclip.attention_shares("wq", "wk"))
@@ -45,19 +45,19 @@ def attention_shares(query: str = "query", key: str = "key") -> HeadShares:
 
 
 def latent_attention_shares(query: str, key_value: str, features: int) -> HeadShares:
-    r"""Share the factor in multi-head latent attention.
+    r"""Split the factor for multi-head latent attention.
 
-    Of a head's queries and keys the first features, without position, take
-    $\sqrt\gamma$ each. The rotary queries take $\gamma$, since the rotary key is shared
-    by all heads and stays; so do the values.
+    The first features of a head's queries and keys, which carry no position, take
+    $\sqrt\gamma$ each. The rotary queries take $\gamma$. The rotary key, shared by all
+    heads, does not change; nor do the values.
 
     Args:
-      query: what the projection from the latent to the queries is called.
-      key_value: what the projection from the latent to keys and values is called.
-      features: how many features of a head are without position.
+      query: the name of the projection from the latent to the queries.
+      key_value: the name of the projection from the latent to keys and values.
+      features: the number of features of a head without position.
 
     Returns:
-      The shares, as `qk_clip` takes them.
+      The shares, for `qk_clip`.
 
     Examples:
       >>> optaxclip.latent_attention_shares("wq_b", "wkv_b", 128)["wkv_b"]

@@ -1,4 +1,4 @@
-"""Parameters kept below a spectral norm, whose singular vector is kept track of."""
+"""Bounds on the spectral norm of parameters, by tracking a leading singular vector."""
 
 import functools
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def _first(leaf: Any, layout: Layout) -> Matrices:
 def _measured(
     layout: Layout, leaf: Leaf, vector: Matrices
 ) -> tuple[Number, Number, Matrices]:
-    """Measure as value and scale the spectral norm of each matrix; give its vector."""
+    """Return the spectral norm of each matrix, as value and scale, and its vector."""
     a = layout.matrices(widen(leaf))
     unit = unit_of(a)
     a = a / unit.astype(a.dtype)
@@ -54,10 +54,11 @@ def _measured(
 
 @dataclass(frozen=True)
 class _BySpectralNorm:
-    """Measure the spectral norm of every matrix, from the vector found before.
+    """Measure the spectral norm of every matrix, starting from the last vector.
 
     Attributes:
-      leading_axes: how many leading dimensions stack matrices, or a prefix tree.
+      leading_axes: the number of leading dimensions that stack matrices, or a prefix
+        tree.
       axis: the dimensions that are the inputs of a matrix, or a prefix tree.
     """
 
@@ -89,30 +90,30 @@ def clip_weight_spectral_norm(
     leading_axes: PyTree[int] | None = None,
     axis: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Keep the largest singular value of every matrix below a bound.
+    r"""Keep the largest singular value of every matrix within a bound.
 
     $$W \leftarrow W \cdot \min(1, c / \sigma_1(W))$$
 
-    A vector is a matrix of one column, whose singular value is its norm.
-    Place it last in a chain. Needs ``params``.
+    A vector counts as a matrix with one column. Place it last in a chain. Needs
+    ``params``.
 
     Args:
       max_norm: the largest singular value allowed, c >= 0: a number, an array, a
         schedule of the clipper's own step, a prefix tree of these, or a threshold.
-      leading_axes: how many leading dimensions stack matrices, such as scanned
-        layers: an int or a prefix tree of ints; none if not given.
-      axis: the dimensions of a leaf that are a matrix's inputs, the others being its
-        outputs: an int, a tuple, or a prefix tree of these; all but the last if not
-        given.
+      leading_axes: the number of leading dimensions that stack matrices, such as
+        scanned layers: an int or a prefix tree of ints; 0 by default.
+      axis: the dimensions of a leaf that are the inputs of a matrix, the others being
+        its outputs: an int, a tuple, or a prefix tree of these; all but the last by
+        default.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges, which are
-      those of the parameters. So is its report, with an entry a matrix.
+      A transformation; see `optaxclip.responses` for edge cases. These and the report,
+      with one entry per matrix, are those of the parameters.
 
     Raises:
       TypeError: if `max_norm` has the wrong type.
       ValueError: if `max_norm` is negative or NaN, or a leaf has no dimension `axis`
-        or fewer than `leading_axes`; in the update, if ``params`` do not fit.
+        or fewer than `leading_axes`; in the update, if ``params`` do not match.
 
     Examples:
       >>> sgd = optax.chain(optax.sgd(0.1), optaxclip.clip_weight_spectral_norm(1.0))
@@ -132,14 +133,14 @@ def clip_weight_spectral_norm(
     Note:
       On a CPU the largest singular value comes from an eigendecomposition of the Gram
       matrix, to within two millionths in float32. On accelerators it comes from two
-      rounds of Krylov subspaces of eight vectors each, from a singular vector that is
-      kept in the state, and goes on getting better from step to step. What is measured
-      is the estimate plus what its residual $A^* A v - s^2 v$ allows for, so that it
-      errs upward: by up to 2% in the first step and 0.5% in the next ones for matrices
-      up to 512 by 512, which end up as much below c. It is no proof, since a residual
-      does not tell which singular value is near; a vector is added to each round lest
-      the largest be missed.
-      Spectral normalization divides by it always; this does only above the bound.
+      rounds of Krylov subspaces of eight vectors each, started from a singular vector
+      in the state, and becomes more accurate from step to step. The measured value is
+      the estimate plus the error that its residual $A^* A v - s^2 v$ allows for, so it
+      errs upward: by up to 2% in the first step and 0.5% in later ones for matrices up
+      to 512 by 512, which end up that much below c. It is not a guarantee, since a
+      residual does not tell which singular value is near; each round adds a vector so
+      that the largest is not missed. Spectral normalization always divides by the
+      spectral norm; this clip only does so above the bound.
       `bound_weights(clip_singular_values(c))` clips the singular values one by one.
     """
     name = "clip_weight_spectral_norm"
