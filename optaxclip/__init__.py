@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from optaxclip import norms, responses, scopes, thresholds
+from optaxclip import attention, norms, responses, scopes, thresholds
 from optaxclip.clipper import clipper
 from optaxclip.cotangents import clip_cotangents
 from optaxclip.exports import register_for_export
@@ -54,7 +54,6 @@ from optaxclip.strategies.values import clip_scaled_value, clip_value
 from optaxclip.strategies.zclip import zclip
 from optaxclip.trees import shrink_tree, tree_norm
 from optaxclip.watch import watch
-from optaxclip.weights.attention import qk_clip
 from optaxclip.weights.bounds import bound_weights
 from optaxclip.weights.clips import (
     clip_weight_norm,
@@ -62,12 +61,6 @@ from optaxclip.weights.clips import (
     clip_weights,
 )
 from optaxclip.weights.initialization import clip_weights_to_init
-from optaxclip.weights.logits import max_logits, record_max_logits
-from optaxclip.weights.shares import (
-    HeadShare,
-    attention_shares,
-    latent_attention_shares,
-)
 from optaxclip.weights.spectral_norm import clip_weight_spectral_norm
 from optaxclip.weights.spheres import hyperball, normalize_weights
 
@@ -76,14 +69,13 @@ __version__ = version("optaxclip")
 __all__ = [
     "ClipReport",
     "ClipState",
-    "HeadShare",
     "PerExample",
     "adaclip",
     "adagc",
     "adagn",
     "agc",
     "aggc",
-    "attention_shares",
+    "attention",
     "autoclip",
     "bound_weights",
     "by_path",
@@ -112,14 +104,10 @@ __all__ = [
     "explain",
     "greedy_clip",
     "hyperball",
-    "latent_attention_shares",
-    "max_logits",
     "normalize_weights",
     "norms",
     "per_example_norms",
-    "qk_clip",
     "quantile_clip",
-    "record_max_logits",
     "register_for_export",
     "relative_update",
     "report",

@@ -57,7 +57,9 @@ def test_logits_shrink_to_the_limit_in_the_heads_above_it_alone(kv_heads):
     before = logits(params)
     sizes = largest(before)
     limit = float(np.median(sizes))
-    after, state = stepped(optaxclip.qk_clip(limit), params, jnp.asarray(sizes))
+    after, state = stepped(
+        optaxclip.attention.qk_clip(limit), params, jnp.asarray(sizes)
+    )
     gamma = np.minimum(1, limit / sizes)[:, None, None]
     np.testing.assert_allclose(logits(after), before * gamma, rtol=1e-4, atol=1e-5)
     report = optaxclip.report(state)
@@ -70,9 +72,13 @@ def test_logits_shrink_to_the_limit_in_the_heads_above_it_alone(kv_heads):
 
 def test_heads_with_negative_logits_alone_and_heads_below_the_limit_keep_their_bits():
     params = {"query": projections(3, 2), "key": projections(3, 2, seed=1)}
-    after, _ = stepped(optaxclip.qk_clip(1.0), params, jnp.array([-50.0, 0.5, 1.0]))
+    after, _ = stepped(
+        optaxclip.attention.qk_clip(1.0), params, jnp.array([-50.0, 0.5, 1.0])
+    )
     assert_same_bits(after, params)
-    after, _ = stepped(optaxclip.qk_clip(jnp.inf), params, jnp.array([1e9, 1.0, -1.0]))
+    after, _ = stepped(
+        optaxclip.attention.qk_clip(jnp.inf), params, jnp.array([1e9, 1.0, -1.0])
+    )
     assert_same_bits(after, params)
 
 
@@ -84,7 +90,9 @@ def test_queries_and_keys_take_the_same_share_and_all_else_is_left_alone():
         "other": jnp.arange(3),
     }
     updates = {**jax.tree.map(jnp.ones_like, params), "other": jnp.arange(3)}
-    after, _ = stepped(optaxclip.qk_clip(1.0), params, jnp.array([4.0, 1.0]), updates)
+    after, _ = stepped(
+        optaxclip.attention.qk_clip(1.0), params, jnp.array([4.0, 1.0]), updates
+    )
     for name in ("query", "key"):
         wanted = (np.asarray(params[name]["kernel"]) + 1) * [[[0.5], [1.0]]]
         np.testing.assert_allclose(after[name]["kernel"], wanted, atol=1e-6)
@@ -111,8 +119,8 @@ def test_latent_attention_leaves_the_shared_rotary_key_and_the_values_alone():
 
     before, values = found(params)
     sizes = largest(before)
-    shares = optaxclip.latent_attention_shares("wq_b", "wkv_b", plain)
-    clip = optaxclip.qk_clip(float(sizes.min()), shares=shares)
+    shares = optaxclip.attention.latent_attention_shares("wq_b", "wkv_b", plain)
+    clip = optaxclip.attention.qk_clip(float(sizes.min()), shares=shares)
     after, _ = stepped(clip, params, jnp.asarray(sizes))
     logits_after, values_after = found(after)
     gamma = (sizes.min() / sizes)[:, None, None]
@@ -127,7 +135,7 @@ def test_scanned_layers_have_logits_for_each_layer():
     ]
     params = {"layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
     sizes = jnp.array([[4.0, 1.0], [0.5, 16.0]])
-    after, _ = stepped(optaxclip.qk_clip(1.0), params, {"layers": sizes})
+    after, _ = stepped(optaxclip.attention.qk_clip(1.0), params, {"layers": sizes})
     for layer, factors in enumerate(([0.5, 1.0], [1.0, 0.25])):
         for name, part in (("query", "kernel"), ("key", "bias")):
             wanted = np.asarray(layers[layer][name][part]) * np.array(factors)[:, None]
@@ -138,7 +146,7 @@ def test_scanned_layers_have_logits_for_each_layer():
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_a_broken_logit_is_loud_in_its_own_head(bad):
     params = {"query": projections(2, 3), "key": projections(2, 3, seed=1)}
-    after, _ = stepped(optaxclip.qk_clip(1.0), params, jnp.array([bad, 0.5]))
+    after, _ = stepped(optaxclip.attention.qk_clip(1.0), params, jnp.array([bad, 0.5]))
     assert jnp.isnan(after["query"]["kernel"][:, 0]).all()
     assert_same_bits(after["query"]["kernel"][:, 1], params["query"]["kernel"][:, 1])
 
@@ -147,8 +155,8 @@ def test_modules_and_heads_may_have_limits_of_their_own():
     modules = {name: {"query": projections(2, 3)} for name in ("first", "second")}
     logits = {"first": jnp.array([4.0, 1.0]), "second": jnp.array([4.0, 1.0])}
     limits = {"first": 2.0, "second": jnp.array([4.0, 0.25])}
-    shares = {"query": (optaxclip.HeadShare(1.0),)}
-    clip = optaxclip.qk_clip(limits, shares=shares)
+    shares = {"query": (optaxclip.attention.HeadShare(1.0),)}
+    clip = optaxclip.attention.qk_clip(limits, shares=shares)
     after, state = stepped(clip, modules, logits)
     for name, factors in {"first": (0.5, 1.0), "second": (1.0, 0.25)}.items():
         got, before = after[name]["query"]["bias"], modules[name]["query"]["bias"]
@@ -161,7 +169,7 @@ def test_modules_and_heads_may_have_limits_of_their_own():
 def test_a_threshold_sees_the_largest_logit_of_all_heads():
     params = {"query": projections(2, 3), "key": projections(2, 3, seed=1)}
     zeros = jax.tree.map(jnp.zeros_like, params)
-    clip = optaxclip.qk_clip(optaxclip.thresholds.Ema(1.0))
+    clip = optaxclip.attention.qk_clip(optaxclip.thresholds.Ema(1.0))
     state = clip.init(params)
     for first in (2.0, 9.0):
         logits = jnp.array([first, -5.0])
@@ -174,17 +182,21 @@ def test_a_threshold_sees_the_largest_logit_of_all_heads():
 
 def test_heads_without_positive_logits_are_reported_as_0_and_a_limit_of_nan_is_loud():
     params = {"query": projections(2, 3), "key": projections(2, 3, seed=1)}
-    _, state = stepped(optaxclip.qk_clip(1.0), params, jnp.array([-3.0, -1.0]))
+    _, state = stepped(
+        optaxclip.attention.qk_clip(1.0), params, jnp.array([-3.0, -1.0])
+    )
     assert optaxclip.report(state)["qk_clip/pre_norm"] == 0
     after = jax.jit(
-        lambda limit: stepped(optaxclip.qk_clip(limit), params, jnp.array([0.5, 2.0]))
+        lambda limit: stepped(
+            optaxclip.attention.qk_clip(limit), params, jnp.array([0.5, 2.0])
+        )
     )(jnp.nan)[0]
     assert jnp.isnan(after["query"]["kernel"]).all()
 
 
 def test_what_is_missing_or_does_not_fit_is_named():
     params = {"query": projections(2, 3), "key": projections(2, 3, seed=1)}
-    clip = optaxclip.qk_clip(1.0)
+    clip = optaxclip.attention.qk_clip(1.0)
     state = clip.init(params)
     with pytest.raises(ValueError, match="max_logits="):
         clip.update(params, state, params)
@@ -194,19 +206,19 @@ def test_what_is_missing_or_does_not_fit_is_named():
         clip.update(params, state, params, max_logits={"attention": jnp.ones(2)})
     with pytest.raises(ValueError, match="3 heads"):
         clip.update(params, state, params, max_logits=jnp.ones(3))
-    average = optaxclip.qk_clip(optaxclip.thresholds.Ema())
+    average = optaxclip.attention.qk_clip(optaxclip.thresholds.Ema())
     others: list[Any] = [None, average.init(params)]
     for other in others:
         with pytest.raises((TypeError, ValueError), match=r"qk_clip .* state"):
             clip.update(params, other, params, max_logits=jnp.ones(2))
     for limit in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="max_logit"):
-            optaxclip.qk_clip(limit)
+            optaxclip.attention.qk_clip(limit)
 
 
 def test_a_schedule_drives_the_limit_and_the_state_keeps_its_form():
     params = {"query": projections(1, 1, 1), "key": projections(1, 1, 1)}
-    clip = optaxclip.qk_clip(optax.linear_schedule(4.0, 1.0, 3))
+    clip = optaxclip.attention.qk_clip(optax.linear_schedule(4.0, 1.0, 3))
     state = clip.init(params)
     zeros = jax.tree.map(jnp.zeros_like, params)
     form = jax.tree.map(jnp.shape, state), jax.tree.structure(state)
@@ -233,14 +245,14 @@ class Model(nnx.Module):
 
 def test_flax_models_note_their_logits_and_train_below_the_limit():
     model = Model(nnx.Rngs(0))
-    optaxclip.record_max_logits(model)
-    chain = optax.chain(optax.sgd(1e-4), optaxclip.qk_clip(0.05))
+    optaxclip.attention.record_max_logits(model)
+    chain = optax.chain(optax.sgd(1e-4), optaxclip.attention.qk_clip(0.05))
     optimizer = nnx.Optimizer(model, chain, wrt=nnx.Param)
 
     @nnx.jit
     def step(model, optimizer, inputs):
         grads = nnx.grad(lambda model: jnp.mean(model(inputs) ** 2))(model)
-        noted = optaxclip.max_logits(model)
+        noted = optaxclip.attention.max_logits(model)
         optimizer.update(model, grads, max_logits=noted)
         return noted
 
@@ -254,17 +266,17 @@ def test_flax_models_note_their_logits_and_train_below_the_limit():
 
 def test_masked_positions_do_not_count_and_outputs_do_not_change():
     model, plain = Model(nnx.Rngs(0)), Model(nnx.Rngs(0))
-    optaxclip.record_max_logits(model)
-    optaxclip.record_max_logits(model)  # a second time is no harm
+    optaxclip.attention.record_max_logits(model)
+    optaxclip.attention.record_max_logits(model)  # a second time is no harm
     mask = jnp.tril(jnp.ones((1, 1, 5, 5), bool))
     got, wanted = model(TOKENS, mask=mask), plain(TOKENS, mask=mask)
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
     params = nnx.to_pure_dict(nnx.state(plain.first, nnx.Param))
     seen = np.where(np.asarray(mask), logits(params), -np.inf)
-    noted = optaxclip.max_logits(model)["first"]
+    noted = optaxclip.attention.max_logits(model)["first"]
     np.testing.assert_allclose(noted, largest(seen), rtol=1e-4)
 
 
 def test_a_model_that_notes_nothing_is_told_how_to():
     with pytest.raises(ValueError, match="record_max_logits"):
-        optaxclip.max_logits(Model(nnx.Rngs(0)))
+        optaxclip.attention.max_logits(Model(nnx.Rngs(0)))

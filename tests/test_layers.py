@@ -25,7 +25,7 @@ FLOORS = [
     {"thresholds", "responses", "reading", "reports"},
     {"clipper"},
     {"spectral", "strategies", "trees", "watch"},
-    {"cotangents", "feedback", "guards", "per_example", "weights"},
+    {"attention", "cotangents", "feedback", "guards", "per_example", "weights"},
     {"__init__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -19,10 +19,10 @@ def test_every_public_strategy_is_in_the_zoo():
         in str(inspect.signature(function).return_annotation)
     }
     in_zoo = {strategy.factory.__name__ for strategy in STRATEGIES}
-    # Two make strategies of others; qk_clip has no say over updates without the logits,
-    # which no row hands in: test_attention asks it what the rows ask. Stacked gradients
-    # have a tree of their own: test_per_example_stacked does the same for them.
-    others = {"bound_weights", "clip_per_example", "clipper", "qk_clip"}
+    # Two make strategies of others. Stacked gradients have a tree of their own:
+    # test_per_example_stacked asks of them what the rows ask, and test_attention of
+    # attention.qk_clip, which has no say over updates without the logits.
+    others = {"bound_weights", "clip_per_example", "clipper"}
     assert public - others == in_zoo
 
 

@@ -86,9 +86,9 @@ def record_max_logits(model: nnx.Module) -> None:
     Examples:
       >>> from flax import nnx
       >>> attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=nnx.Rngs(0))
-      >>> optaxclip.record_max_logits(attention)
+      >>> optaxclip.attention.record_max_logits(attention)
       >>> _ = attention(jnp.ones((1, 3, 4)))
-      >>> optaxclip.max_logits(attention).shape
+      >>> optaxclip.attention.max_logits(attention).shape
       (2,)
     """
     from flax import nnx
@@ -123,7 +123,8 @@ def max_logits(model: nnx.Module) -> PyTree[Array]:
     flat = nnx.to_flat_state(nnx.state(model, variable))
     if not flat:
         raise ValueError(
-            "model notes no logits; call optaxclip.record_max_logits(model) first."
+            "model notes no logits; call optaxclip.attention.record_max_logits(model) "
+            "first."
         )
     nested: dict[Any, Any] = {}
     for path, noted in flat:

@@ -38,7 +38,7 @@ def attention_shares(query: str = "query", key: str = "key") -> HeadShares:
       The shares, for `qk_clip`.
 
     Examples:
-      >>> sorted(optaxclip.attention_shares("wq", "wk"))
+      >>> sorted(optaxclip.attention.attention_shares("wq", "wk"))
       ['wk', 'wq']
     """
     return {query: (HeadShare(0.5),), key: (HeadShare(0.5),)}
@@ -60,7 +60,7 @@ def latent_attention_shares(query: str, key_value: str, features: int) -> HeadSh
       The shares, for `qk_clip`.
 
     Examples:
-      >>> optaxclip.latent_attention_shares("wq_b", "wkv_b", 128)["wkv_b"]
+      >>> optaxclip.attention.latent_attention_shares("wq_b", "wkv_b", 128)["wkv_b"]
       (HeadShare(power=0.5, start=0, stop=128),)
     """
     plain = HeadShare(0.5, stop=features)

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from optaxclip import scopes
+from optaxclip.attention.shares import HeadShare, HeadShares, attention_shares
 from optaxclip.clipper import clipper
 from optaxclip.groups import PerGroup
 from optaxclip.leaves import counted, counts, filled
@@ -24,7 +25,6 @@ from optaxclip.responses import shrink
 from optaxclip.thresholds import Limit, Observation, Threshold, as_threshold
 from optaxclip.thresholds.threshold import GroupShapes
 from optaxclip.weights.bounds import bound_weights
-from optaxclip.weights.shares import HeadShare, HeadShares, attention_shares
 
 Names = tuple[str, ...]
 
@@ -107,7 +107,7 @@ def _shrink_logits(
             raise ValueError(
                 "qk_clip needs the largest attention logit of each head; call "
                 "update(updates, state, params, max_logits=...), where "
-                "optaxclip.max_logits collects them from a Flax model."
+                "optaxclip.attention.max_logits collects them from a Flax model."
             )
         logits = jax.tree.map(_positive, max_logits)
         clipped, state = clip.update(logits, state, **extra)
@@ -203,7 +203,7 @@ def qk_clip(
         ``max_logits`` are missing or do not match.
 
     Examples:
-      >>> clip = optaxclip.qk_clip(100.0)
+      >>> clip = optaxclip.attention.qk_clip(100.0)
       >>> params = {"query": jnp.ones((1, 2, 1)), "key": jnp.ones((1, 2, 1))}
       >>> zeros = jax.tree.map(jnp.zeros_like, params)
       >>> updates, _ = clip.update(
