@@ -334,7 +334,7 @@ def hyperball(updates, params, limit):
     result = []
     for x, w in zip(broken_tensors(updates, params, limit), params, strict=True):
         (length,), (radius,) = tensor_norm([x]), tensor_norm([w])
-        moved = w - limit * radius * x / np.where(length == 0, 1.0, length)
+        moved = w - limit * radius * (x / np.where(length == 0, 1.0, length))
         (size,) = tensor_norm([moved])
         after = radius * moved / np.where(size == 0, 1.0, size)
         step = np.asarray(after - w).view(Within)
