@@ -56,13 +56,13 @@ def relative_update(
         fit.
 
     Examples:
-      >>> adam = optax.chain(
-      ...     optax.scale_by_adam(),
+      >>> momentum = optax.chain(
+      ...     optax.trace(0.9),
       ...     optaxclip.relative_update(),
       ...     optax.scale_by_learning_rate(0.01),
       ... )
       >>> params = jnp.array([30.0, 40.0])
-      >>> updates, _ = adam.update(jnp.ones(2), adam.init(params), params)
+      >>> updates, _ = momentum.update(jnp.ones(2), momentum.init(params), params)
       >>> optaxclip.tree_norm(updates)  # a hundredth of 50
       Array(0.5, dtype=float32)
 

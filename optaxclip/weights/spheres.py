@@ -126,9 +126,9 @@ def hyperball(
         fewer dimensions than `leading_axes`; in the update, if ``params`` do not fit.
 
     Examples:
-      >>> adamh = optax.chain(optax.scale_by_adam(), optaxclip.hyperball(0.1))
+      >>> sgdh = optax.chain(optax.trace(0.9), optaxclip.hyperball(0.1))
       >>> params = jnp.array([3.0, 4.0])
-      >>> updates, _ = adamh.update(jnp.array([1.0, -1.0]), adamh.init(params), params)
+      >>> updates, _ = sgdh.update(jnp.array([1.0, -1.0]), sgdh.init(params), params)
       >>> after = jnp.round(optax.apply_updates(params, updates), 3)
       >>> after, optaxclip.tree_norm(after)
       (Array([2.597, 4.273], dtype=float32), Array(5., dtype=float32))
@@ -137,7 +137,7 @@ def hyperball(
       of norm 0 is a point:
 
       >>> optimizer = optax.partition(
-      ...     {"matrix": adamh, "other": optax.adam(1e-3)},
+      ...     {"matrix": sgdh, "other": optax.adam(1e-3)},
       ...     lambda tree: jax.tree.map(
       ...         lambda x: "matrix" if x.ndim > 1 else "other", tree
       ...     ),
