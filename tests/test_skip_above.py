@@ -270,3 +270,12 @@ def test_the_state_of_another_model_is_refused():
     state = guard.init({"a": jnp.zeros(2)})
     with pytest.raises(ValueError, match="skip_above was given a state"):
         guard.update({"a": jnp.zeros(2), "b": jnp.zeros(2)}, state)
+
+
+def test_the_report_of_several_groups_names_them():
+    params = {"body": jnp.ones(2), "head": jnp.ones(3)}
+    guard = optaxclip.skip_above(optax.sgd(0.1), 5.0, scope=scopes.tensor())
+    _, state = guard.update(params, guard.init(params), params)
+    told = optaxclip.report(state, names=params)
+    np.testing.assert_allclose(told["skip_above/norm/head"], 3**0.5, rtol=1e-6)
+    np.testing.assert_allclose(told["skip_above/norm/body"], 2**0.5, rtol=1e-6)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int32, PyTree
 from optaxclip import norms, responses, scopes
 from optaxclip.arguments import check_role
 from optaxclip.clipper import Clip
-from optaxclip.groups import Groups, map_groups
+from optaxclip.groups import Entry, Groups, map_groups
 from optaxclip.guards.holding import keep_if
 from optaxclip.guards.measuring import apart
 from optaxclip.guards.skipping import skipping
@@ -58,6 +58,9 @@ class _Above:
         counters = (jnp.zeros((), jnp.int32) for _ in range(3))
         norm, limit = first.report.pre_norm, first.report.limit
         return first.threshold, AboveReport(*counters, norm=norm, limit=limit)
+
+    def entries(self, params: PyTree) -> tuple[Entry, ...]:
+        return self.clip.scope.arrange(params).entries
 
     def judge(
         self,

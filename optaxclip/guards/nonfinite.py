@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from optaxclip import scopes
+from optaxclip.groups import Entry
 from optaxclip.guards.skipping import skipping
 from optaxclip.guards.streaks import tally
 from optaxclip.leaves import AxisName, counted, filled
@@ -119,6 +120,9 @@ class _Nonfinite:
 
     def init(self, params: PyTree) -> tuple[tuple[()], SkipReport]:
         return (), SkipReport(*(jnp.zeros((), jnp.int32) for _ in range(3)))
+
+    def entries(self, params: PyTree) -> tuple[Entry, ...]:
+        return ()
 
     def judge(
         self,

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Bool, PyTree
 
 from optaxclip.arguments import check_transformation
+from optaxclip.groups import Entry
 from optaxclip.guards.holding import held_if
 from optaxclip.guards.streaks import tally
 from optaxclip.leaves import counts
@@ -38,6 +39,10 @@ class Judge(Protocol):
 
     def init(self, params: PyTree) -> tuple[Any, Any]:
         """Give the memory and the report before the first step."""
+        ...
+
+    def entries(self, params: PyTree) -> tuple[Entry, ...]:
+        """Tell what the entries of vectors in the report are of."""
         ...
 
     def judge(
@@ -71,7 +76,8 @@ def skipping(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> SkipState:
-        return state_type(name, SkipState)(inner.init(params), *judge.init(params))
+        kind = state_type(name, SkipState, judge.entries(params))
+        return kind(inner.init(params), *judge.init(params))
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
@@ -84,9 +90,8 @@ def skipping(
         bad, memory, report = judge.judge(
             updates, params, state.memory, state.report, extra
         )
-        bad = (
-            computed_once(bad.astype(jnp.float32)) > 0
-        )  # Otherwise the kernels of each leaf would judge again.
+        # Otherwise the kernels of each leaf would judge again.
+        bad = computed_once(bad.astype(jnp.float32)) > 0
 
         def inner_update(inner_state: Any) -> tuple[PyTree, Any]:
             return inner.update(updates, inner_state, params, **extra)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from optaxclip import norms, scopes
 from optaxclip.arguments import check_between, check_limit, check_window
+from optaxclip.groups import Entry
 from optaxclip.guards.holding import keep_if
 from optaxclip.guards.measuring import apart
 from optaxclip.guards.skipping import skipping
@@ -93,6 +94,9 @@ class _Spikes:
         above = jnp.maximum(jnp.asarray(self.sigmas, jnp.float32), 0.0)
         below = jnp.maximum(jnp.asarray(self.sigmas_below, jnp.float32), 0.0)
         return ~((score <= above) & (score >= -below) & jnp.isfinite(x))
+
+    def entries(self, params: PyTree) -> tuple[Entry, ...]:
+        return ()
 
     def judge(
         self,
