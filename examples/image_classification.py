@@ -197,11 +197,12 @@ def build(name: str, limit: float | None) -> tuple[Strategy, float]:
     if name not in known:
         raise ValueError(f"There is no strategy {name}, only {', '.join(known)}.")
     parameters = inspect.signature(known[name]).parameters
-    labels = {"labels": kinds_of_layers} if "labels" in parameters else {}
-    own = next(p for p in parameters.values() if p.name not in labels)
+    fixed = {"labels": kinds_of_layers, "min_factor": 0.1}
+    given = {name: fixed[name] for name in parameters if name in fixed}
+    own = next(p for p in parameters.values() if p.name not in given)
     default = DEFAULT_LIMIT if own.default is inspect.Parameter.empty else own.default
     limit = default if limit is None else limit
-    return known[name](**{own.name: limit}, **labels), limit
+    return known[name](**{own.name: limit}, **given), limit
 
 
 class Parser(argparse.ArgumentParser):

@@ -60,7 +60,7 @@ def cross_validate(limit, inputs, targets):
     def held_out_error(kept, held_out):
         model, report = fit(limit, inputs[kept], targets[kept])
         error = mean_squared_error(model, inputs[held_out], targets[held_out])
-        return error, report["clip_global_norm/clipped_fraction"].mean()
+        return error, report["clip_value/clipped_fraction"].mean()
 
     errors, shares = jax.vmap(held_out_error)(kept, held_out)
     return errors.mean(), shares.mean()

@@ -55,6 +55,8 @@ SOUND = {
     "test_a_traced_nan_limit_makes_the_update_nan",
     "test_params_may_have_another_dtype_than_the_updates",
     "test_a_bare_array_is_a_tree",
+    "test_a_tree_without_numbers_comes_back_as_it_was",
+    "test_a_tree_without_numbers_comes_back_by_hand_too",
     "test_a_python_float_is_a_scalar_leaf",
     "test_numpy_leaves_are_clipped_like_others",
     "test_the_state_can_be_made_abstractly_and_under_jit",

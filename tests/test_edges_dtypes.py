@@ -47,7 +47,7 @@ def dtypes(tree):
 @every_strategy
 def test_each_leaf_keeps_its_dtype(strategy, tree):
     updates = tree()
-    for limit in (0.5, 0.0, np.inf):
+    for limit in (0.5, 0.0):
         clipped = traced_clip(strategy, updates, limit)
         assert dtypes(clipped) == dtypes(updates)
         assert_close(clipped, expected(strategy, updates, limit))
@@ -77,7 +77,8 @@ def test_a_limit_of_any_dtype_works_on_leaves_of_any_dtype(strategy):
 @every_tree
 @every_strategy
 def test_a_group_within_its_limit_keeps_its_bits_in_every_dtype(strategy, tree):
-    assert_same_bits(traced_clip(strategy, tree(), 1e3), tree())
+    for limit in (1e3, np.inf):
+        assert_same_bits(traced_clip(strategy, tree(), limit), tree())
 
 
 @every_kind

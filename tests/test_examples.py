@@ -188,12 +188,22 @@ def test_the_classifier_takes_every_strategy_of_the_library(limit, monkeypatch):
     images, labels = data.train_images[:8], data.train_labels[:8]
     offered = example["strategies"]()
     clips = [s for s in STRATEGIES if not isinstance(s.oracle, oracles.OfWeights)]
-    # What has no limit, or clips what another transformation gives.
-    wrappers = {"error_feedback", "skip_nonfinite", "skip_spikes", "zero_nonfinite"}
-    assert set(offered) == {s.factory.__name__ for s in clips} - wrappers
+    # What has no limit, clips what another transformation gives, or takes the place of
+    # the learning rate.
+    others = {
+        "error_feedback",
+        "hyperball",
+        "skip_above",
+        "skip_nonfinite",
+        "skip_spikes",
+        "watch",
+        "zero_nonfinite",
+    }
+    assert set(offered) == {s.factory.__name__ for s in clips} - others
     model, params = nnx.split(example["CNN"](images.shape[1:], nnx.Rngs(0)))
     for name in offered:
-        clip, _ = example["build"](name, limit)
+        own = 50.0 if limit and name == "autoclip" else limit  # a percentile
+        clip, _ = example["build"](name, own)
         optimizer = optax.chain(clip, optax.sgd(0.01, momentum=0.9))
         step = example["make_train_step"](model, optimizer, data)
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

@@ -10,11 +10,14 @@ from zoo import STRATEGIES, is_a_kind, named
 
 import optaxclip
 
-# Few sums of 8 bits can be brought to a bound exactly: see the last test.
+# Few sums of 8 bits can be brought to a bound exactly: see the last test. And a step on
+# a sphere may be longer than any number of 8 bits.
 ASKED = [
     s
     for s in STRATEGIES
-    if is_a_kind(s) and not isinstance(s.oracle, oracles.OfWeights)
+    if is_a_kind(s)
+    and not isinstance(s.oracle, oracles.OfWeights)
+    and s.name != "hyperball"
 ]
 NARROW = (jnp.float8_e4m3fn, jnp.float8_e5m2)
 

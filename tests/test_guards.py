@@ -402,11 +402,14 @@ def test_reports_of_guards_stand_beside_those_of_the_clippers_inside():
     )
     zero = {"zeroed", "consecutive", "total"}
     wanted = keys(
-        skip_nonfinite=skip, zero_nonfinite=zero, skip_spikes=spike, clip=clips
+        skip_nonfinite=skip,
+        zero_nonfinite=zero,
+        skip_spikes=spike,
+        clip_global_norm=clips,
     )
     assert set(optaxclip.report(nested.init(ONE))) == wanted
     twice = optaxclip.skip_nonfinite(optaxclip.skip_nonfinite(clip))
-    wanted = keys(skip_nonfinite=skip, skip_nonfinite_2=skip, clip=clips)
+    wanted = keys(skip_nonfinite=skip, skip_nonfinite_2=skip, clip_global_norm=clips)
     assert set(optaxclip.report(twice.init(ONE))) == wanted
 
 

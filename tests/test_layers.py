@@ -25,7 +25,8 @@ FLOORS = [
     {"thresholds", "responses", "reading", "reports"},
     {"clipper"},
     {"spectral", "strategies", "trees", "watch"},
-    {"attention", "cotangents", "feedback", "guards", "per_example", "weights"},
+    {"cotangents", "feedback", "guards", "per_example", "weights"},
+    {"attention"},
     {"__init__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -290,7 +290,7 @@ def test_a_group_has_no_limit_before_it_has_a_history():
 def test_each_group_keeps_its_own_statistics():
     """A tensor gets the same limits whatever stands beside it."""
     updates, loss = gradients(), losses()
-    only = {"a": updates["a"]}
+    only = {**dict.fromkeys(updates), "a": updates["a"]}
     clip, together = all_under("tensor"), usual_run("tensor")
     _, (_, alone) = run_of(clip)(clip.init(at(only, 0)), only, loss)
     for name in THRESHOLDS:

@@ -652,7 +652,7 @@ WRONG = {
     r"response must multiply a whole gradient": {"response": responses.clamp},
     r"denominator must be a number above 0, not -1": {"denominator": -1.0},
     r"denominator must be a number above 0, not 0": {"denominator": 0},
-    r"denominator must be a number, not 1j": {"denominator": 1j},
+    r"denominator must be a number above 0, not 1j": {"denominator": 1j},
 }
 
 

@@ -305,7 +305,7 @@ def test_flax_names_the_parameters_that_are_beside_one_another():
 BOUNDS = {
     "clip_weights": (optaxclip.clip_weights, "value"),
     "clip_weight_norm": (optaxclip.clip_weight_norm, "norm"),
-    "clip_weight_unit_norm": (optaxclip.clip_weight_unit_norm, "norm"),
+    "clip_weight_unit_norm": (optaxclip.clip_weight_unit_norm, "unit"),
     "clip_weights_to_init": (optaxclip.clip_weights_to_init, "init"),
     "clip_weight_spectral_norm": (optaxclip.clip_weight_spectral_norm, "spectrum"),
 }
@@ -318,6 +318,8 @@ def size_of(params, kind):
         return np.abs(params).max()
     if kind == "norm":
         return np.linalg.norm(params)
+    if kind == "unit":
+        return np.linalg.norm(params, axis=0).max()
     return np.abs(params).max() * 2 if kind == "init" else np.linalg.norm(params, 2)
 
 

@@ -18,7 +18,6 @@ from optaxclip.guards.skipping import skipping
 from optaxclip.norms import Norm
 from optaxclip.norms.norm import ByNorm
 from optaxclip.numbers import Number, capped
-from optaxclip.reports import ClipState, empty_report
 from optaxclip.responses.apply import ByResponse
 from optaxclip.scopes import Scope
 from optaxclip.thresholds import Limit, as_threshold
@@ -72,7 +71,9 @@ class _Above:
     ) -> tuple[Bool[Array, ""], Any, AboveReport]:
         groups = self.clip.scope.arrange(updates)
         size, _ = self.clip.measure(groups, ())
-        known = ClipState(memory, (), empty_report(())._replace(pre_norm=report.norm))
+        first = self.clip.init(updates)
+        shown = first.report._replace(pre_norm=report.norm)
+        known = first._replace(threshold=memory, report=shown)
         limit, learned = self.clip.limit(
             updates, groups, size, known, params, extra_args
         )
