@@ -80,8 +80,8 @@ def by_path(values: Mapping[str, Any]) -> ByPath:
 
     What it returns serves wherever a prefix tree does: for the limits of tensors and
     units, for ``labels``, ``axis`` and ``leading_axes``. It is a function from a tree
-    to labels, too, as ``optax.partition`` takes them. A mask for ``optax.masked`` is what
-    it gives for the parameters, ``by_path({...})(params)``.
+    to labels, too, as ``optax.partition`` takes them. For ``optax.masked`` call it with
+    the parameters, ``by_path({...})(params)``.
 
     Args:
       values: a dict from shell patterns to limits, labels or whatever is to be told of
