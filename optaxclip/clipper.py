@@ -204,6 +204,7 @@ class Clip:
 def _difference(given: list[Any], wanted: list[Any]) -> str:
     """Tell how two states differ, in few words however many arrays they have."""
     if len(given) != len(wanted):
-        return f"of {len(given)} arrays, but the updates need {len(wanted)}"
+        arrays = "array" if len(given) == 1 else "arrays"
+        return f"of {len(given)} {arrays}, but the updates need {len(wanted)}"
     first, other = next(p for p in zip(given, wanted, strict=True) if p[0] != p[1])
     return f"with shapes {first} where the updates need {other}"

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from optaxclip.arguments import check_transformation
 from optaxclip.leaves import counted, filled, zeros_for
 from optaxclip.numbers import Leaf, widen, widest
-from optaxclip.sentences import shown
+from optaxclip.reports import check_state
 from optaxclip.updates import check_updates
 
 
@@ -104,11 +104,7 @@ def error_feedback(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, FeedbackState]:
         check_updates("error_feedback", updates)
-        if not isinstance(state, FeedbackState):
-            raise TypeError(
-                "error_feedback needs the state that its own init or update gave, not "
-                f"{shown(state)}; call update(updates, state, params)."
-            )
+        check_state("error_feedback", state, FeedbackState)
         leaves, carried = counted(updates), jax.tree.leaves(state.carry)
         if [x.shape for x in leaves] != [x.shape for x in carried]:
             raise ValueError(

@@ -95,13 +95,14 @@ class ClipState(NamedTuple):
     report: ClipReport
 
 
-def check_state(name: str, state: Any) -> None:
-    """Reject anything but the state of a clipper, such as None."""
-    if not hasattr(state, "threshold"):
+def check_state(name: str, state: Any, kind: type = ClipState) -> None:
+    """Reject anything but a state of the given kind, such as None."""
+    if not isinstance(state, kind):
+        without = ", or optaxclip.shrink_tree where there is no state"
         raise TypeError(
             f"{name} needs the state that its own init or update gave, not "
-            f"{shown(state)}; call update(updates, state, params), or "
-            "optaxclip.shrink_tree where there is no state."
+            f"{shown(state)}; call update(updates, state, params)"
+            f"{without if kind is ClipState else ''}."
         )
 
 

@@ -17,7 +17,7 @@ from optaxclip.leaves import AxisName, beside
 from optaxclip.norms import Magnitude, Norm, as_norm
 from optaxclip.norms.norm import measure
 from optaxclip.numbers import capped
-from optaxclip.reports import state_type
+from optaxclip.reports import check_state, state_type
 from optaxclip.scopes import Scope
 
 
@@ -169,11 +169,7 @@ class _Watch:
         **extra_args: Any,
     ) -> tuple[PyTree, WatchState]:
         del extra_args
-        if not isinstance(getattr(state, "report", None), WatchReport):
-            raise TypeError(
-                f"{self.name} needs the state that its own init or update gave, not a "
-                f"{type(state).__name__}."
-            )
+        check_state(self.name, state, WatchState)
         steps = optax.safe_increment(state.steps)
         seen = self._look(updates, params, steps)
         given, wanted = (jax.tree.map(jnp.shape, x) for x in (state.report, seen))

@@ -91,6 +91,16 @@ MISTAKES = {
         TypeError,
         "error_feedback needs the state",
     ),
+    "zero_nonfinite().update(grads, grads)": (
+        lambda: oc.zero_nonfinite().update(MODEL, MODEL),
+        TypeError,
+        "zero_nonfinite needs the state",
+    ),
+    "skip_nonfinite(clip).update(grads, None)": (
+        lambda: oc.skip_nonfinite(oc.clip_value(1.0)).update(MODEL, None),
+        TypeError,
+        r"not None; call update\(updates, state, params\)\.$",
+    ),
     "clip_weights.update(grads, state)": (
         lambda: step(oc.clip_weights(1.0)),
         ValueError,
@@ -376,7 +386,8 @@ def test_entries_for_masked_and_empty_parts_are_no_mistake():
     tree = {"body": jnp.ones(2), "head": optax.MaskedNode(), "rest": {}}
     limits = {"body": 1.0, "head": {"kernel": 2.0}, "rest": 3.0}
     clip = oc.clip_tensor_norm(limits)
-    jax.eval_shape(clip.update, tree, clip.init(tree))
+    clipped = jax.eval_shape(clip.update, tree, clip.init(tree))[0]
+    assert jax.tree.structure(clipped) == jax.tree.structure(tree)
 
 
 @pytest.mark.parametrize(

@@ -556,12 +556,12 @@ LIKE_ANOTHER = {
     "clip_weight_norm": "clip_weights",
     "clip_weight_unit_norm": "clip_weights",
     "clip_weights_to_init": "clip_weights",
+    "normalize_weights": "clip_weights",
     # Memories of their own, which test_memory takes through every scope.
     "zclip": "autoclip",
     "quantile_clip": "autoclip",
     "aggc": "clip_group_norm",
     "adaclip": "spam_clip",
-    "normalize_weights": "clip_weights",
 }
 
 

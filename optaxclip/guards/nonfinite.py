@@ -16,7 +16,7 @@ from optaxclip.guards.skipping import skipping
 from optaxclip.guards.streaks import tally
 from optaxclip.leaves import AxisName, counted, filled
 from optaxclip.numbers import Leaf
-from optaxclip.reports import state_type
+from optaxclip.reports import check_state, state_type
 
 
 def _count_nonfinite(updates: PyTree, axis_name: AxisName) -> Float[Array, ""]:
@@ -90,6 +90,7 @@ def zero_nonfinite(
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ZeroState]:
+        check_state(name, state, ZeroState)
         zeroed = _count_nonfinite(updates, axis_name)
         clean = filled(updates, map(_finite, counted(updates)))
         report = tally(state.report, zeroed > 0)._replace(zeroed=zeroed)

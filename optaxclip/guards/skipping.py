@@ -16,7 +16,7 @@ from optaxclip.guards.holding import held_if
 from optaxclip.guards.streaks import tally
 from optaxclip.leaves import counts
 from optaxclip.numbers import computed_once
-from optaxclip.reports import state_type
+from optaxclip.reports import check_state, state_type
 
 
 class SkipState(NamedTuple):
@@ -82,11 +82,7 @@ def skipping(
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SkipState]:
-        if not hasattr(state, "inner_state"):
-            raise TypeError(
-                f"{name} needs the state that its own init or update gave, not "
-                f"{type(state).__name__}; call update(updates, state, params)."
-            )
+        check_state(name, state, SkipState)
         bad, memory, report = judge.judge(
             updates, params, state.memory, state.report, extra
         )

@@ -13,13 +13,12 @@ from optaxclip.arguments import check_order, is_real
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
 from optaxclip.norms import Norm, as_norm
-from optaxclip.responses import Response
+from optaxclip.scopes import Scope
 from optaxclip.thresholds import (
     Limit,
     Maximum,
     Minimum,
     OwnShare,
-    Threshold,
     as_threshold,
 )
 from optaxclip.thresholds.constant import as_interval
@@ -84,16 +83,24 @@ def clip_weights(
     )
 
 
-def _in_band(max_norm: Limit, min_norm: Limit | None) -> tuple[Threshold, Response]:
-    """Give what shrinks to one norm, and raises to another one if that is given."""
-    highest = as_threshold(max_norm, "max_norm")
-    if min_norm is None:
-        return highest, responses.shrink
-    lowest = as_threshold(min_norm, "min_norm")
-    if is_real(min_norm) and is_real(max_norm):
-        check_order(min_norm, max_norm, ("min_norm", "max_norm"))
-    nearest = Minimum(highest, Maximum(lowest, OwnShare(1.0)))
-    return nearest, responses.normalize
+def _bound_norms(
+    scope: Scope,
+    ord: float | Norm,
+    max_norm: Limit,
+    min_norm: Limit | None,
+    name: str,
+) -> optax.GradientTransformationExtraArgs:
+    """Bound the norms of the parameters from above, and from below if asked to."""
+    threshold, response = as_threshold(max_norm, "max_norm"), responses.shrink
+    if min_norm is not None:
+        lowest = as_threshold(min_norm, "min_norm")
+        if is_real(min_norm) and is_real(max_norm):
+            check_order(min_norm, max_norm, ("min_norm", "max_norm"))
+        # The norm in the band that is nearest to a group's own, which it is scaled to.
+        threshold = Minimum(threshold, Maximum(lowest, OwnShare(1.0)))
+        response = responses.normalize
+    clip = clipper(scope, as_norm(ord), threshold, response, name=name)
+    return bound_weights(clip, name=name)
 
 
 def clip_weight_norm(
@@ -108,14 +115,14 @@ def clip_weight_norm(
 
     $$w_t \leftarrow w_t \cdot \min(1, c / \lVert w_t \rVert)$$
 
-    With `min_norm` norms are kept in a band: what is below is scaled up. Place it last
-    in a chain. Needs ``params``.
+    With `min_norm`, tensors with a smaller norm are scaled up to it. Place it last in a
+    chain. Needs ``params``.
 
     Args:
       max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
         the clipper's own step, a prefix tree of these, or a threshold.
-      min_norm: the smallest norm allowed, but for one rounding, given like `max_norm`,
-        which holds where it is the smaller; none if not given. Zeros stay zeros.
+      min_norm: the smallest norm allowed, up to one rounding, given like `max_norm`,
+        which takes precedence; no lower bound if not given. Zeros stay zeros.
       ord: the order of the norm, at least 1 and maybe infinity, or a norm.
       leading_axes: how many leading dimensions stack tensors that are measured
         alone, such as scanned layers: an int or a prefix tree of ints; none if not
@@ -139,17 +146,8 @@ def clip_weight_norm(
       >>> optax.apply_updates(params, updates)
       Array([3., 4.], dtype=float32)
     """
-    threshold, response = _in_band(max_norm, min_norm)
-    return bound_weights(
-        clipper(
-            scopes.tensor(leading_axes=leading_axes, axis_name=axis_name),
-            as_norm(ord),
-            threshold,
-            response,
-            name="clip_weight_norm",
-        ),
-        name="clip_weight_norm",
-    )
+    scope = scopes.tensor(leading_axes=leading_axes, axis_name=axis_name)
+    return _bound_norms(scope, ord, max_norm, min_norm, "clip_weight_norm")
 
 
 def clip_weight_unit_norm(
@@ -164,14 +162,14 @@ def clip_weight_unit_norm(
 
     $$w_j \leftarrow w_j \cdot \min(1, c / \lVert w_j \rVert)$$
 
-    This is the max-norm constraint. With `min_norm` norms are kept in a band: what is
-    below is scaled up. Place it last in a chain. Needs ``params``.
+    This is the max-norm constraint. With `min_norm`, units with a smaller norm are
+    scaled up to it. Place it last in a chain. Needs ``params``.
 
     Args:
       max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
         the clipper's own step, a prefix tree of these, or a threshold.
-      min_norm: the smallest norm allowed, but for one rounding, given like `max_norm`,
-        which holds where it is the smaller; none if not given. Zeros stay zeros.
+      min_norm: the smallest norm allowed, up to one rounding, given like `max_norm`,
+        which takes precedence; no lower bound if not given. Zeros stay zeros.
       ord: the order of the norm, at least 1 and maybe infinity, or a norm.
       axis: the dimensions that are measured together: an int, a tuple, or a prefix
         tree of these; all but the last if not given, as JAX keeps kernels
@@ -180,8 +178,8 @@ def clip_weight_unit_norm(
         ``jax.shard_map``.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges, which are
-      those of the parameters. So is its report.
+      A transformation; see `optaxclip.responses` for edge cases. These and the report
+      are those of the parameters.
 
     Raises:
       TypeError: if `max_norm`, `min_norm` or `ord` has the wrong type.
@@ -205,14 +203,7 @@ def clip_weight_unit_norm(
       ``MaxNorm`` in Keras adds 1e-7 to the norm that it divides by, which also shrinks
       parameters within the bound; no such guard is needed here.
     """
-    threshold, response = _in_band(max_norm, min_norm)
-    return bound_weights(
-        clipper(
-            scopes.unit(axis=axis, axis_name=axis_name),
-            as_norm(ord),
-            threshold,
-            response,
-            name="clip_weight_unit_norm",
-        ),
-        name="clip_weight_unit_norm",
+    scope = scopes.unit(axis=axis, axis_name=axis_name)
+    return _bound_norms(
+        scope, as_norm(ord), max_norm, min_norm, "clip_weight_unit_norm"
     )
