@@ -1,4 +1,4 @@
-"""Over which mesh axes each leaf is spread, by what a user calls `axis_name`."""
+"""Find the mesh axes of each leaf from the argument `axis_name`."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from optaxclip.mesh import varying_axes
 
 
 def mesh_axes(spec: AxisName, tree: PyTree) -> tuple[tuple[str, ...], ...]:
-    """Say of each leaf that counts over which mesh axes it is spread.
+    """Return the mesh axes over which each leaf that counts is sharded.
 
     Raises:
       ValueError: if JAX knows that a leaf varies over an axis that is not named.
@@ -44,12 +44,12 @@ def _is_spec(node: Any) -> bool:
 
 
 def _axes_of(spec: Any) -> Any:
-    """Take the axes out of a PartitionSpec, and anything else as it is."""
+    """Return the axes of a PartitionSpec, and anything else unchanged."""
     if not isinstance(spec, PartitionSpec):
         return spec
     entries = (e if isinstance(e, tuple) else (e,) for e in spec)
     names = tuple(name for e in entries for name in e if isinstance(name, str))
-    return names or None  # An empty tuple would clip on each device by itself.
+    return names or None  # With an empty tuple, each device would clip by itself.
 
 
 def _is_list_of_names(spec: Any) -> bool:

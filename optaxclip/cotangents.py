@@ -1,4 +1,4 @@
-"""Clipping in the middle of a backward pass."""
+"""Clip gradients in the middle of a backward pass."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from optaxclip.numbers import Leaf
 
 
 def clip_cotangents(x: PyTree, clip: optax.GradientTransformation) -> PyTree:
-    r"""Give numbers as they are, and clip what flows back to them.
+    r"""Return numbers unchanged, and clip the gradients that flow back through them.
 
     $$f(x) = x, \qquad \bar x = \mathrm{clip}(\bar f)$$
 
-    Inside a loss, where a gradient for the parameters comes too late: on the state of
-    a recurrent cell it keeps a backward pass from exploding at the step at which it
-    would. Under ``jax.lax.scan`` every step is clipped by itself, and under
-    ``jax.vmap`` every example.
+    Use it inside a loss, where clipping the gradient of the parameters would come too
+    late. On the state of a recurrent cell, for instance, it stops an exploding backward
+    pass at the step where it starts. Under ``jax.lax.scan`` every step is clipped on
+    its own, and under ``jax.vmap`` every example.
 
     Args:
       x: any tree; leaves that are not floating-point numbers pass through.
-      clip: a clipper that remembers nothing, such as ``clip_value(1.0)`` or
+      clip: a clipper without memory, such as ``clip_value(1.0)`` or
         ``clip_tensor_norm(1.0)``, or a chain of them. Its limit may be traced under
         ``jax.jit``.
 
@@ -35,9 +35,9 @@ def clip_cotangents(x: PyTree, clip: optax.GradientTransformation) -> PyTree:
       The same numbers.
 
     Raises:
-      TypeError: if `clip` is no transformation, or has a memory, as those of a
-        schedule and of `zclip` are: a backward pass has nowhere to keep it.
-      ValueError: if `clip` needs ``params``, when the derivative is taken.
+      TypeError: if `clip` is no transformation, or has memory, as with a schedule or
+        `zclip`: a backward pass has nowhere to keep it.
+      ValueError: if `clip` needs ``params``; raised when the derivative is taken.
 
     Examples:
       >>> def loss(h, clip):
@@ -50,13 +50,14 @@ def clip_cotangents(x: PyTree, clip: optax.GradientTransformation) -> PyTree:
       5.0
 
     Note:
-      The derivative of a clipped derivative is that of the clipping, as it is for
-      updates. JAX gives no forward-mode derivative of a function whose reverse is
-      given by hand.
+      Second derivatives include the derivative of the clipping, as for updates.
+      Forward-mode differentiation is not available, since JAX does not support it for
+      functions with a custom reverse-mode derivative.
 
     References:
       Graves, Generating sequences with recurrent neural networks, 2013,
-      arXiv:1308.0850, clips the derivatives for a network's outputs and cells.
+      arXiv:1308.0850, which clips the derivatives with respect to a network's outputs
+      and cells.
     """
     check_transformation(clip, "clip")
     leaves, tree = counted(x), structure_of(x)
@@ -70,14 +71,14 @@ def clip_cotangents(x: PyTree, clip: optax.GradientTransformation) -> PyTree:
         given = tree.unflatten(cotangents)
         return counted(clip.update(given, clip.init(given))[0])
 
-    # What the clipper is made of may be traced, and its trace over before the backward
-    # pass: JAX has to be handed it with the numbers.
+    # The clipper may hold tracers whose trace ends before the backward pass, so JAX
+    # needs them as arguments, along with the numbers.
     backward, limits = jax.closure_convert(clipped, *leaves)
     return filled(x, _identity(backward, leaves, limits))
 
 
 def _remembers(state: Any) -> bool:
-    """Tell whether a state keeps more than a report."""
+    """Return whether a state holds more than a report."""
 
     def apart(node: Any) -> Any:
         return node._replace(report=()) if _reports(node) else node

@@ -1,4 +1,4 @@
-"""The types of a state, named for `jax.export`, so that a compiled step can be kept."""
+"""Register the types of a state with `jax.export`, to save a compiled step."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,16 +12,16 @@ from jaxtyping import PyTree
 def register_for_export(tree: PyTree) -> None:
     """Register the named tuples of a tree, so that `jax.export` can serialize them.
 
-    A step that was exported knows its arguments by the names of their types, and JAX
-    has to be told these names: those of the states of this library, of Optax and of
-    any other transformation that keeps its state in a named tuple. Call it before
+    An exported step identifies its arguments by the names of their types, and JAX must
+    be told these names. This covers the states of this library, of Optax, and of any
+    other transformation that keeps its state in named tuples. Call it before
     ``Exported.serialize``, and before ``jax.export.deserialize`` in the process that
-    is to run the step. Types that are registered already stay as they are.
+    runs the step. Types that are already registered stay as they are.
 
     Args:
-      tree: the state of any optax transformation, or its shapes as
-        ``jax.eval_shape(optimizer.init, params)`` gives them; or a tree of anything
-        else that the step takes or returns.
+      tree: the state of any Optax transformation, or its shapes from
+        ``jax.eval_shape(optimizer.init, params)``; or any other tree that the step
+        takes or returns.
 
     Examples:
       >>> optimizer = optax.chain(optaxclip.zclip(), optax.sgd(0.1, momentum=0.9))
@@ -35,18 +35,18 @@ def register_for_export(tree: PyTree) -> None:
       Array([0., 0.], dtype=float32)
 
     Note:
-      A module or container of another kind is named by
+      For other kinds of modules and containers, use
       ``jax.export.register_pytree_node_serialization``.
     """
     for kind in set(_kinds(jax.tree.structure(tree))):
         if issubclass(kind, tuple) and hasattr(kind, "_fields"):
-            with contextlib.suppress(ValueError):  # Someone has registered it already.
+            with contextlib.suppress(ValueError):  # It is already registered.
                 name = f"{kind.__module__}.{kind.__qualname__}"
                 register_namedtuple_serialization(kind, serialized_name=name)
 
 
 def _kinds(structure: Any) -> Iterator[type]:
-    """List the types of the nodes of a tree."""
+    """Yield the types of all nodes of a tree."""
     node = structure.node_data()
     if node is not None:
         yield node[0]

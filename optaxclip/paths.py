@@ -1,4 +1,4 @@
-"""Places in a tree, by the names on the way to them."""
+"""Paths to leaves, and values chosen by patterns of paths."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 def check_matched(
     argument: str, entries: Iterable[tuple[str, ...]], tree: PyTree, tree_name: str
 ) -> None:
-    """Refuse an entry for what a tree has not, not even as a masked or empty part."""
+    """Reject an entry that matches no part of a tree, masked or empty ones included."""
 
     def is_end(node: Any) -> bool:
         return node is None or (isinstance(node, dict | list | tuple) and not node)
@@ -31,7 +31,7 @@ def check_matched(
 
 
 def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """Name the places on the way to a leaf, in whatever kind of tree."""
+    """Return the names along the path to a leaf, for any kind of tree."""
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
@@ -40,18 +40,18 @@ def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:
 )
 @dataclass(frozen=True)
 class ByPath:
-    """A value for each leaf, by the first pattern that its path matches.
+    """A value for each leaf, from the first pattern that matches its path.
 
     Attributes:
       patterns: shell patterns, such as ``"*/lora_*"``.
-      values: what each stands for.
+      values: the value for each pattern.
     """
 
     patterns: tuple[str, ...]
     values: tuple[Any, ...]
 
     def __call__(self, tree: PyTree) -> PyTree:
-        """Give a tree like another one, with a value in the place of each leaf."""
+        """Return a tree like the given one, with a value in place of each leaf."""
         matched: set[int] = set()
 
         def value(path: tuple[Any, ...], leaf: Any) -> Any:
@@ -76,24 +76,24 @@ class ByPath:
 
 
 def by_path(values: Mapping[str, Any]) -> ByPath:
-    """Say of each leaf what the first pattern that matches its path stands for.
+    """Give each leaf the value of the first pattern that matches its path.
 
-    What it returns serves wherever a prefix tree does: for the limits of tensors and
-    units, for ``labels``, ``axis`` and ``leading_axes``. It is a function from a tree
-    to labels, too, as ``optax.partition`` takes them. For ``optax.masked`` call it with
-    the parameters, ``by_path({...})(params)``.
+    The result works wherever a prefix tree does: for the limits of tensors and units,
+    and for ``labels``, ``axis`` and ``leading_axes``. It is also a function from a tree
+    to labels, as ``optax.partition`` expects. For ``optax.masked``, call it with the
+    parameters: ``by_path({...})(params)``.
 
     Args:
-      values: a dict from shell patterns to limits, labels or whatever is to be told of
-        leaves. ``*`` stands for any characters, those of a path being the names on the
-        way to a leaf with slashes between, such as ``"layers/0/attention/lora_a"``.
+      values: a dict from shell patterns to limits, labels or other values. A path
+        consists of the names on the way to a leaf, joined by slashes, such as
+        ``"layers/0/attention/lora_a"``; ``*`` matches any characters, slashes included.
 
     Returns:
-      A tree of the values, with the patterns.
+      A tree of the values that also holds the patterns.
 
     Raises:
-      TypeError: if `values` is no dict with strings for keys.
-      ValueError: when it is used, if a leaf matches no pattern, or a pattern no leaf.
+      TypeError: if `values` is not a dict whose keys are strings.
+      ValueError: on use, if a leaf matches no pattern, or a pattern matches no leaf.
 
     Examples:
       >>> params = {"dense": {"kernel": jnp.ones(2), "lora_a": jnp.ones(2)}}

@@ -1,4 +1,4 @@
-"""Reading an optimizer's state: what its clippers and guards did, for any logger."""
+"""Read from an optimizer's state what its clippers and guards did."""
 
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -16,7 +16,7 @@ def _tells(node: Any) -> bool:
 
 
 def _telling(tree: PyTree) -> Iterator[Any]:
-    """Find every state that has a report, those of wrappers before what they wrap."""
+    """Yield every state that has a report, wrappers before what they wrap."""
     for node in jax.tree.leaves(tree, is_leaf=_tells):
         if _tells(node):
             yield node
@@ -24,28 +24,28 @@ def _telling(tree: PyTree) -> Iterator[Any]:
 
 
 def report(opt_state: PyTree, names: PyTree = None) -> dict[str, Any]:
-    """Collect what the clippers and guards in an optimizer's state did last.
+    """Collect the latest reports of all clippers and guards in an optimizer's state.
 
-    The state may nest as it likes: chains, masks, partitions, wrappers.
+    The state may be nested in any way: chains, masks, partitions, wrappers.
 
     Args:
       opt_state: the state of any optax transformation.
-      names: the parameters, or any tree whose leaves have their paths. Vectors are
-        then taken apart, so that there are scalars alone, as loggers want them.
+      names: the parameters, or any tree whose leaves have the same paths. If given,
+        vectors are split into scalars, as loggers expect.
 
     Returns:
       A flat dict of arrays, without synchronizing with the device. The keys are
-      ``<name>/<field>``, the name being that of the strategy or guard or its
-      ``name=``, as in ``"clip_global_norm/pre_norm"``, and the fields of clippers those
-      of `ClipReport`. From the second of a name on names are numbered:
-      ``"clip_global_norm_2/pre_norm"``. With `names` an entry of a vector has the path
-      of its leaf, ``"clip_tensor_norm/pre_norm/body/kernel"``, the index in a leaf that
-      stacks tensors, ``".../body/kernel/3"``, or the label of its group. Where there is
-      no clipper or guard the dict is empty.
+      ``<name>/<field>``, as in ``"clip_global_norm/pre_norm"``. The name is that of the
+      strategy or guard, or its ``name=``; the fields of clippers are those of
+      `ClipReport`. Repeated names are numbered from the second on:
+      ``"clip_global_norm_2/pre_norm"``. With `names`, the key of a vector's entry ends
+      in the path of its leaf, ``"clip_tensor_norm/pre_norm/body/kernel"``, with an
+      index if the leaf stacks tensors, ``".../body/kernel/3"``, or in the label of its
+      group. Without clippers or guards, the dict is empty.
 
     Raises:
       TypeError: if `opt_state` is a transformation, a function or a class.
-      ValueError: if `names` has no leaf where the state has one.
+      ValueError: if `names` lacks a leaf that the state has.
 
     Examples:
       >>> optimizer = optax.chain(optaxclip.clip_tensor_norm(1.0), optax.sgd(0.01))
@@ -76,7 +76,7 @@ def report(opt_state: PyTree, names: PyTree = None) -> dict[str, Any]:
 
 
 def _free(key: str, taken: Collection[str]) -> str:
-    """Number a key that is taken."""
+    """Number a key that is already taken."""
     number, free = 1, key
     while free in taken:
         number += 1
@@ -85,11 +85,11 @@ def _free(key: str, taken: Collection[str]) -> str:
 
 
 def _fields(state: Any, paths: Collection[str] | None) -> Iterator[tuple[str, Any]]:
-    """Give all numbers of a report with their keys; taken apart if paths are known."""
-    # Every report has a count that is one number, or one for each of mapped states.
+    """Yield the entries of a report; vectors are split if the paths are known."""
+    # Every report has a count: one number, or one per state if states are mapped.
     rank = min(map(jnp.ndim, jax.tree.leaves(state.report)))
     for field, value in state.report._asdict().items():
-        parts = jax.tree.leaves(value)  # Flax NNX keeps each in a variable.
+        parts = jax.tree.leaves(value)  # Flax NNX wraps each one in a variable.
         for part in parts:
             if part.ndim == rank:
                 yield field, part
@@ -102,14 +102,14 @@ def _fields(state: Any, paths: Collection[str] | None) -> Iterator[tuple[str, An
 
 
 def _unstacked(vector: Any) -> Iterator[Any]:
-    """Take a vector apart, where it is: in the memory of the host or of a device."""
+    """Split a vector where it is, in the memory of the host or of a device."""
     if isinstance(vector, np.ndarray):
         return iter(np.moveaxis(vector, -1, 0))
     return iter(jnp.unstack(vector, axis=-1))
 
 
 def _entry_names(state: Any, size: int, paths: Collection[str]) -> list[str]:
-    """Name the entries of a vector; a scope of one's own may have but numbers."""
+    """Return the names of a vector's entries; a custom scope may have only indices."""
     entries = type(state).entries or (Entry("", (size,)),)
     for entry in entries:
         if entry.is_path and entry.name and entry.name not in paths:

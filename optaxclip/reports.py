@@ -24,8 +24,8 @@ class ClipReport(NamedTuple):
 
     The first three are scalars if there is one group. If the groups are leaves or
     labeled sets of leaves, they are vectors with one entry per group, in the order of
-    the leaves or labels. For elements and units, which are many, they are those of the
-    one group that exceeded its limit the most.
+    the leaves or labels. For elements and units, which are many, they
+    describe only the group that exceeded its limit the most.
 
     Attributes:
       pre_norm: the magnitude before clipping, in the clipper's norm.
@@ -86,7 +86,7 @@ class ClipState(NamedTuple):
 
     Attributes:
       threshold: the memory of the threshold.
-      measure: the memory of the measurement, mostly empty.
+      measure: the memory of the measurement, usually empty.
       report: the report of the last step.
     """
 
@@ -112,24 +112,24 @@ State = TypeVar("State", bound=tuple)
 def state_type(
     name: str, kind: type[State], entries: tuple[Entry, ...] = ()
 ) -> type[State]:
-    """Give the type of a state, which carries its name and those of what it reports.
+    """Return a type of state that carries its name and those of its report's entries.
 
-    A state holds arrays alone, and a named tuple is the one kind of node that every
-    checkpoint library knows; so the type is the place for names.
+    A state holds only arrays, and named tuples are the only kind of node that every
+    checkpoint library knows. The names are therefore kept in the type.
 
     Args:
       name: the name used in `report`.
       kind: a named tuple whose field ``report`` is a named tuple of arrays.
-      entries: what the entries of vectors in the report are of.
+      entries: the names of the entries of vectors in the report.
     """
     return _named(name, kind, entries)
 
 
 class _NamedType(type):
-    """The type of types that are one type to JAX where they have one name.
+    """The metaclass of types that JAX treats as equal if they have the same name.
 
-    What their reports are of must not tell them apart: ``optax.tree.map_params`` lays a
-    state beside one that was made for no parameters at all.
+    Different entries must not make them unequal: ``optax.tree.map_params`` compares a
+    state with one that was made for no parameters at all.
     """
 
     def __eq__(cls, other: object) -> bool:
@@ -146,17 +146,17 @@ class _NamedType(type):
 def _named(name: str, kind: type, entries: tuple[Entry, ...]) -> Any:
     fields = {"__slots__": (), "__module__": __name__, "entries": entries}
     made = _NamedType(name, (kind,), fields)
-    # Types are pickled by where they are found: here, by `__getattr__`.
+    # Pickle looks types up by name: here, through `__getattr__`.
     home = f"{kind.__module__}.{kind.__name__}({json.dumps([name, entries])})"
     made.__qualname__ = quote(home, safe="()").replace(".", _DOT)
     return made
 
 
-_DOT = "%2E"  # To pickle, a dot means an attribute of a class.
+_DOT = "%2E"  # Pickle reads a dot as an attribute of a class.
 
 
 def __getattr__(place: str) -> Any:
-    """Find the type of a state that was named by `state_type`."""
+    """Return the type of a state that `state_type` named, for pickle."""
     found = re.fullmatch(r"(optaxclip\.[\w.]+)\.(\w+)\((.*)\)", unquote(place))
     if not found:
         raise AttributeError(f"module {__name__} has no attribute {place!r}.")

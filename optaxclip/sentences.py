@@ -1,4 +1,4 @@
-"""What was given, in the few words that the sentence of an error has for it."""
+"""Short descriptions of arguments, for error messages."""
 
 import inspect
 import reprlib
@@ -12,7 +12,7 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 
 def shown(given: Any) -> str:
-    """Describe what was given in a few words, never by the numbers of its arrays."""
+    """Describe an argument in a few words, without the contents of its arrays."""
     if isinstance(given, np.ndarray | jax.Array | jax.ShapeDtypeStruct):
         return f"an array of {given.dtype} of shape {given.shape}"
     name = getattr(given, "__name__", type(given).__name__)
@@ -29,7 +29,7 @@ def shown(given: Any) -> str:
 
 
 def uncalled(given: Any) -> str:
-    """Describe what was given, and ask for a call of a class or function."""
+    """Describe an argument, and suggest calling it if it is a class or function."""
     if isinstance(given, type) or inspect.isroutine(given):
         return f"{shown(given)}; call it, as in {given.__name__}()"
     return shown(given)

@@ -1,4 +1,4 @@
-"""What is handed over to be clipped, refused where nothing in it can be."""
+"""Check that updates can be clipped."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from optaxclip.sentences import shown
 
 
 def check_updates(name: str, updates: Any) -> None:
-    """Refuse a tree with leaves none of which holds numbers that can be clipped."""
+    """Reject a tree that has leaves, but none with numbers that can be clipped."""
     leaves = jax.tree.leaves(updates)
     if leaves and not any(map(_is_inexact, leaves)):
         raise TypeError(
@@ -27,13 +27,13 @@ def _is_inexact(leaf: Any) -> bool:
 
 
 def _kind(leaf: Any) -> str:
-    """Tell of what kind a leaf is that is not of floating point."""
+    """Describe a leaf that is not floating-point."""
     kind = f"the {type(leaf).__name__} " if isinstance(leaf, int | str) else ""
     return kind + shown(leaf)
 
 
 def _check_unique(tree: Any) -> None:
-    """Refuse sparse arrays that may hold one place twice, to be added up later."""
+    """Reject sparse arrays that may hold several numbers for the same place."""
 
     def is_sparse(node: Any) -> bool:
         return hasattr(node, "unique_indices") and hasattr(node, "indices")

@@ -1,4 +1,4 @@
-"""Watching: what passes through is measured, and nothing is changed."""
+"""Measure updates and parameters, and change nothing."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from optaxclip.scopes import Scope
 
 
 class Watched(NamedTuple):
-    """What was measured of a tree.
+    """Measurements of a tree.
 
     Attributes:
-      whole: of all leaves together.
-      each: of every leaf, or of every tensor where leaves stack several.
+      whole: that of all leaves together.
+      each: those of each leaf, or of each tensor if leaves stack several.
     """
 
     whole: Float[Array, ...]
@@ -34,13 +34,13 @@ class Watched(NamedTuple):
 
 
 class WatchReport(NamedTuple):
-    """What `watch` saw in the last step in which it looked.
+    """Report of `watch`, from the last step that it reported.
 
     Attributes:
-      update_norm: how big what passed through was.
-      param_norm: how big the parameters were; () if they are not watched.
-      ratio: the first divided by the second; () if they are not watched.
-      step: which step that was, counted from 1; 0 before the first.
+      update_norm: the norms of the updates that passed through.
+      param_norm: the norms of the parameters; () if these are not watched.
+      ratio: the first divided by the second; () if parameters are not watched.
+      step: the number of the reported step, counted from 1; 0 before the first.
     """
 
     update_norm: Watched
@@ -50,11 +50,11 @@ class WatchReport(NamedTuple):
 
 
 class WatchState(NamedTuple):
-    """What `watch` keeps from step to step.
+    """State of `watch`.
 
     Attributes:
-      steps: how many steps there were.
-      report: what it saw.
+      steps: the number of steps so far.
+      report: the latest report.
     """
 
     steps: Int32[Array, ...]
@@ -70,39 +70,40 @@ def watch(
     axis_name: AxisName = None,
     name: str = "watch",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Measure what passes through and the parameters, and change nothing.
+    r"""Measure the updates that pass through and the parameters, and change nothing.
 
     $$
     \lVert u \rVert, \qquad \lVert w \rVert, \qquad \lVert u \rVert / \lVert w \rVert
     $$
 
-    for the whole tree and for each of its tensors. First in a chain it sees gradients,
-    last, after the learning rate, it sees the step that the parameters take, whose
-    ratio to them is often about 1e-3; two of them in one chain want two names.
+    for the whole tree and for each of its tensors. Placed first in a chain, it sees
+    gradients. Placed last, after the learning rate, it sees the step that is applied to
+    the parameters; its ratio to them is often about 1e-3. Give each `watch` in a chain
+    its own name.
 
     Args:
-      every: the report is of the first step and of every such step after it, and stays
-        in between. It saves writing to a log, and nothing on the device, which would
-        have to decide for it whether to measure.
-      ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
-      params: whether the parameters are measured, too, which the update then needs. If
+      every: the number of steps from one report to the next, starting with the first
+        step; in between, the report stays the same. This saves logging but no work on
+        the device, which would need a branch to skip the measurement.
+      ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
+      params: whether to measure the parameters, too; the update then needs them. If
         not, the report has neither their norm nor the ratio.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers: an int or a prefix tree of ints; none if not
-        given.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
       name: what `optaxclip.report` calls it.
 
     Returns:
-      A transformation that gives the updates back. Its entries in `optaxclip.report`,
-      scalars of float32 for the whole tree, are ``update_norm``, ``param_norm``,
-      ``ratio``, and ``step``, which step they are of. Those of the tensors are vectors
-      such as ``update_norm/each``, or with `names` scalars such as
-      ``update_norm/body/kernel``. The ratio to parameters of norm 0 is given as 0.
+      A transformation that returns the updates unchanged. Its entries in
+      `optaxclip.report` are ``update_norm``, ``param_norm`` and ``ratio``, float32
+      scalars for the whole tree, and ``step``, the step they belong to. The tensors
+      have vectors such as ``update_norm/each`` or, with `names`, scalars such as
+      ``update_norm/body/kernel``. If parameters have norm 0, the ratio is reported
+      as 0.
 
     Raises:
-      TypeError: if `every` is not an int, `ord` not a number or norm, or `name` not a
-        string.
+      TypeError: if `every` is not an int, `ord` is not a number or norm, or `name` is
+        not a string.
       ValueError: if `every` or `ord` is below 1; in the update, if ``params`` are
         missing or do not fit the updates.
 
@@ -135,7 +136,7 @@ def watch(
 
 @dataclass(frozen=True)
 class _Watch:
-    """The settings of `watch`, and its two functions."""
+    """The settings of `watch`, and its init and update."""
 
     name: str
     norm: Norm
@@ -150,7 +151,7 @@ class _Watch:
     def init(self, params: PyTree) -> WatchState:
         whole, each = self._arranged(params)
 
-        def nothing() -> Watched:  # A buffer each, or the state could not be donated.
+        def nothing() -> Watched:  # Separate buffers, so that a state can be donated.
             shapes = whole.report_shape, each.report_shape
             first, second = (jnp.zeros(shape, jnp.float32) for shape in shapes)
             return Watched(first, second)
@@ -198,7 +199,7 @@ class _Watch:
 
 
 def _measured(norm: Norm, groups: Groups) -> Float[Array, ...]:
-    """Measure each group; where no float32 holds a norm, its largest number does."""
+    """Measure each group; cap a finite norm that overflows float32."""
     size: Magnitude = measure(norm, groups)
     no_limit = jnp.asarray(jnp.inf, groups.dtype)
     summary = groups.summarize(size.value, size.scale, no_limit)

@@ -1,8 +1,8 @@
-"""QK-Clip, and what it needs to know of attention: logits and owners of weights.
+"""QK-Clip and its inputs: the largest attention logits, and the weights to shrink.
 
-`qk_clip` bounds the weights that make the logits. `max_logits` measures these in a
-model of your own, `record_max_logits` in a Flax model, and the shares tell which
-projections to shrink, and by how much each.
+`qk_clip` rescales the weights that produce the logits. `record_max_logits` makes a Flax
+model record its largest logits, and `max_logits` collects them. The shares say which
+projections to shrink, and by how much.
 """
 
 from optaxclip.attention.logits import max_logits, record_max_logits

@@ -20,13 +20,13 @@ def head_logits(
     mask: Any = None,
     is_causal: bool = False,
 ) -> Float[Array, " heads"]:
-    r"""Compute the largest logit $q \cdot k / \sqrt d$ of each head.
+    r"""Return the largest logit $q \cdot k / \sqrt d$ of each head.
 
     Args:
       query: of shape ``(..., positions, heads, features)``.
-      key: the same; its number of heads must divide that of the queries.
+      key: like `query`; its number of heads must divide that of the queries.
       bias: added to the logits, of shape ``(..., heads, queries, keys)``.
-      mask: which pairs count, of the same shape.
+      mask: which pairs of queries and keys count, of the same shape.
       is_causal: whether to ignore later keys.
 
     Returns:

@@ -55,7 +55,7 @@ def _by_module(
 
 
 def _factor(leaf: Leaf, shares: tuple[HeadShare, ...], gamma: Number) -> Number:
-    """Return the factors of a projection ``(..., heads, features)``."""
+    """Return the factors for a projection of shape ``(..., heads, features)``."""
     layers, heads = gamma.shape[:-1], gamma.shape[-1]
     between = (1,) * (leaf.ndim - 2 - len(layers))
     gamma = gamma.reshape((*layers, *between, heads, 1))
@@ -70,10 +70,10 @@ def _factor(leaf: Leaf, shares: tuple[HeadShare, ...], gamma: Number) -> Number:
 
 @dataclass(frozen=True)
 class _ForAllHeads:
-    """One limit for all heads, by the largest logit of all.
+    """One limit for all heads, based on the largest logit of any head.
 
     Attributes:
-      threshold: what gives the limit; it sees a single group.
+      threshold: sets the limit; it sees a single group.
     """
 
     threshold: Threshold
@@ -90,7 +90,7 @@ class _ForAllHeads:
 def _shrink_logits(
     threshold: Threshold, shares: HeadShares
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip the logits, and take what that leaves of each as the factor of its head."""
+    """Clip the logits, and rescale each head by the factor that clipped its logit."""
     scope = scopes.element(axis_name=())
     clip = clipper(scope, linf, _ForAllHeads(threshold), shrink, name="qk_clip")
 
@@ -122,12 +122,12 @@ def _shrink_logits(
 
 
 def _positive(logit: ArrayLike) -> Number:
-    """Take 0 for negative logits: the head is below any limit."""
+    """Replace negative logits by 0, since they are below any limit."""
     return jnp.maximum(jnp.atleast_1d(as_number(logit)), 0)
 
 
 def _gamma(clipped: Number, logit: Number) -> Number:
-    same = clipped == logit  # as are 0, and infinity below an infinite limit
+    same = clipped == logit  # Also 0, and infinity if the limit is infinite.
     return jnp.where(same, 1, clipped / jnp.where(same, 1, logit))
 
 
@@ -137,7 +137,7 @@ def _rescaled(
     gammas: dict[Names, Number],
     shares: HeadShares,
 ) -> list[Array]:
-    """Rescale the projections; those with fewer heads than logits are shared."""
+    """Rescale all projections but shared ones, which have fewer heads than logits."""
 
     def is_shared(leaf: Leaf, home: Names) -> bool:
         heads = gammas[home].shape[-1]
@@ -179,23 +179,24 @@ def qk_clip(
     $$
 
     where $S_h$ is the largest attention logit of head h in this step's forward pass,
-    over the batch and all positions. Place it last in a chain. Needs ``params``, and
-    ``max_logits``: a tree nested like the parameters, with one array per attention
+    over the batch and all positions. Place it last in a chain. It needs ``params`` and
+    ``max_logits``, a tree nested like the parameters with one array per attention
     module: a vector with one entry per head, or ``(layers, heads)`` for scanned layers.
-    `max_logits` collects it from Flax models.
+    `max_logits` collects this tree from Flax models.
 
     Args:
       max_logit: the largest logit allowed, τ >= 0: a number, an array, a schedule of
         the clipper's own step, a prefix tree of these for ``max_logits``, or a
         threshold, which sees the largest logit of all heads.
       shares: which projections take which share of the factor: `attention_shares`,
-        `latent_attention_shares`, or a dict of tuples of `HeadShare`; those of modules
-        called ``query`` and ``key`` if not given. Kernels and biases of a projection
-        end in ``(heads, features)``.
+        `latent_attention_shares`, or a dict of tuples of `HeadShare`; by default, the
+        modules called ``query`` and ``key`` share it evenly. The shapes of a
+        projection's kernel and bias end in ``(heads, features)``.
 
     Returns:
-      A transformation. Its report is of the logits, of which negative ones count as 0:
-      the one that is the most above its limit, and the share of heads that are above.
+      A transformation. Its report is about the logits, where negative ones count as 0:
+      it shows the logit that exceeds its limit the most, and the fraction of heads
+      above their limit.
 
     Raises:
       TypeError: if `max_logit` has the wrong type.
@@ -216,11 +217,10 @@ def qk_clip(
       Kimi Team, Kimi K2: open agentic intelligence, 2025, arXiv:2507.20534.
 
     Note:
-      The logits are those of the parameters before the step. A head whose logits are
-      all negative does not change; its factor ``min(1, τ / S)`` would be negative. The
-      clip has no effect where queries and keys are normalized. On a mesh the maximum
-      has to be taken over all devices. Averaged copies of the parameters are not
-      rescaled.
+      The logits come from the parameters before the step. A head whose logits are all
+      negative does not change; its factor ``min(1, τ / S)`` would be negative. The clip
+      has no effect if queries and keys are normalized. On a mesh, take the maximum over
+      all devices. Averaged copies of the parameters are not rescaled.
     """
     clip = _shrink_logits(
         as_threshold(max_logit, "max_logit"),

@@ -1,4 +1,4 @@
-"""How QK-Clip splits the factor of a head between its projections."""
+"""How QK-Clip splits the factor of a head among its projections."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class HeadShare:
-    r"""The part that a projection takes in shrinking the logits of each head.
+    r"""How much one projection contributes to shrinking the logits of each head.
 
     Attributes:
       power: the projection is multiplied by this power of the head's factor $\gamma$.
-      start: the first feature that is multiplied.
-      stop: the first feature after these that is not; None to include all the rest.
+      start: the first feature to multiply.
+      stop: the end of the features to multiply, exclusive; None for all the rest.
     """
 
     power: float
@@ -49,12 +49,12 @@ def latent_attention_shares(query: str, key_value: str, features: int) -> HeadSh
 
     The first features of a head's queries and keys, which carry no position, take
     $\sqrt\gamma$ each. The rotary queries take $\gamma$. The rotary key, shared by all
-    heads, does not change; nor do the values.
+    heads, does not change, and neither do the values.
 
     Args:
       query: the name of the projection from the latent to the queries.
       key_value: the name of the projection from the latent to keys and values.
-      features: the number of features of a head without position.
+      features: the number of features per head that carry no position.
 
     Returns:
       The shares, for `qk_clip`.

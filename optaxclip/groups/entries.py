@@ -1,4 +1,4 @@
-"""The entries of a report: numbers of all leaves in a vector, and what each is of."""
+"""The entries of a report: the numbers of all leaves in one vector, with names."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ from optaxclip.paths import names_of
 
 
 class Entry(NamedTuple):
-    """What one entry of a report is of, or several of one leaf.
+    """The name of one entry of a report, or of all entries that belong to one leaf.
 
     Attributes:
       name: the path of a leaf, or a label.
-      stack: the shape in which tensors of their own are stacked in the leaf.
-      is_path: whether the name is a path, and no label.
+      stack: the shape in which the leaf stacks separate tensors.
+      is_path: whether the name is a path, not a label.
     """
 
     name: str
@@ -27,24 +27,24 @@ class Entry(NamedTuple):
     is_path: bool = True
 
     def names(self) -> Iterator[str]:
-        """Name each tensor by its place in the stack, or what is not stacked."""
+        """Yield the name of each entry; tensors in a stack get their index appended."""
         for index in np.ndindex(self.stack):
             yield "/".join(filter(None, [self.name, *map(str, index)]))
 
 
 def paths_of(tree: Any) -> list[str]:
-    """Name the leaves of a tree by their paths."""
+    """Return the paths of all leaves of a tree, as names."""
     return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    # Flax NNX keeps each array as the value of a variable, at init but not in updates.
+    # In Flax NNX, arrays are values of variables in the init, but not in updates.
     inside = path[-1:] == (GetAttrKey("value"),)
     return "/".join(names_of(path[:-1] if inside else path))
 
 
 def packed(arrays: list[Number], shapes: list[tuple[int, ...]]) -> Number:
-    """Put the numbers of all leaves in one vector."""
+    """Concatenate the numbers of all leaves into one vector."""
     rows = [
         _gathered(jnp.broadcast_to(x, shape).ravel())
         for x, shape in zip(arrays, shapes, strict=True)
@@ -53,9 +53,9 @@ def packed(arrays: list[Number], shapes: list[tuple[int, ...]]) -> Number:
 
 
 def _gathered(row: Number) -> Number:
-    """Bring a short row together by a sum, where it may be sharded.
+    """Gather a short row by a sum if it may be sharded.
 
-    Adding up is what all else in a measurement does across a mesh, and joins it.
+    The other collectives of a measurement are sums, too, and XLA can merge them.
     """
     if row.size == 1 or on_one_device(row):
         return row

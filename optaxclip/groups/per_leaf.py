@@ -114,11 +114,11 @@ class PerLeaf(Groups):
     def _packed_summary(
         self, value: PerGroup, scale: PerGroup, limit: PerGroup
     ) -> Summary:
-        """Put the numbers of all groups in one vector, and sum them up at once."""
+        """Pack the numbers of all groups into one vector, and summarize it."""
         sizes = self.spread(value)
         shapes = [x.shape for x in sizes]
-        # What was measured is packed, and what follows from it is computed at once:
-        # derived numbers would be computed again, each in its own way, to be packed.
+        # Pack the measurements, and derive the rest from the packed vector: XLA would
+        # compute derived numbers again, leaf by leaf, to pack them.
         top = capped(packed(sizes, shapes), packed(self.spread(scale), shapes))
         one = isinstance(limit, jax.Array) and limit.ndim == 0
         bound = limit if one else packed(self.spread(limit), shapes)
@@ -146,7 +146,7 @@ class Tensors(PerLeaf):
         return (sum(map(math.prod, self._stacks())),)
 
     def _stacks(self) -> list[tuple[int, ...]]:
-        """Tell in which shape the tensors of each leaf are stacked."""
+        """Return the shape in which the tensors of each leaf are stacked."""
         return [
             tuple(size for d, size in enumerate(leaf.shape) if d not in dims)
             for leaf, dims in zip(self.leaves, self.dims, strict=True)

@@ -1,4 +1,4 @@
-"""Which of many groups is the most above its limit, and how many are above theirs."""
+"""Find which of many groups exceeds its limit the most, and how many do."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from optaxclip.numbers import Number
 def most_above(
     magnitude: Number, limit: Number, axes: MeshAxes = ()
 ) -> tuple[Number, Number]:
-    """Pick the group that is the most above its limit, or the largest of several."""
+    """Pick the group that exceeds its limit the most; the largest wins a tie."""
 
     def largest(x: Number) -> Number:
         return jax.lax.pmax(jnp.max(x), axes) if axes else jnp.max(x)
@@ -23,9 +23,10 @@ def most_above(
 
 
 def top_and_count(sizes: list[Number], limit: Number) -> tuple[Number, Number, Number]:
-    """Find the group that is the most above its limit in leaves, and count all above.
+    """Find the group that exceeds its limit the most, and count all that do.
 
-    Its magnitude is given as an integer, as what is packed should have been computed.
+    Its magnitude is returned as the integer that was compared, so that packing it later
+    does not compute it again.
     """
     bits = list(map(spelled, sizes))
     none_above = jnp.iinfo(bits[0].dtype).max
@@ -39,6 +40,6 @@ def top_and_count(sizes: list[Number], limit: Number) -> tuple[Number, Number, N
 
 
 def _excess(magnitude: Number, limit: Number) -> Number:
-    """Tell by how many times a limit is exceeded; one of infinity is at no time."""
+    """Return the ratio of magnitude to limit; 0 if the limit is infinite."""
     times = magnitude / jnp.maximum(limit, jnp.finfo(limit.dtype).tiny)
     return jnp.where(limit == jnp.inf, jnp.zeros_like(times), times)

@@ -1,4 +1,4 @@
-"""Steps that are above a limit, whichever threshold tells it."""
+"""A guard that skips steps above a limit, which may be any threshold."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,17 +26,17 @@ _WHOLE = scopes.whole()
 
 
 class AboveReport(NamedTuple):
-    """What `skip_above` did.
+    """Report of `skip_above`.
 
-    The last two have the shapes of those in `ClipReport`.
+    Norms and limits have the same shapes as in `ClipReport`.
 
     Attributes:
       skipped: whether the last step was skipped, 0 or 1.
-      consecutive: how many steps in a row, up to the last, were skipped.
-      total: how many steps so far were skipped.
-      norm: the magnitude of each group in the last step, skipped or not; where groups
-        are very many, that of the one group that was the most above its limit.
-      limit: the limit of the same groups.
+      consecutive: the length of the current run of skipped steps.
+      total: the number of steps skipped so far.
+      norm: the magnitude of each group in the last step, skipped or not; with very many
+        groups, that of the one group that exceeded its limit the most.
+      limit: the limits of the same groups.
     """
 
     skipped: Int32[Array, ""]
@@ -48,7 +48,7 @@ class AboveReport(NamedTuple):
 
 @dataclass(frozen=True)
 class _Above:
-    """Judge a step by the limits that a clipper would have."""
+    """Judges a step by the limits that a clipper would use."""
 
     clip: Clip
 
@@ -98,7 +98,7 @@ def _is_broken(value: Number) -> Bool[Array, "..."]:
 
 
 def _exceeds(value: Number, scale: Number, limit: Number) -> Bool[Array, "..."]:
-    return ~(capped(value, scale) <= limit)  # NaN is no limit that anything is below
+    return ~(capped(value, scale) <= limit)  # Nothing is below a limit of NaN.
 
 
 def skip_above(
@@ -113,33 +113,33 @@ def skip_above(
 
     $$u_t \leftarrow 0 \text{ if } \lVert g_t \rVert > c_t \text{ for any group}$$
 
-    A step that is not finite is above any limit. Like `skip_nonfinite`, a skipped step
-    gives updates of zero and leaves the state of `inner` bit for bit. Wrap the whole
-    optimizer, clippers included, so that the raw gradient is judged.
+    A step that is not finite is above any limit. As with `skip_nonfinite`, a skipped
+    step gives updates of zero and keeps the state of `inner` bit for bit. Wrap the
+    whole optimizer, clippers included, so that the guard judges the raw gradient.
 
-    The threshold sees every finite step, and learns from one that is skipped what it
-    learns from one that a clipper shortens: ``Ema`` its limit, ``HistoricalSigma`` the
-    magnitude as it is. So a limit with memory follows a level that lasts, as fast as
-    it does in a clipper, and a schedule goes on. Of a step that is not finite nothing
-    is remembered.
+    The threshold sees every finite step. From a skipped step it learns what it would
+    learn from a clipped one: ``Ema`` learns the limit, ``HistoricalSigma`` the full
+    magnitude. A limit with memory therefore follows a lasting change of level as fast
+    as it does in a clipper, and a schedule continues. Steps that are not finite are not
+    remembered.
 
     Args:
       inner: the whole optimizer.
-      threshold: how big is too big: a number, an array, a schedule of the guard's own
-        finite steps, a tree of these as the scope takes it, or one of
-        `optaxclip.thresholds`: 20 times the average norm is ``thresholds.Ema(20.0)``.
-      scope: which numbers are measured together, one of `optaxclip.scopes`, which
+      threshold: the limit: a number, an array, a schedule of the guard's own finite
+        steps, a tree of these that fits the scope, or one of `optaxclip.thresholds`:
+        ``thresholds.Ema(20.0)`` is 20 times the average norm.
+      scope: which numbers are measured together; one of `optaxclip.scopes`, which also
         takes ``axis_name`` and ``leading_axes``.
-      norm: how big such a group is, one of `optaxclip.norms`.
+      norm: how each group is measured; one of `optaxclip.norms`.
       name: what `optaxclip.report` calls it.
 
     Returns:
-      A transformation that hands ``params`` and extra arguments on to `inner`. Its
+      A transformation that passes ``params`` and extra arguments to `inner`. Its
       entries in `optaxclip.report` are ``skipped`` (0 or 1), ``consecutive``,
       ``total``, ``norm`` and ``limit``.
 
     Raises:
-      TypeError: if an argument is not what it has to be.
+      TypeError: if an argument has the wrong type.
       ValueError: if a limit is negative or NaN.
 
     Examples:
@@ -155,14 +155,15 @@ def skip_above(
       [-1.1]
 
     Note:
-      A limit that does not move, such as a number, can skip for ever: the parameters
-      stay where the gradient is too large, and the next gradient is too large again.
-      So can a limit that takes in no spikes, ``ZScore(skip_update_on_spike=True)``, and
-      a ``Share`` of parameters that no longer move. ``consecutive`` says so, and
-      `optaxclip.stop_on_streak` ends the run.
+      A limit that does not change, such as a number, can skip forever: the parameters
+      stay where the gradient is too large, so the next gradient is too large again. The
+      same can happen with a limit that ignores spikes,
+      ``ZScore(skip_update_on_spike=True)``, and with a ``Share`` of parameters that no
+      longer change. ``consecutive`` shows it, and `optaxclip.stop_on_streak` ends the
+      run.
 
-      ``RollingPercentile`` counts the present step in: one that is larger than all
-      in its window is skipped whatever the percentile below 100.
+      ``RollingPercentile`` includes the current step in its window. A step larger than
+      all others there is skipped at any percentile below 100.
     """
     check_role(scope, Scope, "scope", "scopes.whole()")
     check_role(norm, Norm, "norm", "norms.l2")

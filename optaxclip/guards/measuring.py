@@ -1,4 +1,4 @@
-"""Norms of a gradient that an optimizer inside will measure in its own way again."""
+"""Norms for a gradient that the wrapped optimizer will measure again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from optaxclip.numbers import Leaf, Number
 
 
 class _SquaresApart(PowerNorm):
-    """The L2 norm, by squares that XLA does not take for those of an optimizer inside.
+    """The L2 norm, with squares that XLA does not share with the wrapped optimizer.
 
-    It would keep them in memory for both, which is a copy of the gradient.
+    XLA would keep shared squares in memory, as much as a copy of the gradient.
     """
 
     def _power(self, x: Leaf) -> Number:
@@ -20,7 +20,7 @@ class _SquaresApart(PowerNorm):
 
 
 def apart(norm: Norm) -> Norm:
-    """Give a norm that shares no squares with an optimizer inside."""
+    """Return a norm that shares no squares with the wrapped optimizer."""
     if isinstance(norm, PowerNorm) and norm.order == 2:
         return _SquaresApart(2, norm.averaged)
     return norm

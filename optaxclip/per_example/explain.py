@@ -1,4 +1,4 @@
-"""Explain how each leaf's gradients are clipped, and at what cost."""
+"""Explain how the gradients of each leaf are clipped, and at what cost."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from optaxclip.per_example.tracing import checked_params, trace
 
 
 class LeafPlan(NamedTuple):
-    """Which way the gradients of one leaf take.
+    """How the gradients of one leaf are clipped.
 
     Attributes:
-      leaf: where the leaf is in params.
+      leaf: the path of the leaf in params.
       shape: its shape, or ``scalar``.
-      way: one of those that `explain` lists.
-      norm_costs: how many multiplications the norm of an example takes.
-      held: how many numbers are held for an example.
-      why: why it takes that way.
+      way: one of the methods that `explain` lists.
+      norm_costs: the number of multiplications for the norm of one example.
+      held: how many numbers are stored for one example.
+      why: the reason for this method.
     """
 
     leaf: str
@@ -32,7 +32,7 @@ class LeafPlan(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """A table with a row for each leaf, which prints as one.
+    """A table with one row per leaf, which prints as text.
 
     Attributes:
       rows: the rows, in the order of the leaves.
@@ -41,7 +41,7 @@ class Explanation:
     rows: tuple[LeafPlan, ...]
 
     def __str__(self) -> str:
-        """Give the table as text, its columns in line."""
+        """Return the table as text, with aligned columns."""
         heads = tuple(field.replace("_", " ") for field in LeafPlan._fields)
         cells = [heads, *(tuple(map(_as_cell, row)) for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -55,7 +55,7 @@ def _as_cell(entry: str | int) -> str:
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    """Put the cells of a row in line: numbers to the right, words to the left."""
+    """Align the cells of a row: numbers to the right, words to the left."""
     cells = [
         cell.rjust(width) if field in ("norm_costs", "held") else cell.ljust(width)
         for cell, width, field in zip(row, widths, LeafPlan._fields, strict=True)
@@ -66,14 +66,14 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
 def explain(
     loss: Callable[..., Any], params: PyTree, *example: Any, has_aux: bool = False
 ) -> Explanation:
-    """Tell which way each leaf's gradients are clipped, the cost, and why.
+    """Explain how each leaf's gradients are clipped, at what cost, and why.
 
     Nothing is computed; no noise is added, and there is no privacy accounting. The
     methods are:
 
     - ``inner products``: the norm comes from inner products between the positions of a
       sequence or an image; the gradient of an example is not formed.
-    - ``rows``: the same, for a table of which an example reads a few rows.
+    - ``rows``: the same, for a table of which an example reads only a few rows.
     - ``example by example``: the gradient of each example is formed, because that is
       cheaper or because there is no rule.
     - ``none``: the loss does not depend on the leaf.
@@ -82,10 +82,10 @@ def explain(
       loss: the loss of ONE example, ``loss(params, *example)``.
       params: the parameters, or their shapes and dtypes.
       *example: ONE example, not a batch, or its shapes and dtypes.
-      has_aux: whether the loss returns a pair of a number and anything else.
+      has_aux: whether the loss returns a pair: a number and anything else.
 
     Returns:
-      A table that prints, with a row for each leaf in its `rows`.
+      A table that prints as text; its `rows` has one entry per leaf.
 
     Raises:
       TypeError: if params contains anything but floats, or the loss is not a number.

@@ -1,4 +1,4 @@
-"""Examples on a mesh: what explicit axes cannot tell is left to the compiler."""
+"""Examples on a mesh: the compiler handles what explicit axes cannot express."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,16 +18,17 @@ def on_any_mesh(
     examples: Examples,
     results: Callable[[Any, PyTree], Any],
 ) -> Result:
-    """Call a function of all examples, on whatever mesh they are.
+    """Call a function of all examples, on any mesh.
 
-    A product that sums over the examples has a sharding that no rule for explicit axes
-    can tell. The loss and all around it see them as automatic ones.
+    For a product that sums over the examples, explicit axes have no sharding rule.
+    Inside the function, which contains the loss, these axes are therefore automatic.
 
     Args:
-      function: what is called.
-      examples: the batch, with its examples in front.
-      results: says how what the function gives is sharded, as a prefix tree of it: by
-        the sharding of what has the examples in front, and those of the parameters.
+      function: the function to call.
+      examples: the batch, with the examples along axis 0.
+      results: returns the shardings of the function's result, as a prefix tree, given
+        the sharding of arrays with examples along axis 0 and the shardings of the
+        parameters.
     """
     first = examples_of(examples.in_axes, examples.batch)
     kinds = [jax.typeof(x).sharding for x in jax.tree.leaves((first, examples.params))]

@@ -1,4 +1,4 @@
-"""Clip and average gradients that are stacked example by example."""
+"""Clip and average gradients that are stacked by example."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def clip_per_example(
         ``jax.shard_map``; the mean is over all of them.
 
     Returns:
-      A transformation whose updates have the examples in front and come back without.
-      Leaves that hold integers, or no numbers at all, come back as they are.
-      Examples that are not finite count as zeros, in the report too. It shows the
-      gradient, or the part of one, that is the most above its limit, and the share of
-      them that are above.
+      A transformation that takes updates with the examples along axis 0, and returns
+      them without this axis. Leaves that hold integers, or no numbers at all, are
+      returned unchanged. Examples that are not finite count as zeros, also in the
+      report. It shows the gradient, or the part of one, that exceeds its limit the
+      most, and the fraction of them above their limit.
 
     Raises:
       TypeError: if `max_norm` or `response` has the wrong type.
@@ -98,7 +98,7 @@ def clip_per_example(
 
 
 def _check_number(updates: PyTree) -> None:
-    """Refuse leaves that differ in their number of examples."""
+    """Reject leaves that differ in their number of examples."""
     sizes = {
         jax.tree_util.keystr(path) or "the update": jnp.shape(leaf)
         for path, leaf in jax.tree.leaves_with_path(updates)
@@ -115,12 +115,12 @@ def _check_number(updates: PyTree) -> None:
 
 @dataclass(frozen=True)
 class _Examples(Labeled):
-    """Each example by itself, in every part of the tree that has a limit.
+    """Each example on its own, in every part of the tree that has a limit.
 
-    Their numbers come as a row for each part, and a report shows one of them.
+    Per-group numbers have one row per part; a report shows only one group.
 
     Attributes:
-      axis_name: the mesh axes over which the examples are spread.
+      axis_name: the mesh axes over which the examples are sharded.
     """
 
     axis_name: AxisName
@@ -141,18 +141,18 @@ register_dataclass(_Examples, ["leaves"], _FIELDS)
 
 @dataclass(frozen=True)
 class _ByExample:
-    """Measure each example by itself, in every part of the tree that has a limit.
+    """Measures each example on its own, in every part of the tree that has a limit.
 
     Attributes:
-      max_norm: the limits, which tell the parts.
-      axis_name: the mesh axes over which the examples are spread.
+      max_norm: the limits, which define the parts.
+      axis_name: the mesh axes over which the examples are sharded.
     """
 
     max_norm: PyTree
     axis_name: AxisName
 
     def arrange(self, tree: PyTree) -> _Examples:
-        mesh_axes(self.axis_name, tree)  # complains of what is not named
+        mesh_axes(self.axis_name, tree)  # Raises if an axis is not named.
         start = jnp.zeros((), jnp.int32)
         now = jax.tree.map(lambda x: x(start) if callable(x) else x, self.max_norm)
         parts = arrange(now, tree, tree="the updates").groups
@@ -170,11 +170,11 @@ class _ByExample:
 
 @dataclass(frozen=True)
 class _ByMean:
-    """Take the mean of what a response makes of the examples; broken ones are zeros.
+    """Averages the examples after the response; broken ones count as zeros.
 
     Attributes:
       response: what happens to a gradient above the limit.
-      axis_name: the mesh axes over which the examples are spread.
+      axis_name: the mesh axes over which the examples are sharded.
     """
 
     response: Response
@@ -192,7 +192,7 @@ class _ByMean:
         return Outcome(means, counted, self.response.reach)
 
     def _mean(self, clipped: Leaf, good: Bool[Array, " examples"]) -> Leaf:
-        # Divided before they are added, lest a sum overflow.
+        # Divide before adding, so that the sum does not overflow.
         shares = multiply(clipped, jnp.asarray(1 / len(clipped)))
         kept = jnp.where(spread_over_examples(good, shares), shares, 0)
         mean = jnp.sum(kept, axis=0)

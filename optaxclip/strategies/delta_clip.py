@@ -1,4 +1,4 @@
-"""Clipping that never takes more than a share away, so that it cannot stall."""
+"""Clipping whose factor has a lower bound, so that training cannot stall."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ def delta_clip(
     axis_name: AxisName = None,
     name: str = "delta_clip",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrink the whole update to a norm, but by no factor below a given one.
+    r"""Shrink the whole update to a given norm, but never by a factor below δ.
 
     $$
     u \leftarrow u \cdot
     \min\left(1, \max\left(\delta, c / \lVert u \rVert_p\right)\right)
     $$
 
-    Known as δ-GClip, or regularized clipping. Of a huge gradient the share δ is left,
-    however long that is: it is no bound on the norm.
+    Known as δ-GClip, or regularized clipping. However large a gradient is, the share δ
+    of it remains, so the norm of the result is not bounded.
 
     Args:
       max_norm: the norm c >= 0 above which updates are shrunk: a number, an array, a
         schedule of the clipper's own step, or a threshold.
       min_factor: the smallest factor, δ, from 0 to 1; with 0 this is
         `clip_global_norm`.
-      ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
+      ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
       name: what `optaxclip.report` calls it.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges, in which a
-      limit of 0 leaves the share δ.
+      A transformation; see `optaxclip.responses` for edge cases. Here a limit of 0
+      leaves the share δ.
 
     Raises:
       TypeError: if `max_norm`, `min_factor` or `ord` has the wrong type.
-      ValueError: if `max_norm` is negative or NaN, `min_factor` is not from 0 to 1, or
-        `ord` is below 1.
+      ValueError: if `max_norm` is negative or NaN, `min_factor` is not between 0
+        and 1, or `ord` is below 1.
 
     Examples:
       >>> clip = optaxclip.delta_clip(1.0, 0.1)

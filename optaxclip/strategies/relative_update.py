@@ -1,4 +1,4 @@
-"""Updates whose norm is a share of that of the parameters, up as well as down."""
+"""Scale updates, up or down, relative to the norm of the parameters."""
 
 from __future__ import annotations
 
@@ -23,31 +23,32 @@ def relative_update(
     axis_name: AxisName = None,
     name: str = "relative_update",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scale each tensor's update to a share of the norm of the tensor itself.
+    r"""Scale each tensor's update to a share of the tensor's own norm.
 
     $$
     u_t \leftarrow r\, u_t
     \frac{\max(\lVert w_t \rVert_p, \epsilon)}{\lVert u_t \rVert_p}
     $$
 
-    Short updates are scaled up, so that a learning rate behind it is the relative
-    change of every tensor in a step. Place it after what makes the direction and before
-    the learning rate. Needs ``params``. `clip_trust_ratio` shrinks alone.
+    Small updates are scaled up, so a learning rate that follows is the relative change
+    of every tensor per step. Place it after the transformations that determine the
+    direction, and before the learning rate. Needs ``params``. `clip_trust_ratio` only
+    shrinks.
 
     Args:
       ratio: the share r >= 0: a number, an array, a schedule of the clipper's own
         step, a prefix tree of these, or a threshold.
       floor: the norm ε >= 0 that tensors with smaller parameters are taken to have.
-        With 0 a tensor of zeros stays at zero for ever.
-      ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers or experts: an int or a prefix tree of ints;
-        none if not given.
+        With 0, a tensor of zeros stays zero forever.
+      ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers or experts: an int or a prefix tree of ints; 0 by
+        default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
       name: what `optaxclip.report` calls it.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `ratio`, `floor` or `ord` has the wrong type.
@@ -67,9 +68,9 @@ def relative_update(
       Array(0.5, dtype=float32)
 
     Note:
-      This is the trust ratio of LARS, and NeMo's hook of the same name. Theirs add a
+      This is the trust ratio of LARS, and NeMo's hook of the same name. These add a
       small number to norms or bound them from below; here zero updates stay zeros
-      without.
+      without that.
 
     References:
       You et al., Large batch training of convolutional networks, 2017,

@@ -1,4 +1,4 @@
-"""The loss of a step, which the update is told as its extra argument ``value``."""
+"""The loss of a step, passed to the update as the extra argument ``value``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +9,14 @@ from optaxclip.numbers import Number, as_number
 
 
 def loss_of(extra_args: Mapping[str, Any]) -> Number | None:
-    """Give the loss, or None where the update was told none.
+    """Return the loss, or None if the update was not given one.
 
     Args:
       extra_args: the extra arguments of the update.
 
     Raises:
-      TypeError: if it comes as ``loss``, which would be overlooked.
-      ValueError: if it is no scalar.
+      TypeError: if it comes as ``loss``, which would be ignored.
+      ValueError: if it is not a scalar.
     """
     value = extra_args.get("value")
     if value is None and extra_args.get("loss") is not None:

@@ -79,22 +79,22 @@ class Share:
 
 @dataclass(frozen=True)
 class OwnShare:
-    r"""The limit $\delta m$, m being the group's own magnitude.
+    r"""The limit $\delta m$, where m is the group's own magnitude.
 
-    Under it no group shrinks by a factor below δ: ``Maximum(c, OwnShare(delta))`` is a
-    limit c that never cuts off more. With the share 1 it stands for the group as it is,
-    between other limits: ``Minimum(high, Maximum(low, OwnShare(1.0)))`` and the
-    response `normalize` keep groups in a band. A magnitude that is not finite has the
-    limit 0.
+    With this limit, no group shrinks by a factor below δ:
+    ``Maximum(c, OwnShare(delta))`` is a limit c that never shrinks a group further.
+    With share 1, it is the group's own magnitude, to combine with other limits:
+    ``Minimum(high, Maximum(low, OwnShare(1.0)))`` and the response `normalize` keep
+    groups in a band. If the magnitude is not finite, the limit is 0.
 
     Attributes:
-      share: δ, at least 0.
+      share: the share δ >= 0.
     """
 
     share: ArrayLike
 
     def __post_init__(self) -> None:
-        """Check what is known now."""
+        """Validate the arguments, unless traced."""
         check_limit(self.share, "share")
 
     def init(self, groups: GroupShapes) -> tuple[()]:
@@ -106,8 +106,8 @@ class OwnShare:
 
         def limit(value: Number, scale: Number) -> Number:
             share = jnp.asarray(self.share).astype(value.dtype)
-            # Of a magnitude that no float holds, the share may be one that a float
-            # does; no finite group is without a limit.
+            # A magnitude may overflow while its share does not. A limit that overflows
+            # is capped, since an infinite one would be none.
             own = jnp.minimum(share * value / scale, jnp.finfo(value.dtype).max)
             return jnp.where(value < jnp.inf, own, 0)
 

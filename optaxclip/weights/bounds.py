@@ -165,13 +165,13 @@ def bound_weights(
 def place_weights(
     clip: optax.GradientTransformation, name: str
 ) -> optax.GradientTransformationExtraArgs:
-    """Let a clipper say what the parameters become, to the nearest number.
+    """Let a clipper set the new parameters, rounded to the nearest number.
 
-    Where a bound rounds towards zero, a sphere would shrink with every step.
+    A bound rounds toward zero, but that would shrink a sphere with every step.
 
     Args:
       clip: any clipper of the library.
-      name: what a missing argument is complained about as.
+      name: the name used in error messages.
     """
     return _of_weights(clip, name, _Pair.unrounded, _Pair.nearest)
 

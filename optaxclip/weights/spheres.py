@@ -1,4 +1,4 @@
-"""Parameters that are held on spheres: of their own norm, or of a given one."""
+"""Keep parameters on spheres, of their own norm or of a given one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def normalize_weights(
     axis_name: AxisName = None,
     name: str = "normalize_weights",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Give the parameters of every unit one norm, after every step.
+    r"""Scale the parameters of each unit to a given norm after every step.
 
     $$w_j \leftarrow R\, \frac{w_j}{\lVert w_j \rVert_p}$$
 
@@ -34,16 +34,16 @@ def normalize_weights(
         step, a prefix tree of these, or a threshold.
       axis: the dimensions that are measured together: ``axis=0`` for columns and
         ``axis=1`` for rows of a matrix; an int, a tuple, or a prefix tree of these;
-        all but the last if not given, as JAX keeps kernels input-first. Scalars and
-        vectors are always measured whole.
-      ord: the order p of the norm, at least 1 and maybe infinity, or a norm.
+        all but the last by default, since JAX stores kernels as
+        ``(..., inputs, outputs)``. Scalars and vectors are always measured whole.
+      ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which the measured dimensions are sharded inside
         ``jax.shard_map``.
       name: what `optaxclip.report` calls it.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges, which are
-      those of the parameters. So is its report.
+      A transformation; see `optaxclip.responses` for edge cases. These and the report
+      are those of the parameters.
 
     Raises:
       TypeError: if `radius` or `ord` has the wrong type.
@@ -59,11 +59,11 @@ def normalize_weights(
              [0.8, 1. ]], dtype=float32)
 
     Note:
-      nGPT does so along the embedding, which for a kernel into the stream is
-      ``axis=1`` and for one out of it ``axis=0``. EDM2 gives every output the root
-      mean square 1: ``ord=norms.rms``. EDM2 adds a small number to the norm, which is
-      not needed here, and normalizes before the forward pass, too; parameters that are
-      initialized otherwise come to the sphere with the first step.
+      nGPT normalizes along the embedding: ``axis=1`` for a kernel that writes to the
+      residual stream, and ``axis=0`` for one that reads from it. EDM2 gives every
+      output a root mean square of 1: ``ord=norms.rms``. EDM2 also adds a small number
+      to the norm, which is not needed here, and normalizes before the forward pass,
+      too. Here, parameters that start off the sphere reach it with the first step.
 
     References:
       Loshchilov et al., nGPT: normalized transformer with representation learning on
@@ -92,33 +92,33 @@ def hyperball(
     axis_name: AxisName = None,
     name: str = "hyperball",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Move each tensor on the sphere of its own norm, by a step relative to that norm.
+    r"""Move each tensor along the sphere of its norm, by a step relative to that norm.
 
     $$
     v_t = w_t - \eta \lVert w_t \rVert \frac{u_t}{\lVert u_t \rVert}, \qquad
     w_t \leftarrow \lVert w_t \rVert \frac{v_t}{\lVert v_t \rVert}
     $$
 
-    It takes the place of the learning rate, last in a chain, behind a ``scale_by_...``
-    of any optimizer: MuonH with Muon's, AdamH with Adam's. As
-    ``optax.scale_by_learning_rate`` does it turns the updates downhill. Weight decay is
-    of no use beside it. Needs ``params``.
+    It replaces the learning rate, last in a chain, after the ``scale_by_...`` of any
+    optimizer: Muon's makes MuonH, Adam's makes AdamH. Like
+    ``optax.scale_by_learning_rate``, it turns the updates downhill. Weight decay is of
+    no use with it. Needs ``params``.
 
     Args:
       learning_rate: the step as a share of the tensor's norm, η >= 0: a number, an
         array, a schedule of the clipper's own step, a prefix tree of these, or a
         threshold.
-      radius: the norm that tensors are brought to, in place of their current one: a
-        limit of any kind, such as a prefix tree of norms.
-      leading_axes: how many leading dimensions stack tensors that are measured
-        alone, such as scanned layers or experts: an int or a prefix tree of ints;
-        none if not given.
+      radius: the norm to give the tensors, instead of their current one: any kind of
+        limit, such as a prefix tree of norms.
+      leading_axes: the number of leading dimensions that stack separate tensors,
+        such as scanned layers or experts: an int or a prefix tree of ints; 0 by
+        default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
-      name: what `optaxclip.report` calls it, whose numbers are of the parameters;
-        those of the step go by the name with ``_step``.
+      name: what `optaxclip.report` calls it. These entries are about the parameters;
+        those about the step have ``_step`` appended to the name.
 
     Returns:
-      A transformation; `optaxclip.responses` has the table of its edges.
+      A transformation; see `optaxclip.responses` for edge cases.
 
     Raises:
       TypeError: if `learning_rate` or `radius` has the wrong type.
@@ -133,8 +133,8 @@ def hyperball(
       >>> after, optaxclip.tree_norm(after)
       (Array([2.597, 4.273], dtype=float32), Array(5., dtype=float32))
 
-      It is for matrices; vectors that start at zero would stay there, since the sphere
-      of norm 0 is a point:
+      Use it for matrices only: vectors that start at zero would stay there, since the
+      sphere of norm 0 is a point:
 
       >>> optimizer = optax.partition(
       ...     {"matrix": sgdh, "other": optax.adam(1e-3)},
@@ -145,13 +145,14 @@ def hyperball(
 
     Note:
       The paper keeps the norm of the initial parameters; this keeps the current one,
-      as the implementations in Levanter and Paddle do, and needs no memory. Both are
-      the same but for rounding, by which the current norm drifts: not worth a thought
-      in float32, but by some millionths a step in bfloat16. There, or for the paper's
-      own rule, hand over the norms of the start:
-      ``radius=jax.tree.map(jnp.linalg.norm, params)``. The length of a step is a share
-      of the current norm even then, which differs until the first step is over.
-      Levanter bounds norms from below by 1e-10; no such guard is needed here.
+      like the implementations in Levanter and Paddle, and needs no memory. The two
+      differ only by rounding, which makes the current norm drift: negligibly in
+      float32, but by some millionths per step in bfloat16. There, or to follow the
+      paper exactly, pass the initial norms:
+      ``radius=jax.tree.map(jnp.linalg.norm, params)``. Even then, the length of a step
+      is a share of the current norm, which may differ from the radius until the first
+      step is done. Levanter bounds norms from below by 1e-10; no such guard is needed
+      here.
 
     References:
       Wen et al., Fantastic pretraining optimizers and where to find them II: hyperball
