@@ -26,7 +26,7 @@ def check_role(given: Any, role: type, argument: str, example: str) -> None:
 
 
 def check_transformation(given: Any, argument: str) -> None:
-    """Refuse what is no transformation, such as a function that gives one."""
+    """Reject anything but a transformation, such as a function that returns one."""
     if isinstance(given, type) or not _transforms(given):
         raise TypeError(
             f"{argument} must be a transformation such as a clipper or "
@@ -46,7 +46,7 @@ def _transforms(given: Any) -> bool:
 
 
 def check_named_axis(argument: str, spec: Any) -> None:
-    """Refuse what is no name of a mesh axis, and no tuple of names."""
+    """Reject anything but the name of a mesh axis or a tuple of names."""
     names = spec if isinstance(spec, tuple) else () if spec is None else (spec,)
     if not all(isinstance(name, str) for name in names):
         raise TypeError(
@@ -126,7 +126,7 @@ def check_between(value: Any, low: float, high: float, argument: str) -> None:
 
 
 def check_percentile(value: Any, argument: str = "percentile") -> None:
-    """Refuse what is no percentile, such as a quantile from 0 to 1."""
+    """Reject anything but a percentile, such as a quantile between 0 and 1."""
     check_between(value, 0, 100, argument)
     try:
         known = np.asarray(value)
@@ -141,7 +141,7 @@ def check_percentile(value: Any, argument: str = "percentile") -> None:
 
 
 def check_order(low: Any, high: Any, names: tuple[str, str] = ("low", "high")) -> None:
-    """Refuse a lower bound above the upper one."""
+    """Reject a lower bound above the upper one."""
     try:
         ordered = np.all(np.asarray(low) <= np.asarray(high))
     except jax.errors.TracerArrayConversionError:
@@ -184,7 +184,7 @@ def check_window(value: Any, argument: str = "window") -> None:
 
 
 def check_denominator(value: Any) -> None:
-    """Refuse what nothing can be divided by, as far as that is known now."""
+    """Reject a divisor that is not above 0, if its value is already known."""
     _check(
         value,
         lambda x: (x > 0) & (x.ndim == 0),
@@ -194,7 +194,7 @@ def check_denominator(value: Any) -> None:
 
 
 def check_loss(loss: Any) -> None:
-    """Refuse what is no function, such as the value of one."""
+    """Reject anything but a function, such as the value of one."""
     if not callable(loss):
         raise TypeError(
             f"loss must be a function of params and one example, not {shown(loss)}; "
@@ -203,7 +203,7 @@ def check_loss(loss: Any) -> None:
 
 
 def check_labels(spec: Any, labels: list[Any], known: list[Any]) -> None:
-    """Refuse a dict of limits without one for a label, or with one for no label.
+    """Reject a dict of limits that lacks a label, or has one that no leaf has.
 
     Args:
       spec: what was given as limits.

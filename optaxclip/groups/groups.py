@@ -198,7 +198,7 @@ class Groups(ABC):
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """What the entries of a report are of, in their order."""
+        """The names of the entries of a report, in order."""
         return ()
 
     @abstractmethod

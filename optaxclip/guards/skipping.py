@@ -42,7 +42,7 @@ class Judge(Protocol):
         ...
 
     def entries(self, params: PyTree) -> tuple[Entry, ...]:
-        """Tell what the entries of vectors in the report are of."""
+        """Return the names of the entries of vectors in the report."""
         ...
 
     def judge(
