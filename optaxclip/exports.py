@@ -41,8 +41,15 @@ def register_for_export(tree: PyTree) -> None:
     for kind in set(_kinds(jax.tree.structure(tree))):
         if issubclass(kind, tuple) and hasattr(kind, "_fields"):
             with contextlib.suppress(ValueError):  # It is already registered.
-                name = f"{kind.__module__}.{kind.__qualname__}"
-                register_namedtuple_serialization(kind, serialized_name=name)
+                register_namedtuple_serialization(kind, serialized_name=_name_of(kind))
+
+
+def _name_of(kind: type) -> str:
+    """Name a type by what JAX compares: not by the leaves that a report is about."""
+    named = kind.__base__
+    if named is None or named is tuple:
+        return f"{kind.__module__}.{kind.__qualname__}"
+    return f"{named.__module__}.{named.__qualname__}({kind.__name__})"
 
 
 def _kinds(structure: Any) -> Iterator[type]:

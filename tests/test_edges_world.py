@@ -128,8 +128,10 @@ def test_a_step_that_was_exported_runs_in_another_process(tmp_path):
             updates, state = names["optimizer"].update(params, state, params)
         return optax.apply_updates(params, updates), state
 
-    for _ in range(2):  # the second time, all types are known
-        optaxclip.register_for_export(state)
+    # Another model first, whose states have types of the same names; and twice.
+    other = names["optimizer"].init({"kernel": params["w"], "bias": params["w"]})
+    for each in (other, state, state):
+        optaxclip.register_for_export(each)
     kept = export.export(jax.jit(step))(params, state).serialize()
     wanted, wanted_state = step(params, state)
     after, after_state = export.deserialize(kept).call(params, state)
