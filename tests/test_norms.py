@@ -375,3 +375,14 @@ def test_an_order_that_is_no_python_number_is_refused(order):
 def test_a_traced_order_is_refused_with_the_way_out():
     with unchecked(), pytest.raises(TypeError, match="static_args"):
         jax.jit(optaxclip.tree_norm)(jnp.ones(2), 2)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_one_pass_as_accelerators_take_it_is_right_at_every_size(order):
+    """Mapped over, a CPU has no other way either."""
+    numbers = np.random.default_rng(0).uniform(0.5, 1.0, (7, 30))
+    sizes = np.array([1e-35, 1e-30, 1e-20, 1.0, 1e20, 1e30, 1e37])
+    rows = (numbers * sizes[:, None]).astype(np.float32)
+    found = jax.vmap(lambda x: optaxclip.tree_norm(x, ord=order))(rows)
+    wanted = np.linalg.norm(rows.astype(np.float64), order, axis=1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
