@@ -40,10 +40,10 @@ format: $(INSTALLED)-lint
 	@$(RUN) -m ruff format --quiet .
 
 docs: site
-	@$(RUN) -m mkdocs serve
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve
 
 site: $(INSTALLED)-docs
-	@$(RUN) -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
 
 bench: $(INSTALLED)-bench
 	@$(RUN) benchmarks/overhead.py
