@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import optaxclip
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -27,3 +29,30 @@ def test_readme_links_work_on_the_package_index_too():
         if link.startswith(ours):
             file = link.removeprefix(f"{ours}/blob/main/").partition("#")[0]
             assert (ROOT / file).is_file(), link
+
+
+def quoted(page):
+    """The names that a page shows as code, without their arguments."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return set(re.findall(r"`(?:\w+\.)*(\w+)(?:\(.*?\))?`", text))
+
+
+def test_the_readme_and_the_idea_name_every_strategy():
+    files = (Path(optaxclip.__file__).parent / "strategies").glob("*.py")
+    written = set(re.findall(r"^def ([a-z]\w+)", "".join(map(Path.read_text, files)), re.M))
+    assert "zclip" in written
+    for page in ("README.md", "docs/idea.md"):
+        assert written <= quoted(page), page
+
+
+def test_every_public_name_has_one_entry_in_the_api_and_its_index_names_all_entries():
+    pages = [file.read_text(encoding="utf-8") for file in (ROOT / "docs/api").glob("*")]
+    entries = [
+        entry.rpartition(".")[2]
+        for page in pages
+        for entry in re.findall(r"^::: optaxclip\.(\S+)$", page, re.MULTILINE)
+    ]
+    public = {name for name in optaxclip.__all__ if callable(getattr(optaxclip, name))}
+    assert public <= set(entries)
+    assert len(entries) == len(set(entries))
+    assert set(entries) - {"responses"} <= quoted("docs/api/index.md")
