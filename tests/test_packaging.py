@@ -39,7 +39,8 @@ def quoted(page):
 
 def test_the_readme_and_the_idea_name_every_strategy():
     files = (Path(optaxclip.__file__).parent / "strategies").glob("*.py")
-    written = set(re.findall(r"^def ([a-z]\w+)", "".join(map(Path.read_text, files)), re.M))
+    code = "".join(map(Path.read_text, files))
+    written = set(re.findall(r"^def ([a-z]\w+)", code, re.MULTILINE))
     assert "zclip" in written
     for page in ("README.md", "docs/idea.md"):
         assert written <= quoted(page), page
