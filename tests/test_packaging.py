@@ -22,12 +22,16 @@ def test_readme_links_work_on_the_package_index_too():
     """There is no folder there that a relative link could start from."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     ours = project["urls"]["Repository"]
-    links = re.findall(r"\]\((.*?)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    raw = ours.replace("//github.com", "//raw.githubusercontent.com")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((.*?)\)", readme)
+    pictures = re.findall(r'src="(.*?)"', readme)
     assert links
-    for link in links:
+    assert pictures
+    for link in links + pictures:
         assert link.startswith("https://"), link
-        if link.startswith(ours):
-            file = link.removeprefix(f"{ours}/blob/main/").partition("#")[0]
+        if link.startswith((ours, raw)):
+            file = re.sub(f"^({ours}/blob|{raw})/main/", "", link).partition("#")[0]
             assert (ROOT / file).is_file(), link
 
 
