@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import optaxclip
+from optaxclip import plotting
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,6 +59,7 @@ def test_every_public_name_has_one_entry_in_the_api_and_its_index_names_all_entr
         for entry in re.findall(r"^::: optaxclip\.(\S+)$", page, re.MULTILINE)
     ]
     public = {name for name in optaxclip.__all__ if callable(getattr(optaxclip, name))}
+    public |= {*optaxclip.tuning.__all__, *plotting.__all__}
     assert public <= set(entries)
     assert len(entries) == len(set(entries))
     assert set(entries) - {"responses"} <= quoted("docs/api/index.md")
