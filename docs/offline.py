@@ -1,4 +1,4 @@
-"""Writes the formulas of the site as MathML, which browsers draw without a script."""
+"""Makes the site work without the network: its pages load nothing from elsewhere."""
 
 import html
 import re
@@ -12,7 +12,7 @@ FORMULA = re.compile(
 
 
 def as_mathml(formula: re.Match[str]) -> str:
-    """Return a formula of the extension `arithmatex` in MathML, within its element."""
+    """Return a formula as MathML, which browsers draw without a script."""
     tag = formula["tag"]
     display = "inline" if tag == "span" else "block"
     drawn = convert(html.unescape(formula["tex"]), display=display)
@@ -20,5 +20,10 @@ def as_mathml(formula: re.Match[str]) -> str:
 
 
 def on_page_content(content: str, **_) -> str:
-    """Replace every formula of a page; MkDocs calls this once for each page."""
+    """Replace the formulas of a page; MkDocs calls this once for each."""
     return FORMULA.sub(as_mathml, content)
+
+
+def on_post_page(output: str, **_) -> str:
+    """Keep the link to the repository from asking GitHub for the number of stars."""
+    return output.replace(' data-md-component="source"', "")
