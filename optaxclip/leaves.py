@@ -1,6 +1,7 @@
 """Which leaves of a tree count, and the entry of a prefix tree for each of them."""
 
 import functools
+import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -161,8 +162,8 @@ def dimensions(axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     named = {int(d) % rank for d in dims} if known else set()
     if not known or len(named) < len(dims):
         raise ValueError(
-            f"axis must name different dimensions of a leaf of shape {shape}, not "
-            f"{shown(axis)}; give a prefix tree of axes where leaves differ."
+            f"axis must name dimensions of a leaf of shape {shape}, each once, not "
+            f"{reprlib.repr(axis)}; give a prefix tree of axes where leaves differ."
         )
     return tuple(sorted(named))
 
@@ -179,7 +180,7 @@ def trailing_dimensions(shape: tuple[int, ...], leading: Any) -> tuple[int, ...]
     if not is_static_int(leading) or not 0 <= leading <= len(shape):
         raise ValueError(
             f"leading_axes must be an int of 0 to {len(shape)} for a leaf of shape "
-            f"{shape}, not {shown(leading)}; give a prefix tree where leaves "
+            f"{shape}, not {reprlib.repr(leading)}; give a prefix tree where leaves "
             "differ."
         )
     return tuple(range(int(leading), len(shape)))

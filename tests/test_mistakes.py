@@ -371,7 +371,7 @@ MISTAKES = {
     "axis=(0, 0)": (
         lambda: step(oc.clip_unit_norm(1.0, axis=(0, 0)), MODEL),
         ValueError,
-        r"axis must name different dimensions of a leaf .*, not a tuple of 2 leaves",
+        r"axis must name dimensions of a leaf .*, each once, not \(0, 0\)",
     ),
     "leading_axes=1.0": (
         lambda: step(oc.clip_tensor_norm(1.0, leading_axes=1.0)),
