@@ -18,7 +18,8 @@ PACKAGE = Path(optaxclip.__file__).parent
 # that is a folder is one room.
 FLOORS = [
     {"paths", "sentences"},
-    {"arguments", "exports", "jaxprs", "mesh", "numbers", "platforms", "updates"},
+    {"arguments", "exports", "jaxprs", "mesh", "numbers", "platforms", "roles"}
+    | {"updates"},
     {"averages", "leaves"},
     {"axis_names", "groups"},
     {"norms", "scopes"},

@@ -83,7 +83,7 @@ def norms_of(given: Any) -> np.ndarray:
     norms = np.asarray(given)
     if norms.dtype.kind not in "iuf" and norms.dtype.name != "bfloat16":
         raise TypeError(f"norms must be numbers, not {shown(given)}.")
-    check_magnitude(norms, "norms")
+    check_magnitude(np.min(norms, initial=0.0, where=~np.isnan(norms)), "norms")
     if norms.ndim not in (1, 2) or not norms.size:
         raise ValueError(
             f"norms must be one number a step, or steps x groups, not {shown(norms)}."
