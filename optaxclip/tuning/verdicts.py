@@ -32,8 +32,8 @@ def verdict(history: History, since: int = 0) -> Verdicts:
     groups, each is judged by itself; of single numbers and units, of which a report
     shows the largest alone, the share that is clipped counts. Steps with an infinite
     limit, such as those of a warm-up, are left out, as are steps that are not finite or
-    that a guard skipped. Of a limit that moves, no better value is told, and of singular
-    values all is said of the largest alone.
+    that a guard skipped. Of a limit that moves, no better value is told. Of singular
+    values, all is said of the largest alone.
 
     Norms move when the limit does. So after a change, train again and look again.
 
