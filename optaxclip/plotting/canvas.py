@@ -8,7 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import (
+    LogFormatterMathtext,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+)
 
 # The colors of Okabe and Ito, which all kinds of color vision tell apart.
 BLACK, GRAY = "#000000", "#777777"
@@ -79,5 +84,6 @@ def mark_decades(axis: Axis) -> None:
     low, high = axis.get_view_interval()
     few = np.log10(high / low) < 2
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=7))
-    axis.set_major_formatter("{x:g}")
+    plain = low > 1e-4 and high < 1e5  # Numbers beyond are too long, except as powers.
+    axis.set_major_formatter("{x:g}" if plain else LogFormatterMathtext())
     axis.set_minor_formatter(NullFormatter())

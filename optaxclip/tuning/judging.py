@@ -138,8 +138,10 @@ def _role(share: float, acting: _Acting, of_weights: bool, steady: bool) -> str:
     times = acting.before[left].max(axis=1) / acting.after[left].max(axis=1)
     lower = number(float(np.median(times)))
     said = f"it acts like a learning rate {lower} times lower"
-    cancels = ", and before Adam, which divides by the size of gradients, like none"
-    return said + cancels if steady else said
+    adam = (
+        "before Adam, which divides by the size of gradients, its height hardly matters"
+    )
+    return f"{said}; {adam}" if steady else said
 
 
 def _several(acting: _Acting, groups: tuple[str, ...], of_weights: bool) -> list[str]:
