@@ -13,7 +13,9 @@ if find_spec("matplotlib") is None:
         "pip install 'optaxclip[plot]'."
     )
 
+from optaxclip.plotting.distribution import plot_norms
+from optaxclip.plotting.layers import plot_groups
 from optaxclip.plotting.scores import plot_sweep
 from optaxclip.plotting.steps import plot_history
 
-__all__ = ["plot_history", "plot_sweep"]
+__all__ = ["plot_groups", "plot_history", "plot_norms", "plot_sweep"]

@@ -16,6 +16,7 @@ from optaxclip.plotting.canvas import (
     spans_decades,
 )
 from optaxclip.tuning import History
+from optaxclip.tuning.columns import later
 from optaxclip.tuning.tables import number
 from optaxclip.tuning.tracks import Track, the_track, tracks_of
 
@@ -59,7 +60,7 @@ def plot_history(
       >>> print(ax.get_title(loc="left"))
       clip_global_norm: 25% of 4 steps clipped
     """
-    columns = {key: x[since:] for key, x in history.columns.items()}
+    columns = later(history.columns, since)
     name, track = the_track(columns, name, "name")
     ax = axes_for(ax)
     steps = since + np.arange(len(track.broken))

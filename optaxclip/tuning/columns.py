@@ -38,6 +38,17 @@ def place_of(key: str) -> Place:
     )
 
 
+def later(columns: Columns, since: int) -> Columns:
+    """Return the steps from `since` on."""
+    steps = len(next(iter(columns.values()), ()))
+    if not 0 <= since < max(1, steps):
+        raise ValueError(
+            f"since must be at least 0 and below the number of steps, {steps}, not "
+            f"{since}."
+        )
+    return {key: column[since:] for key, column in columns.items()}
+
+
 def names_in(columns: Columns) -> tuple[str, ...]:
     """Return the names of the clippers and guards, in their order."""
     places = map(place_of, columns)

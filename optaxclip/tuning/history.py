@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 from optaxclip.arguments import is_real
 from optaxclip.sentences import shown
-from optaxclip.tuning.columns import Columns, fields_of, groups_of, names_in
+from optaxclip.tuning.columns import Columns, fields_of, groups_of, later, names_in
 from optaxclip.tuning.lines import read_lines, write_lines
 from optaxclip.tuning.totals import Totals, summarize
 
@@ -97,7 +97,8 @@ class History:
         """
         history = cls()
         history._check(stacked, lambda value: np.shape(value)[1:])
-        block = {key: np.asarray(x) for key, x in jax.device_get(dict(stacked)).items()}
+        fetched = jax.device_get(dict(stacked))
+        block = {key: np.asarray(fetched[key]) for key in stacked}
         lengths = {x.shape[0] if x.ndim else None for x in block.values()}
         if len(lengths) > 1 or None in lengths:
             raise ValueError(
@@ -178,9 +179,9 @@ class History:
         lot, self._late = self._late[:steps], self._late[steps:]
         if lot:
             lot = jax.device_get(lot)
-            self._blocks.append(
-                {key: np.stack([x[key] for x in lot]) for key in lot[0]}
-            )
+            # JAX sorts the keys of a dict; the order is that of the chain.
+            keys = self._shapes or ()
+            self._blocks.append({key: np.stack([x[key] for x in lot]) for key in keys})
 
     @property
     def columns(self) -> Columns:
@@ -229,12 +230,7 @@ class History:
         Raises:
           ValueError: if there is no step from `since` on.
         """
-        if not 0 <= since < max(1, len(self)):
-            raise ValueError(
-                f"since must be at least 0 and below the number of steps, {len(self)}, "
-                f"not {since}."
-            )
-        return summarize({key: x[since:] for key, x in self.columns.items()})
+        return summarize(later(self.columns, since))
 
     def __len__(self) -> int:
         done = sum(len(next(iter(block.values()))) for block in self._blocks)

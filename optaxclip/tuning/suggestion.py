@@ -58,7 +58,7 @@ def suggest_limit(
       7.0
     """
     check_decay(clipped_fraction, "clipped_fraction")
-    given = _norms_of(norms)
+    given = norms_of(norms)
     columns = given.reshape(len(given), -1).T
     limits = [_limit(column, clipped_fraction) for column in columns]
     if np.isinf(limits).all():
@@ -68,7 +68,8 @@ def suggest_limit(
     return limits[0] if given.ndim == 1 else np.array(limits)
 
 
-def _norms_of(given: Any) -> np.ndarray:
+def norms_of(given: Any) -> np.ndarray:
+    """Return norms as one number a step, or steps x groups."""
     if isinstance(given, History):
         tracks = tracks_of(given.columns)
         found = {k: t.before for k, t in tracks.items() if t.before is not None}
