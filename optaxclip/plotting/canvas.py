@@ -8,14 +8,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import (
+    LogFormatterMathtext,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+)
 
 # The colors of Okabe and Ito, which all kinds of color vision tell apart.
 BLACK, GRAY = "#000000", "#777777"
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 _TEXT, _LINE = 9, 13  # points: the size of small text, and a line of it
-_WIDTH = 52  # characters in a line of the title, at 5.5 inches
+_LETTERS, _ENTRY = 13, 1.3  # letters of a title in an inch; inches of a legend's entry
 
 
 def axes_for(ax: Axes | None) -> Axes:
@@ -29,9 +34,10 @@ def axes_for(ax: Axes | None) -> Axes:
 
 def head(ax: Axes, title: str) -> None:
     """Put a title above the axes, and the legend between both."""
+    inches = ax.get_window_extent().width / ax.figure.dpi
     _, labels = ax.get_legend_handles_labels()
-    columns = 3 if len(labels) != 4 else 2
-    rows = -(-len(labels) // columns)
+    columns = max(1, min(int(inches / _ENTRY), 3))
+    columns = 2 if columns == 3 and len(labels) == 4 else columns
     if labels:
         ax.legend(
             loc="lower left",
@@ -45,9 +51,16 @@ def head(ax: Axes, title: str) -> None:
             labelspacing=0.3,
             handlelength=1.6,
         )
-    lines = [textwrap.fill(line, _WIDTH) for line in title.splitlines()]
-    pad = 6 + _LINE * rows
+    width = max(20, int(_LETTERS * inches))
+    lines = [textwrap.fill(line, width) for line in title.splitlines()]
+    pad = 6 + _LINE * -(-len(labels) // columns)
     ax.set_title("\n".join(lines), loc="left", fontsize=10, pad=pad)
+
+
+def count_steps(ax: Axes) -> None:
+    """Label the steps, which are whole numbers."""
+    ax.set_xlabel("step")
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
 
 
 def spans_decades(values: np.ndarray) -> bool:
@@ -71,5 +84,6 @@ def mark_decades(axis: Axis) -> None:
     low, high = axis.get_view_interval()
     few = np.log10(high / low) < 2
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=7))
-    axis.set_major_formatter("{x:g}")
+    plain = low > 1e-4 and high < 1e5  # Numbers beyond are too long, except as powers.
+    axis.set_major_formatter("{x:g}" if plain else LogFormatterMathtext())
     axis.set_minor_formatter(NullFormatter())

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from optaxclip.plotting.canvas import axes_for, head
+from optaxclip.plotting.canvas import axes_for, count_steps, head
 from optaxclip.tuning import History
 from optaxclip.tuning.columns import later
 from optaxclip.tuning.tables import number
@@ -54,7 +54,7 @@ def plot_groups(
       >>> print(ax.get_title(loc="left"))
       clip_tensor_norm: b is clipped most, in 50% of 2 steps
     """
-    name, track = the_track(later(history.columns, since), name, "name")
+    name, track = the_track(later(history.columns, since), name)
     cut = _cut(name, track)
     steps, groups = cut.shape
     ax = axes_for(ax)
@@ -72,7 +72,7 @@ def plot_groups(
     bar.set_label("share of the norm cut off", fontsize="small")
     bar.ax.tick_params(labelsize="small")
     _label_groups(ax, track.groups)
-    ax.set_xlabel("step")
+    count_steps(ax)
     head(ax, _title(name, track, cut))
     return ax
 
@@ -104,9 +104,14 @@ def _in_columns(cut: np.ndarray) -> np.ndarray:
 def _label_groups(ax: Axes, groups: tuple[str, ...]) -> None:
     """Name as many groups as there is room for, by the ends of their names."""
     shown = range(0, len(groups), 1 + (len(groups) - 1) // _LABELS)
-    names = [groups[i] for i in shown]
-    short = [n if len(n) <= _LETTERS else "…" + n[1 - _LETTERS :] for n in names]
-    ax.set_yticks(list(shown), short, fontsize="small")
+    ax.set_yticks(list(shown), [_short(groups[i]) for i in shown], fontsize="small")
+
+
+def _short(group: str) -> str:
+    """Keep the end of a long path; name what has only a number."""
+    if group.isdecimal():
+        return f"group {group}"
+    return group if len(group) <= _LETTERS else "…" + group[1 - _LETTERS :]
 
 
 def _title(name: str, track: Track, cut: np.ndarray) -> str:
@@ -117,4 +122,4 @@ def _title(name: str, track: Track, cut: np.ndarray) -> str:
     told = f"{number(100 * shares[worst])}% of {len(cut)} steps"
     if len(track.groups) == 1:
         return f"{name}: clipped in {told}"
-    return f"{name}: {track.groups[worst]} is clipped most, in {told}"
+    return f"{name}: {_short(track.groups[worst])} is clipped most, in {told}"

@@ -10,6 +10,7 @@ from optaxclip.plotting.canvas import (
     BLUE,
     VERMILION,
     axes_for,
+    count_steps,
     head,
     make_room,
     mark_decades,
@@ -61,7 +62,7 @@ def plot_history(
       clip_global_norm: 25% of 4 steps clipped
     """
     columns = later(history.columns, since)
-    name, track = the_track(columns, name, "name")
+    name, track = the_track(columns, name)
     ax = axes_for(ax)
     steps = since + np.arange(len(track.broken))
     _draw_norms(ax, steps, _worst(track))
@@ -69,7 +70,8 @@ def plot_history(
     left_out = np.any(skipped, axis=0) if skipped else np.zeros(len(steps), bool)
     clipped = np.zeros(len(steps), bool) if track.clipped is None else track.clipped > 0
     _draw_marks(ax, steps, clipped, left_out, track.broken)
-    ax.set(xlabel="step", ylabel="norm")
+    ax.set_ylabel("norm")
+    count_steps(ax)
     head(ax, _title(name, track, clipped, left_out))
     return ax
 

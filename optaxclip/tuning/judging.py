@@ -132,12 +132,16 @@ def _role(share: float, acting: _Acting, of_weights: bool, steady: bool) -> str:
         return "it guards against rare large ones"
     if share <= _RULE:
         return "it does more than guard against rare large ones"
-    with np.errstate(divide="ignore", invalid="ignore"):
-        times = (acting.before / acting.after).max(axis=1)[acting.clipped > 0]
-    lower = number(float(np.nanmedian(times)))
+    left = (acting.after > 0).any(axis=1) & (acting.clipped > 0)
+    if not left.any():
+        return "it leaves nothing of them"
+    times = acting.before[left].max(axis=1) / acting.after[left].max(axis=1)
+    lower = number(float(np.median(times)))
     said = f"it acts like a learning rate {lower} times lower"
-    cancels = ", and before Adam, which divides by the size of gradients, like none"
-    return said + cancels if steady else said
+    adam = (
+        "before Adam, which divides by the size of gradients, its height hardly matters"
+    )
+    return f"{said}; {adam}" if steady else said
 
 
 def _several(acting: _Acting, groups: tuple[str, ...], of_weights: bool) -> list[str]:
@@ -160,7 +164,7 @@ def _several(acting: _Acting, groups: tuple[str, ...], of_weights: bool) -> list
     share = float(shares[worst])
     role = _role(share, one, of_weights, steady)
     words = [
-        f"Of its {len(groups)} groups, it {', '.join(told)}; the most "
+        f"Of its {len(groups)} groups, it {', '.join(told)}; most of all "
         f"{groups[worst]}, in {share_of(share)}: {role}."
     ]
     words += _lately(over.mean(axis=1), "the groups")

@@ -42,7 +42,7 @@ def read_lines(path: Path) -> Iterator[dict[str, np.ndarray]]:
             try:
                 step = json.loads(line, parse_constant=_refuse)
                 yield {key: _numbers(value) for key, value in step.items()}
-            except (ValueError, TypeError, AttributeError, OverflowError) as error:
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"path must be a file that to_jsonl wrote, but line {number} of "
                     f"{path} is not a JSON object of numbers; take that line out."

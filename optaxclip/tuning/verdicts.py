@@ -12,7 +12,14 @@ from optaxclip.tuning.judging import clipper_words
 from optaxclip.tuning.tracks import Track, tracks_of
 from optaxclip.tuning.wording import guard_words, share_of, watch_words
 
-_SPHERES = ("hyperball", "normalize_weights")
+_SPHERE = "It holds the parameters on their spheres, by design."
+_LENGTH = "It sets the length of every step, by design: it is a learning rate."
+_BY_DESIGN = {
+    "hyperball": _SPHERE,
+    "hyperball_step": _LENGTH,
+    "normalize_weights": _SPHERE,
+    "relative_update": _LENGTH,
+}
 _OF_WEIGHTS = ("weight", "qk_clip")
 
 
@@ -32,7 +39,8 @@ def verdict(history: History, since: int = 0) -> Verdicts:
     groups, each is judged by itself; of single numbers and units, of which a report
     shows the largest alone, the share that is clipped counts. Steps with an infinite
     limit, such as those of a warm-up, are left out, as are steps that are not finite or
-    that a guard skipped. Of a limit that moves, no better value is told.
+    that a guard skipped. Of a limit that moves, no better value is told. Of singular
+    values, all is said of the largest alone.
 
     Norms move when the limit does. So after a change, train again and look again.
 
@@ -42,7 +50,8 @@ def verdict(history: History, since: int = 0) -> Verdicts:
 
     Returns:
       A dict from the name of each clipper and guard to some sentences. Names that
-      contain ``weight`` or ``qk_clip`` are taken to bound parameters.
+      contain ``weight`` or ``qk_clip`` are taken to bound parameters, and those of
+      `hyperball`, `normalize_weights` and `relative_update` have no limit to choose.
 
     Raises:
       ValueError: if there is no step from `since` on.
@@ -56,10 +65,10 @@ def verdict(history: History, since: int = 0) -> Verdicts:
       ... }
       >>> history = optaxclip.tuning.History.from_scan(reports)
       >>> print(optaxclip.tuning.verdict(history))
-      clip: It clipped all the steps: it acts like a learning rate 4 times lower, and
-        before Adam, which divides by the size of gradients, like none. A limit of 2.8
-        would have clipped 10% of the steps. Norms move when the limit does, so look
-        again after a change.
+      clip: It clipped all the steps: it acts like a learning rate 4 times lower;
+        before Adam, which divides by the size of gradients, its height hardly
+        matters. A limit of 2.8 would have clipped 10% of the steps. Norms move when
+        the limit does, so look again after a change.
     """
     columns = later(history.columns, since)
     tracks = tracks_of(columns)
@@ -74,6 +83,8 @@ def verdict(history: History, since: int = 0) -> Verdicts:
 
 
 def _words(name: str, track: Track, left_out: np.ndarray, since: int) -> list[str]:
+    if not track.broken.size:
+        return ["It has taken no step."]
     broken = np.flatnonzero(track.broken)
     said = []
     if broken.size:
@@ -90,7 +101,7 @@ def _words(name: str, track: Track, left_out: np.ndarray, since: int) -> list[st
         return said + guard_words(track)
     if track.limit is None:
         return said + watch_words(track)
-    if name in _SPHERES:
-        return [*said, "It holds the parameters on their spheres, by design."]
+    if name in _BY_DESIGN:
+        return [*said, _BY_DESIGN[name]]
     of_weights = any(part in name for part in _OF_WEIGHTS)
     return said + clipper_words(track, ~left_out & ~track.broken, of_weights)
