@@ -5,8 +5,8 @@ rate is high, so plain SGD on mini-batches of 10 overshoots further with every s
 Clipping each number of the gradient to [-c, c] fixes this if c is right: if it is too
 tight, training never reaches the goal; if too loose, it keeps jumping past it.
 
-A limit may be a traced array, so `cross_validate` runs all limits, shuffles and folds in
-one program. The picture is the U-shaped curve of the held-out error over the limit.
+A limit may be a traced array, so `cross_validate` runs all limits, shuffles and folds
+in one program. The picture is the U-shaped curve of the held-out error over the limit.
 
     python linear_regression.py
 """

@@ -14,7 +14,6 @@ the estimate falls as the samples come near, without it it rises meanwhile.
     python wgan.py
 """
 
-from functools import partial
 from textwrap import fill
 
 import jax
@@ -47,62 +46,52 @@ class Network(nnx.Module):
 
 def centers():
     """Return the centers of the modes, on a circle of radius 2."""
-    angle = 2 * jnp.pi * jnp.arange(MODES) / MODES
-    return 2 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+    angle = 2 * np.pi * np.arange(MODES) / MODES
+    return 2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
-def real(key):
+def real(random, *shape):
     """Draw from a mixture of normal distributions."""
-    mode_key, noise_key = jax.random.split(key)
-    mode = jax.random.randint(mode_key, (BATCH,), 0, MODES)
-    return centers()[mode] + SPREAD * jax.random.normal(noise_key, (BATCH, 2))
+    mode = random.integers(0, MODES, shape)
+    samples = centers()[mode] + SPREAD * random.standard_normal((*shape, 2))
+    return samples.astype(np.float32)
 
 
-def generated(generator, key):
-    """Generate samples from normal noise."""
-    return generator(jax.random.normal(key, (BATCH, 2)))
-
-
-@partial(jax.jit, static_argnames="number")
-def train(max_weight, number):
+@jax.jit
+def train(max_weight, truth, noise):
     """Train both networks; return samples, and the critic's estimates and slopes.
 
-    An infinite bound clips nothing.
+    A step takes a batch of real samples and one of noise for each step of the critic,
+    and one more for the generator. An infinite bound clips nothing.
     """
     generator = Network(2, 64, 2, nnx.Rngs(0))
     critic = Network(2, 128, 1, nnx.Rngs(1))
     rmsprop = optax.rmsprop(LEARNING_RATE)
+    clipped = optax.chain(rmsprop, optaxclip.clip_weights(max_weight))
     generator_optimizer = nnx.Optimizer(generator, rmsprop, wrt=nnx.Param)
-    critic_optimizer = nnx.Optimizer(
-        critic,
-        optax.chain(rmsprop, optaxclip.clip_weights(max_weight)),
-        wrt=nnx.Param,
-    )
+    critic_optimizer = nnx.Optimizer(critic, clipped, wrt=nnx.Param)
 
-    def advantage(critic, generator, key):
+    def advantage(critic, generator, truth, noise):
         """The critic's mean over real samples minus that over generated ones."""
-        real_key, noise_key = jax.random.split(key)
-        fake = generated(generator, noise_key)
-        return jnp.mean(critic(real(real_key))) - jnp.mean(critic(fake))
+        return jnp.mean(critic(truth)) - jnp.mean(critic(generator(noise)))
 
-    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-    def critic_steps(carry, key):
+    @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry)
+    def critic_steps(carry, truth, noise):
         generator, critic, critic_optimizer = carry
-        grads = nnx.grad(lambda c: -advantage(c, generator, key))(critic)
+        grads = nnx.grad(lambda c: -advantage(c, generator, truth, noise))(critic)
         critic_optimizer.update(critic, grads)
         return carry
 
-    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
-    def steps(carry, key):
+    @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=(nnx.Carry, 0))
+    def steps(carry, truth, noise):
         generator, critic, generator_optimizer, critic_optimizer = carry
-        keys = jax.random.split(key, CRITIC_STEPS + 1)
-        critic_keys, generator_key = keys[:-1], keys[-1]
-        critic_steps((generator, critic, critic_optimizer), critic_keys)
+        of_critic = generator, critic, critic_optimizer
+        critic_steps(of_critic, truth[:CRITIC_STEPS], noise[:CRITIC_STEPS])
         estimate, grads = nnx.value_and_grad(
-            lambda g: advantage(critic, g, generator_key)
+            lambda g: advantage(critic, g, truth[-1], noise[-1])
         )(generator)
         generator_optimizer.update(generator, grads)
-        slopes = jax.vmap(jax.grad(lambda x: critic(x)[0]))(real(generator_key))
+        slopes = jax.vmap(jax.grad(lambda x: critic(x)[0]))(truth[-1])
         weights = nnx.state(critic, nnx.Param)
         return carry, {
             "estimate": estimate,
@@ -111,28 +100,23 @@ def train(max_weight, number):
         }
 
     everything = generator, critic, generator_optimizer, critic_optimizer
-    _, history = steps(everything, jax.random.split(jax.random.key(0), number))
-    keys = jax.random.split(jax.random.key(1), 4)
-    samples = jnp.concatenate([generated(generator, key) for key in keys])
-    return samples, history
+    _, history = steps(everything, truth, noise)
+    return generator(noise[0].reshape(-1, 2)), history
 
 
 def quality(samples):
     """Count the modes with enough samples nearby, and the share of samples near any."""
-    distance = np.linalg.norm(samples[:, None] - np.asarray(centers()), axis=2)
+    distance = np.linalg.norm(samples[:, None] - centers(), axis=2)
     near = distance.min(axis=1) < 0.5
     counts = np.bincount(distance.argmin(axis=1)[near], minlength=MODES)
     return int((counts > len(samples) / MODES / 5).sum()), float(near.mean())
 
 
-def draw(runs, caption, path):
+def draw(runs, truth, caption, path):
     """Plot each run's samples over real ones, and the critics' estimates."""
     figure = Figure(figsize=(6.4, 6.8), dpi=125, layout="constrained")
     axes = figure.subplot_mosaic("ab;cc", height_ratios=(3, 2))
     scatters, estimates = (axes["a"], axes["b"]), axes["c"]
-    truth = np.concatenate(
-        [real(key) for key in jax.random.split(jax.random.key(2), 4)]
-    )
     colors = ("#0072b2", "#d55e00")  # which the color-blind can tell apart
     for plot, color, (title, (samples, history)) in zip(
         scatters, colors, runs.items(), strict=True
@@ -156,10 +140,13 @@ def main():
     add = parser.add_argument
     add("--steps", type=whole_number(500), default=2000, metavar="N", help="or 2000")
     args = parser.parse_args()
-    bounds = {"weights clipped": MAX_WEIGHT, "not clipped": np.inf}
+    random = np.random.default_rng(0)
+    shape = args.steps, CRITIC_STEPS + 1, BATCH
+    truth = real(random, *shape)
+    noise = random.standard_normal((*shape, 2), np.float32)
     runs = {
-        title: jax.device_get(train(bound, args.steps))
-        for title, bound in bounds.items()
+        title: jax.device_get(train(bound, truth, noise))
+        for title, bound in (("weights clipped", MAX_WEIGHT), ("not clipped", np.inf))
     }
     columns = "modes  samples near one    estimate      slope  weight"
     print(f"{columns:>80}")
@@ -170,10 +157,10 @@ def main():
         print(f"{title:<25} {modes} of {MODES} {near:17.0%}", end="")
         print(f" {estimate:11.2g} {slope:10.2g} {weight:7.2g}")
     caption = (
-        "Above, real samples (gray) and generated ones. Below, how far apart the critic "
-        "says they are: that falls only if its weights are clipped."
+        "Above, real samples (gray) and generated ones. Below, how far apart the "
+        "critic says they are: that falls only if its weights are clipped."
     )
-    draw(runs, caption, args.output)
+    draw(runs, truth[0].reshape(-1, 2), caption, args.output)
     print(f"The picture is in {args.output}.")
 
     (samples, clipped), (_, free) = runs.values()
