@@ -229,6 +229,18 @@ def test_an_empty_history_prints():
     assert verdict(History()) == {}
 
 
+def test_a_history_of_no_step_and_of_several_states_at_once_is_summed_up():
+    none = told(np.ones(0), 1.0, np.ones(0))
+    assert np.isnan(none.summary()["clip"].clipped)
+    assert verdict(none) == {"clip": "It has taken no step."}
+    clip = optaxclip.clip_tensor_norm(1.0)
+    states = jax.vmap(lambda _: clip.init(PARAMS))(jnp.arange(2))
+    mapped = History()
+    mapped.append(optaxclip.report(states, names=PARAMS))
+    assert len(mapped.summary()) == 1 + 2 * 3
+    assert "never acts" in verdict(mapped)["clip_tensor_norm"]
+
+
 # The promise of suggest_limit, on norms like those of real runs.
 
 

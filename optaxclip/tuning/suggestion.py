@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from optaxclip.arguments import check_decay, check_magnitude
 from optaxclip.sentences import shown
 from optaxclip.tuning.history import History
-from optaxclip.tuning.tracks import tracks_of
+from optaxclip.tuning.tracks import candidates, tracks_of
 
 
 def suggest_limit(
@@ -72,14 +72,14 @@ def norms_of(given: Any) -> np.ndarray:
     """Return norms as one number a step, or steps x groups."""
     if isinstance(given, History):
         tracks = tracks_of(given.columns)
-        found = {k: t.before for k, t in tracks.items() if t.before is not None}
+        found = candidates(tracks)
         if len(found) != 1:
             raise ValueError(
                 "norms must be those of one clipper, and the history has "
                 f"{', '.join(found) or 'none'}; give history[name]['pre_norm']."
             )
-        (given,) = found.values()
-        given = given[:, 0] if given.shape[1] == 1 else given
+        given = tracks[found[0]].before
+        given = given[:, 0] if np.shape(given)[1:] == (1,) else given
     norms = np.asarray(given)
     if norms.dtype.kind not in "iuf" and norms.dtype.name != "bfloat16":
         raise TypeError(f"norms must be numbers, not {shown(given)}.")
