@@ -85,6 +85,30 @@ def shuffled(data: Images, seed: int, epoch: int) -> np.ndarray:
     return order[: steps * BATCH].reshape(steps, -1)
 
 
+class Progress(NamedTuple):
+    """What was trained so far: the state, all reports, and an accuracy an epoch."""
+
+    state: TrainState
+    history: History
+    accuracies: list[float]
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Save the end of an epoch."""
+        reports = {key: x.tolist() for key, x in self.history.columns.items()}
+        told = {"reports": reports, "accuracies": self.accuracies}
+        checkpoints.save(len(self.accuracies), self.state, told)
+
+    def resume(self, checkpoints: Checkpoints) -> "Progress":
+        """Return the progress at the last end of an epoch that was saved."""
+        found = checkpoints.latest(self.state)
+        if found is None:
+            return self
+        epoch, state, told = found
+        print(f"Resumed after epoch {epoch}.")
+        reports = {key: np.array(x) for key, x in told["reports"].items()}
+        return Progress(state, History.from_scan(reports), told["accuracies"])
+
+
 def train(
     data: Images,
     clip: Strategy,
@@ -102,23 +126,18 @@ def train(
     model, params = nnx.split(CNN(data.train_images.shape[1:], nnx.Rngs(seed)))
     optimizer = optax.chain(clip, optax.sgd(0.01, momentum=0.9))
     train_step, test = make_train_step(model, optimizer, data), make_test(model, data)
-    state, history = TrainState(params, optimizer.init(params)), History()
-    accuracies: list[float] = []
-    if checkpoints and (found := checkpoints.latest(state)):
-        epoch, state, told = found
-        accuracies = told["accuracies"]
-        history = History.from_scan(
-            {k: np.array(x) for k, x in told["reports"].items()}
-        )
-        print(f"Resumed after epoch {epoch}.")
+    done = Progress(TrainState(params, optimizer.init(params)), History(), [])
+    if checkpoints:
+        done = done.resume(checkpoints)
+    state, history, accuracies = done
     steps = len(shuffled(data, seed, 0))
     try:
         with tqdm(total=epochs * steps, initial=len(history), mininterval=0.5) as bar:
             bar.write(EPOCH_HEADER)
             for epoch in range(len(accuracies), epochs):
                 start = time.perf_counter()
-                key = jax.random.fold_in(jax.random.key(seed), epoch)
-                keys = jax.random.split(key, steps)
+                keys = jax.random.fold_in(jax.random.key(seed), epoch)
+                keys = jax.random.split(keys, steps)
                 for rows, key in zip(shuffled(data, seed, epoch), keys, strict=True):
                     images, labels = data.train_images[rows], data.train_labels[rows]
                     state, metrics = train_step(state, images, labels, key)
@@ -128,9 +147,7 @@ def train(
                 seconds = time.perf_counter() - start
                 bar.write(epoch_line(history, steps, accuracies[-1], seconds))
                 if checkpoints:
-                    reports = {k: x.tolist() for k, x in history.columns.items()}
-                    told = {"accuracies": accuracies, "reports": reports}
-                    checkpoints.save(epoch + 1, state, told)
+                    Progress(state, history, accuracies).save(checkpoints)
     except KeyboardInterrupt:
         print("Interrupted: here is what there is so far.")
     if checkpoints:

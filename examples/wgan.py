@@ -138,7 +138,13 @@ def main():
     """Train with and without the clip, print the results, check the claim."""
     parser = Parser(__doc__, picture="wgan.png")
     add = parser.add_argument
-    add("--steps", type=whole_number(500), default=2000, metavar="N", help="or 2000")
+    add(
+        "--steps",
+        type=whole_number(500),
+        default=2000,
+        metavar="N",
+        help="default: 2000",
+    )
     args = parser.parse_args()
     random = np.random.default_rng(0)
     shape = args.steps, CRITIC_STEPS + 1, BATCH
