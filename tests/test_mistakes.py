@@ -399,7 +399,7 @@ MISTAKES = {
         "numbers that JAX can hold, not an array of .* make it an array of float32",
     ),
     "a masked array of NumPy": (
-        lambda: oc.tree_norm(np.ma.masked_array([1.0, 2.0], [0, 1])),
+        lambda: oc.tree_norm(np.ma.masked_invalid([1.0, np.nan])),
         TypeError,
         "numbers that JAX can hold, not an array of float64 .* in a MaskedArray",
     ),

@@ -14,10 +14,9 @@ from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from optaxclip import norms, scopes
 from optaxclip.arguments import check_between, check_nonnegative, check_window
-from optaxclip.groups import Entry
 from optaxclip.guards.holding import keep_if
 from optaxclip.guards.measuring import apart
-from optaxclip.guards.skipping import skipping
+from optaxclip.guards.skipping import Judge, skipping
 from optaxclip.leaves import AxisName
 from optaxclip.norms.norm import measure
 from optaxclip.thresholds.loss import loss_of
@@ -56,7 +55,7 @@ class SpikeReport(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Spikes:
+class _Spikes(Judge):
     """Judges a step by its distance from the mean, in standard deviations."""
 
     sigmas: ArrayLike
@@ -94,9 +93,6 @@ class _Spikes:
         above = jnp.maximum(jnp.asarray(self.sigmas, jnp.float32), 0.0)
         below = jnp.maximum(jnp.asarray(self.sigmas_below, jnp.float32), 0.0)
         return ~((score <= above) & (score >= -below) & jnp.isfinite(x))
-
-    def entries(self, params: PyTree) -> tuple[Entry, ...]:
-        return ()
 
     def judge(
         self,
