@@ -37,7 +37,7 @@ class Size:
 
 def measure(task: Task, strategy: Strategy, size: Size) -> dict[str, Any]:
     """Run the whole protocol; return what goes into the file."""
-    program = Program(task, strategy, size.chunk)
+    program = Program(task, strategy, min(size.chunk, most_runs(task, strategy, size)))
     tuning = tune(program, task, strategy, size)
     limits = [limits_of(task, strategy, scores) for scores in tuning]
     cases = [(n, x) for n, kinds in enumerate(limits) for x in set(kinds.values())]
@@ -62,6 +62,13 @@ def measure(task: Task, strategy: Strategy, size: Size) -> dict[str, Any]:
         **where_and_how(),
         "variants": variants,
     }
+
+
+def most_runs(task: Task, strategy: Strategy, size: Size) -> int:
+    """How many runs there are to tune or to report, whichever are more."""
+    tuning = len(strategy.trials) * size.tuning_seeds
+    kinds = bool(strategy.trials) + (strategy.default is not None or not strategy.trials)
+    return len(task.variants) * len(task.rates) * max(tuning, kinds * size.seeds)
 
 
 def tune(program: Program, task: Task, strategy: Strategy, size: Size) -> np.ndarray:

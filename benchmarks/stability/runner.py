@@ -13,7 +13,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from multiprocessing import get_context
@@ -23,7 +23,7 @@ import jax
 
 from benchmarks.stability.pair import Size, measure
 from benchmarks.stability.strategies import STRATEGIES
-from benchmarks.stability.tasks import TASKS
+from benchmarks.stability.tasks import tasks
 
 RESULTS = Path(__file__).parent / "results"
 Pair = tuple[str, str]
@@ -39,12 +39,12 @@ def file_of(folder: Path, pair: Pair) -> Path:
     return folder / task / f"{strategy}.json"
 
 
-def run(folder: Path, size: Size, pair: Pair) -> str:
+def run(folder: Path, text: Path | None, size: Size, pair: Pair) -> str:
     """Measure one pair and write its file; return a line that says so."""
     task, strategy = pair
     start = time.perf_counter()
     found = {"task": task, "strategy": strategy}
-    found |= measure(TASKS[task], STRATEGIES[strategy], size)
+    found |= measure(tasks(text)[task], STRATEGIES[strategy], size)
     file = file_of(folder, pair)
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(f".{os.getpid()}")
@@ -58,10 +58,9 @@ def run(folder: Path, size: Size, pair: Pair) -> str:
 
 
 def outcomes(
-    folder: Path, size: Size, pairs: list[Pair], jobs: int
+    function: Callable[[Pair], str], pairs: list[Pair], jobs: int
 ) -> Iterator[tuple[Pair, str | None]]:
     """Run all pairs; yield a line about each, or None after one that failed."""
-    function = partial(run, folder, size)
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         waiting = {pool.submit(function, pair): pair for pair in pairs}
         for done in as_completed(waiting):
@@ -76,22 +75,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.stability", description=__doc__.splitlines()[0]
     )
-    add = parser.add_argument
-    add("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
+    add, names = parser.add_argument, list(tasks())
+    add("--tasks", nargs="+", choices=names, default=names, metavar="TASK")
     add("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES),
         metavar="STRATEGY")
     add("--jobs", type=int, default=1, help="how many processes")
     add("--chunk", type=int, default=64, help="how many runs at a time in a process")
     add("--first-seed", type=int, default=0)
+    add("--text", type=Path, help="what the transformers read, in UTF-8")
     add("--output", type=Path, default=RESULTS, help="the folder of the results")
     args = parser.parse_args()
     pairs = [(t, s) for t in args.tasks for s in args.strategies if applies(t, s)]
     missing = [pair for pair in pairs if not file_of(args.output, pair).exists()]
     size = Size(first_seed=args.first_seed, chunk=args.chunk)
+    function = partial(run, args.output, args.text, size)
     print(f"{len(pairs) - len(missing)} of {len(pairs)} are there.", flush=True)
     start, failed = time.perf_counter(), 0
     for number, (pair, line) in enumerate(
-        outcomes(args.output, size, missing, args.jobs), start=1
+        outcomes(function, missing, args.jobs), start=1
     ):
         failed += line is None
         minutes = (time.perf_counter() - start) / 60

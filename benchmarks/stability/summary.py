@@ -1,0 +1,104 @@
+"""Read the files of results, and summarize each case in one row."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.stability.measures import capped, diverged, sensitivity, usable
+from benchmarks.stability.strategies import STRATEGIES
+from benchmarks.stability.task import Task
+
+
+class Row(NamedTuple):
+    """One variant of a task with one strategy and the default or the tuned limit.
+
+    Attributes:
+      task: the task's name.
+      variant: the variant's name.
+      strategy: the strategy's name.
+      kind: "default" or "tuned".
+      limit: the limit, or None.
+      rate: the best learning rate, which has the lowest median.
+      median: the median score at the best rate; NaN if it failed.
+      lower: the lower quartile there.
+      upper: the upper quartile there.
+      diverged: the share of all runs, at any rate, that diverged.
+      solved: the largest share of seeds that learned the task, at any rate.
+      sensitivity: how much is lost at an average rate.
+      usable: the ratio of the ends of the widest range of good rates.
+      spikes: the share of steps at the best rate whose loss was a spike.
+      clipped: the share of steps at the best rate that were clipped.
+      norm: the median norm of the gradient at the best rate.
+      microseconds: what a step took.
+    """
+
+    task: str
+    variant: str
+    strategy: str
+    kind: str
+    limit: float | None
+    rate: float
+    median: float
+    lower: float
+    upper: float
+    diverged: float
+    solved: float
+    sensitivity: float
+    usable: float
+    spikes: float
+    clipped: float
+    norm: float
+    microseconds: float
+
+
+def array(numbers: Any) -> np.ndarray:
+    """Read None as NaN."""
+    return np.asarray(numbers, np.float64)
+
+
+def read(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield what the files say, in the order of the strategies' table."""
+    for name in STRATEGIES:
+        for file in sorted(folder.glob(f"*/{name}.json")):
+            yield json.loads(file.read_text())
+
+
+def rows(folder: Path, tasks: dict[str, Task]) -> list[Row]:
+    """Summarize everything that is there."""
+    return [
+        row(tasks[found["task"]], found, variant, kind)
+        for found in read(folder)
+        for variant, cases in found["variants"].items()
+        for kind in cases["limits"]
+    ]
+
+
+def row(task: Task, found: dict[str, Any], variant: str, kind: str) -> Row:
+    cases = found["variants"][variant]
+    case, rates = cases[kind], array(found["rates"])
+    scores = array(case["score"])
+    medians = np.median(capped(scores, task.failed), axis=1)
+    best = int(np.argmin(medians))
+    lower, median, upper = np.quantile(capped(scores[best], task.failed), (0.25, 0.5, 0.75))
+    return Row(
+        task=task.name,
+        variant=variant,
+        strategy=found["strategy"],
+        kind=kind,
+        limit=cases["limits"][kind],
+        rate=float(rates[best]),
+        median=float(median),
+        lower=float(lower),
+        upper=float(upper),
+        diverged=float(diverged(scores, task.failed).mean()),
+        solved=float((scores <= task.solved).mean(1).max()),
+        sensitivity=sensitivity(medians),
+        usable=usable(medians, rates, task.solved),
+        spikes=array(case["spikes"])[best],
+        clipped=array(case["clipped"])[best],
+        norm=array(case["norm"])[best],
+        microseconds=found["step_microseconds"],
+    )

@@ -1,0 +1,98 @@
+"""Write the tables of results, one page of Markdown."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.stability.summary import Row, read
+from benchmarks.stability.task import Task
+
+HEAD = """# Results
+
+Written by `python -m benchmarks.stability --figures` from the files beside this one.
+Every strategy had the same budget: five limits, each at every learning rate, on three
+seeds of their own. The scores are of ten other seeds at the best rate, as the median and
+the quartiles; the lower, the better. *Range* is the ratio of the ends of the widest range
+of learning rates within twice the best score; *sensitivity* is what is lost on average
+over all rates; *diverged* counts all rates; *spikes* and *clipped* are shares of the
+steps at the best rate; *norm* is the median norm of the gradient there.
+"""
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "strategy": lambda row: f"[{row.strategy}]({row.task}/{row.strategy}.json)",
+    "limit": lambda row: "" if row.limit is None else f"{row.limit:g} ({row.kind})",
+    "rate": lambda row: f"{row.rate:g}",
+    "score": lambda row: f"{row.median:.3g} ({row.lower:.3g} to {row.upper:.3g})",
+    "learned": lambda row: f"{row.solved:.0%}",
+    "diverged": lambda row: f"{row.diverged:.0%}",
+    "range": lambda row: f"{row.usable:.3g}",
+    "sensitivity": lambda row: f"{row.sensitivity:.3g}",
+    "spikes": lambda row: f"{row.spikes:.2%}",
+    "clipped": lambda row: f"{row.clipped:.1%}",
+    "norm": lambda row: "" if np.isnan(row.norm) else f"{row.norm:.3g}",
+    "µs": lambda row: f"{row.microseconds:.3g}",
+}
+
+
+def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def overview(found: list[Row], cell: Callable[[Row], str], kind: str) -> str:
+    """A line for each strategy and a column for each variant of each task."""
+    columns = list(dict.fromkeys((row.task, row.variant) for row in found))
+    names = list(dict.fromkeys(row.strategy for row in found))
+    cells = {
+        (row.strategy, row.task, row.variant): cell(row)
+        for row in found
+        if row.kind == kind or (kind == "tuned" and row.limit is None)
+    }
+    titles = [
+        task if variant == "clean" else f"{task}, {variant}" for task, variant in columns
+    ]
+    body = [[name, *(cells.get((name, *c), "") for c in columns)] for name in names]
+    return markdown(["strategy", *titles], body)
+
+
+def details(found: list[Row], tasks: dict[str, Task]) -> str:
+    """A table for each variant of each task."""
+    parts = []
+    for task, variant in dict.fromkeys((row.task, row.variant) for row in found):
+        here = [row for row in found if (row.task, row.variant) == (task, variant)]
+        here.sort(key=lambda row: (row.median, row.sensitivity))
+        body = [[cell(row) for cell in COLUMNS.values()] for row in here]
+        title = f"## {task}: {variant}\n\n{tasks[task].title[0].upper()}"
+        title += f"{tasks[task].title[1:]}; the score is the {tasks[task].measured}."
+        parts.append(f"{title}\n\n{markdown(list(COLUMNS), body)}")
+    return "\n\n".join(parts)
+
+
+def provenance(folder: Path) -> str:
+    """Say with what and where the files were made."""
+    made: dict[str, int] = {}
+    for found in read(folder):
+        versions, machine = found["versions"], found["machine"]
+        said = ", ".join(f"{name} {number}" for name, number in versions.items())
+        line = f"{machine['device']}, {machine['cores']} cores, {said}: "
+        line += f"`{found['command']}`"
+        made[line] = made.get(line, 0) + 1
+    return "\n".join(f"- {number} files: {line}" for line, number in made.items())
+
+
+def write(folder: Path, found: list[Row], tasks: dict[str, Task]) -> Path:
+    """Write the page into the folder of results."""
+    score = overview(found, lambda row: f"{row.median:.3g}", "tuned")
+    default = overview(found, lambda row: f"{row.median:.3g}", "default")
+    width = overview(found, lambda row: f"{row.usable:.3g}", "tuned")
+    parts = [
+        HEAD,
+        provenance(folder),
+        f"## Scores with the tuned limits\n\n{score}",
+        f"## Scores with the defaults\n\n{default}",
+        f"## Ranges of learning rates with the tuned limits\n\n{width}",
+        details(found, tasks),
+    ]
+    page = folder / "README.md"
+    page.write_text("\n\n".join(parts) + "\n")
+    return page
