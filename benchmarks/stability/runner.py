@@ -23,6 +23,7 @@ import jax
 
 from benchmarks.stability.pair import Size, measure
 from benchmarks.stability.strategies import STRATEGIES
+from benchmarks.stability.summary import rows
 from benchmarks.stability.tasks import tasks
 
 RESULTS = Path(__file__).parent / "results"
@@ -71,6 +72,14 @@ def outcomes(
                 yield waiting[done], None
 
 
+def write_figures(folder: Path) -> None:
+    from benchmarks.stability import pictures, tables
+
+    found = rows(folder, tasks())
+    print(tables.write(folder, found, tasks()))
+    print(*pictures.draw(folder, found, tasks()), sep="\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.stability", description=__doc__.splitlines()[0]
@@ -84,7 +93,10 @@ def main() -> None:
     add("--first-seed", type=int, default=0)
     add("--text", type=Path, help="what the transformers read, in UTF-8")
     add("--output", type=Path, default=RESULTS, help="the folder of the results")
+    add("--figures", action="store_true", help="only write tables and pictures")
     args = parser.parse_args()
+    if args.figures:
+        return write_figures(args.output)
     pairs = [(t, s) for t in args.tasks for s in args.strategies if applies(t, s)]
     missing = [pair for pair in pairs if not file_of(args.output, pair).exists()]
     size = Size(first_seed=args.first_seed, chunk=args.chunk)

@@ -121,7 +121,7 @@ def transformer(name: str, dtype: jnp.dtype, variants: dict, text: Path | None) 
         direction=optax.scale_by_adam,
         rates=half_decades(-7, -2),
         steps=300,
-        failed=25.0,
+        failed=30.0,
         solved=0.0,
         variants=variants,
     )
