@@ -1,7 +1,7 @@
 """The numbers that are told about scores, in plain NumPy.
 
-A score that is not finite, or at least as high as where a run counts as failed, is taken
-for the latter: how far a lost run went does not matter.
+A score that is not finite, or at least as high as where a run counts as failed, is
+taken for the latter: how far a lost run went does not matter.
 """
 
 import numpy as np

@@ -1,15 +1,16 @@
 """The protocol for one task with one strategy: tune the limit, then report.
 
 Every strategy with a limit has the same budget: five limits, each at every learning
-rate, on seeds of their own. The limit whose best rate has the lowest median score is the
-tuned one. What is reported comes from other seeds, at every rate, with the tuned limit
-and with the default one.
+rate, on seeds of their own. The limit whose best rate has the lowest median score is
+the tuned one. What is reported comes from other seeds, at every rate, with the tuned
+limit and with the default one. (`optaxclip.tuning.sweep` does this at one rate; here
+all rates, variants and limits of a task are one program, which is compiled once.)
 """
 
 import os
 import platform
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from typing import Any
@@ -27,16 +28,21 @@ FIRST_TUNING_SEED = 1_000_000
 
 @dataclass(frozen=True)
 class Size:
-    """How many seeds, from which on, and how many runs at a time."""
+    """How many seeds, which, how many runs at a time, and what part of the steps."""
 
     seeds: int = 10
     tuning_seeds: int = 3
     first_seed: int = 0
     chunk: int = 64
+    part: float = 1.0
+
+
+REDUCED = Size(seeds=3, tuning_seeds=1, part=0.1)
 
 
 def measure(task: Task, strategy: Strategy, size: Size) -> dict[str, Any]:
     """Run the whole protocol; return what goes into the file."""
+    task = replace(task, steps=max(1, int(size.part * task.steps)))
     program = Program(task, strategy, min(size.chunk, most_runs(task, strategy, size)))
     tuning = tune(program, task, strategy, size)
     limits = [limits_of(task, strategy, scores) for scores in tuning]
@@ -67,7 +73,9 @@ def measure(task: Task, strategy: Strategy, size: Size) -> dict[str, Any]:
 def most_runs(task: Task, strategy: Strategy, size: Size) -> int:
     """How many runs there are to tune or to report, whichever are more."""
     tuning = len(strategy.trials) * size.tuning_seeds
-    kinds = bool(strategy.trials) + (strategy.default is not None or not strategy.trials)
+    kinds = bool(strategy.trials) + (
+        strategy.default is not None or not strategy.trials
+    )
     return len(task.variants) * len(task.rates) * max(tuning, kinds * size.seeds)
 
 
@@ -80,7 +88,9 @@ def tune(program: Program, task: Task, strategy: Strategy, size: Size) -> np.nda
         task.rates,
         range(first, first + size.tuning_seeds),
     )
-    return of_grid(program, axes).score if strategy.trials else np.zeros((len(axes[0]), 0))
+    return (
+        of_grid(program, axes).score if strategy.trials else np.zeros((len(axes[0]), 0))
+    )
 
 
 def limits_of(
@@ -121,7 +131,7 @@ def of_grid(program: Program, axes: tuple[Any, ...]) -> Results:
 
 
 def flat(row: tuple[Any, ...]) -> list[float]:
-    """Write a case's two numbers side by side; a strategy without a limit ignores it."""
+    """Write a case's two numbers side by side; 0 stands for no limit."""
     first = row[0] if isinstance(row[0], tuple) else row[:1]
     rest = row[1:]
     return [0.0 if x is None else float(x) for x in (*first, *rest)]

@@ -1,4 +1,4 @@
-"""Draw the results: how often each strategy is near the best, and maps of its scores."""
+"""Draw the results: how often each strategy is near the best, and maps of scores."""
 
 from pathlib import Path
 
@@ -23,7 +23,9 @@ def figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 
-def ratios(found: list[Row], tasks: dict[str, Task], kind: str) -> dict[str, np.ndarray]:
+def ratios(
+    found: list[Row], tasks: dict[str, Task], kind: str
+) -> dict[str, np.ndarray]:
     """Each strategy's score over the best one's, for every variant of every task.
 
     Scores below what counts as solved are equally good. A strategy that does not apply
@@ -38,7 +40,9 @@ def ratios(found: list[Row], tasks: dict[str, Task], kind: str) -> dict[str, np.
             here[row.strategy] = max(score, task.solved)
     names = dict.fromkeys(row.strategy for row in found)
     return {
-        name: np.array([s[name] / min(s.values()) for s in scores.values() if name in s])
+        name: np.array(
+            [s[name] / min(s.values()) for s in scores.values() if name in s]
+        )
         for name in names
     }
 
@@ -46,7 +50,9 @@ def ratios(found: list[Row], tasks: dict[str, Task], kind: str) -> dict[str, np.
 def draw_profile(found: list[Row], tasks: dict[str, Task], path: Path) -> None:
     """The share of tasks in which each strategy is within a factor of the best."""
     whole = figure(11, 5.5)
-    for axes, kind in zip(whole.subplots(1, 2, sharey=True), ("tuned", "default"), strict=True):
+    for axes, kind in zip(
+        whole.subplots(1, 2, sharey=True), ("tuned", "default"), strict=True
+    ):
         curves = {
             name: np.mean(r[:, None] <= NEAR * (1 + 1e-9), axis=0)
             for name, r in ratios(found, tasks, kind).items()
@@ -71,15 +77,32 @@ def draw_map(axes: Axes, scores: np.ndarray, task: Task, trials: list[float]) ->
     """The median scores over learning rates and limits, darker where they are lower."""
     best = max(scores.min(), task.solved, 1e-9)
     norm = LogNorm(best, max(task.failed, 1.01 * best))
-    axes.imshow(np.maximum(scores, best), norm=norm, cmap="viridis", aspect="auto", origin="lower")
+    axes.imshow(
+        np.maximum(scores, best),
+        norm=norm,
+        cmap="viridis",
+        aspect="auto",
+        origin="lower",
+    )
     axes.set_yticks(range(len(trials)), labels=[f"{x:g}" for x in trials], fontsize=6)
-    axes.set_xticks(range(len(task.rates)), labels=[f"{x:g}" for x in task.rates],
-        fontsize=6, rotation=90)
+    axes.set_xticks(
+        range(len(task.rates)),
+        labels=[f"{x:g}" for x in task.rates],
+        fontsize=6,
+        rotation=90,
+    )
     for (y, x), score in np.ndenumerate(scores):
-        text = "×" if score >= task.failed else f"{score:.2g}"
+        text = "-" if score >= task.failed else f"{score:.2g}"
         light = norm(score) < 0.6
-        axes.text(x, y, text, ha="center", va="center", fontsize=5,
-            color="white" if light else "black")
+        axes.text(
+            x,
+            y,
+            text,
+            ha="center",
+            va="center",
+            fontsize=5,
+            color="white" if light else "black",
+        )
 
 
 def draw_maps(folder: Path, tasks: dict[str, Task]) -> list[Path]:
@@ -89,7 +112,9 @@ def draw_maps(folder: Path, tasks: dict[str, Task]) -> list[Path]:
         task = tasks[found["task"]]
         for variant, cases in found["variants"].items():
             if found["trials"]:
-                medians = np.median(capped(array(cases["tuning"]), task.failed), axis=-1)
+                medians = np.median(
+                    capped(array(cases["tuning"]), task.failed), axis=-1
+                )
                 here = maps.setdefault((task.name, variant), {})
                 here[found["strategy"]] = medians, found["trials"]
     paths = []
@@ -99,15 +124,19 @@ def draw_maps(folder: Path, tasks: dict[str, Task]) -> list[Path]:
         places = np.atleast_2d(whole.subplots(rows, 5)).ravel()
         for axes in places[len(panels) :]:
             axes.set_axis_off()
-        for axes, (strategy, (scores, trials)) in zip(places, panels.items(), strict=False):
+        for axes, (strategy, (scores, trials)) in zip(
+            places, panels.items(), strict=False
+        ):
             draw_map(axes, scores, tasks[name], trials)
             axes.set_title(strategy, fontsize=8)
         whole.suptitle(
-            f"{tasks[name].title}, {variant}: {tasks[name].measured}, by limit (up) and "
-            "learning rate (right); × diverged",
+            f"{tasks[name].title}, {variant}: {tasks[name].measured}, by limit (up) "
+            "and learning rate (right); - diverged",
             fontsize=9,
         )
-        paths.append(folder / f"{name}_{variant.replace(' ', '_').replace('%', '')}.png")
+        paths.append(
+            folder / f"{name}_{variant.replace(' ', '_').replace('%', '')}.png"
+        )
         whole.savefig(paths[-1])
     return paths
 

@@ -112,7 +112,10 @@ STRATEGIES: dict[str, Strategy] = {
         first(optaxclip.autoclip), "percentile", 10.0, trials=(1, 10, 50, 75, 90)
     ),
     "quantile": Strategy(
-        first(optaxclip.quantile_clip), "quantile", 0.5, trials=(0.1, 0.5, 0.75, 0.9, 0.99)
+        first(optaxclip.quantile_clip),
+        "quantile",
+        0.5,
+        trials=(0.1, 0.5, 0.75, 0.9, 0.99),
     ),
     "zclip": Strategy(
         first(optaxclip.zclip), "z-score", 2.5, trials=(1.0, 1.5, 2.5, 4.0, 6.0)

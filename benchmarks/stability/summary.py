@@ -82,7 +82,9 @@ def row(task: Task, found: dict[str, Any], variant: str, kind: str) -> Row:
     scores = array(case["score"])
     medians = np.median(capped(scores, task.failed), axis=1)
     best = int(np.argmin(medians))
-    lower, median, upper = np.quantile(capped(scores[best], task.failed), (0.25, 0.5, 0.75))
+    lower, median, upper = np.quantile(
+        capped(scores[best], task.failed), (0.25, 0.5, 0.75)
+    )
     return Row(
         task=task.name,
         variant=variant,

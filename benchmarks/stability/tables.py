@@ -12,11 +12,13 @@ HEAD = """# Results
 
 Written by `python -m benchmarks.stability --figures` from the files beside this one.
 Every strategy had the same budget: five limits, each at every learning rate, on three
-seeds of their own. The scores are of ten other seeds at the best rate, as the median and
-the quartiles; the lower, the better. *Range* is the ratio of the ends of the widest range
-of learning rates within twice the best score; *sensitivity* is what is lost on average
-over all rates; *diverged* counts all rates; *spikes* and *clipped* are shares of the
-steps at the best rate; *norm* is the median norm of the gradient there.
+seeds of their own. The scores are of ten other seeds at the best rate, as the median
+and the quartiles; the lower, the better. *Learned* is the share of seeds that reached
+what counts as solved, at the rate where most did. *Range* is the ratio of the ends of
+the widest range of learning rates within twice the best score; *sensitivity* is what is
+lost on average over all rates; *diverged* counts all rates; *spikes* and *clipped* are
+shares of the steps at the best rate; *norm* is the median norm of the gradient there;
+*µs* is the time of a step of one run, of many at once.
 """
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "strategy": lambda row: f"[{row.strategy}]({row.task}/{row.strategy}.json)",
@@ -49,7 +51,8 @@ def overview(found: list[Row], cell: Callable[[Row], str], kind: str) -> str:
         if row.kind == kind or (kind == "tuned" and row.limit is None)
     }
     titles = [
-        task if variant == "clean" else f"{task}, {variant}" for task, variant in columns
+        task if variant == "clean" else f"{task}, {variant}"
+        for task, variant in columns
     ]
     body = [[name, *(cells.get((name, *c), "") for c in columns)] for name in names]
     return markdown(["strategy", *titles], body)

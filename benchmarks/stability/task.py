@@ -1,4 +1,4 @@
-"""What a task is: a model, its data, and the number that says how well it was learned."""
+"""What a task is: a model, its data, and the score that says how well it learned."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

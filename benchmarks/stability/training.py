@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -45,14 +46,16 @@ def optimizer_of(
         rest = optax.chain(
             task.direction(), optax.scale_by_learning_rate(falling(task.rest))
         )
-        optimizer = optax.partition(
-            {True: optimizer, False: rest},
-            lambda tree: {
-                name: jax.tree.map(lambda _: name == task.part, entry)
-                for name, entry in tree.items()
-            },
-        )
+        labels = partial(labels_of, task.part)
+        optimizer = optax.partition({"part": optimizer, "rest": rest}, labels)
     return optax.with_extra_args_support(optimizer)
+
+
+def labels_of(part: str, tree: Params) -> Params:
+    """Label the leaves of one entry, and all others."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "part" if path[0].key == part else "rest", tree
+    )
 
 
 def acted(opt_state: Any) -> jax.Array:
@@ -113,7 +116,7 @@ def train(
 
 
 class Program:
-    """One compiled program for all runs of a task with a strategy, `chunk` at a time."""
+    """One compiled program for all runs of a task and a strategy, `chunk` at a time."""
 
     def __init__(self, task: Task, strategy: Strategy, chunk: int):
         self.chunk, self.variants = chunk, list(task.variants.values())

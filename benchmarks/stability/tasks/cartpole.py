@@ -34,7 +34,7 @@ def answer(layers: Params, state: jax.Array) -> jax.Array:
 
 def moved(state: jax.Array, action: jax.Array) -> jax.Array:
     """One fiftieth of a second of Euler's method."""
-    place, speed, angle, turning = state
+    _, speed, angle, turning = state
     force = jnp.where(action == 1, 10.0, -10.0)
     sine, cosine = jnp.sin(angle), jnp.cos(angle)
     pushed = (force + 0.05 * turning**2 * sine) / 1.1

@@ -1,7 +1,7 @@
 """A deep network without normalization on the digits: which rate still trains?
 
-Brock et al., High-performance large-scale image recognition without normalization, 2021,
-arXiv:2102.06171: clipping by unit is what large batches and rates need there.
+Brock et al., High-performance large-scale image recognition without normalization,
+2021, arXiv:2102.06171: clipping by unit is what large batches and rates need there.
 """
 
 from functools import partial
@@ -79,7 +79,7 @@ def score(params: Params, key: jax.Array) -> jax.Array:
 def convolutional(size: int) -> Task:
     return Task(
         name=f"convolutional{size}",
-        title=f"convolutions without normalization, digits in batches of {size}, momentum",
+        title=f"norm-free convolutions, digits in batches of {size}, momentum",
         init=init,
         batch=partial(batch, size),
         loss=loss,

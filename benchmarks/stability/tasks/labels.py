@@ -1,7 +1,7 @@
 """Digits of which some are broken, and digits that are all right, as a control.
 
-A broken image is far too bright and has a wrong label; its gradient is many times larger
-than those of others. Clipping a batch cannot tell which example was at fault.
+A broken image has a wrong label, and may be far too bright; then its gradient is many
+times larger than those of others. Clipping a batch cannot tell which was at fault.
 """
 
 import jax

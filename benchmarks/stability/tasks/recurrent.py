@@ -38,9 +38,7 @@ def draw(length: int, key: jax.Array, number: int) -> tuple[jax.Array, jax.Array
     keys = jax.random.split(key, 4)
     symbols = jax.random.randint(keys[0], (number, length), 2, SYMBOLS)
     first = jax.random.randint(keys[1], (number,), length // 10, length // 5 + 1)
-    second = jax.random.randint(
-        keys[2], (number,), 2 * length // 5, length // 2 + 1
-    )
+    second = jax.random.randint(keys[2], (number,), 2 * length // 5, length // 2 + 1)
     seen = jax.random.randint(keys[3], (2, number), 0, 2)
     place = jnp.arange(length)
     symbols = jnp.where(place == first[:, None], seen[0][:, None], symbols)

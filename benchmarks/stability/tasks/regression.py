@@ -25,9 +25,9 @@ def init(key: jax.Array) -> Params:
 
 
 def stable(key: jax.Array, alpha: jax.Array) -> jax.Array:
-    """Draw from a symmetric α-stable distribution, by Chambers, Mallows and Stuck.
+    """Draw from a symmetric stable distribution, by Chambers, Mallows and Stuck.
 
-    α = 2 gives a normal distribution of variance 2.
+    An `alpha` of 2 gives a normal distribution of variance 2.
     """
     angle_key, length_key = jax.random.split(key)
     angle = jax.random.uniform(

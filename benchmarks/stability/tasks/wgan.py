@@ -5,6 +5,8 @@ critic's weights to 0.01. Both networks learn at every step, the generator at a 
 the critic's rate; strategies act on the critic.
 """
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -24,9 +26,12 @@ def init(key: jax.Array) -> Params:
 
 
 def network(key: jax.Array, sizes: tuple[int, ...]) -> Params:
-    layers = zip(sizes, sizes[1:], strict=False)
+    layers = pairwise(sizes)
     return [
-        {"kernel": normal(jax.random.fold_in(key, n), *shape), "bias": jnp.zeros(shape[1])}
+        {
+            "kernel": normal(jax.random.fold_in(key, n), *shape),
+            "bias": jnp.zeros(shape[1]),
+        }
         for n, shape in enumerate(layers)
     ]
 
@@ -64,7 +69,9 @@ def loss(params: Params, example: tuple[jax.Array, jax.Array]) -> jax.Array:
 def score(params: Params, key: jax.Array) -> jax.Array:
     """The energy distance between generated and real points, 0 if they are alike."""
     keys = jax.random.split(key, 4)
-    fakes = [applied(params["generator"], jax.random.normal(k, (TEST, 2))) for k in keys[:2]]
+    fakes = [
+        applied(params["generator"], jax.random.normal(k, (TEST, 2))) for k in keys[:2]
+    ]
     reals = [real(k, TEST) for k in keys[2:]]
 
     def apart(x: jax.Array, y: jax.Array) -> jax.Array:
