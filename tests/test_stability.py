@@ -99,7 +99,7 @@ def test_a_run_that_breaks_is_told_and_does_not_stop_the_others(capsys):
 
 def test_tables_and_pictures_are_made_from_the_files(results, monkeypatch):
     folder = results[0]
-    monkeypatch.setattr(command.pictures, "draw_maps", lambda *_: [])
+    monkeypatch.setattr(command.pictures, "draw_maps", lambda *_: None)
     command.write_figures(folder)
     page = (folder / "README.md").read_text()
     cases = results[1]["global"]["variants"]["skewed noise"]

@@ -14,9 +14,15 @@ def capped(scores: np.ndarray, failed: float) -> np.ndarray:
     return np.where(np.isfinite(scores), np.minimum(scores, failed), failed)
 
 
-def diverged(scores: np.ndarray, failed: float) -> np.ndarray:
-    """Whether a run was lost."""
-    return capped(scores, failed) >= failed
+def diverged(scores: np.ndarray, failed: float) -> float:
+    """The share of runs that failed, at the best learning rate and above.
+
+    The scores are those of (rates, seeds). Below the best rate, a run may fail since it
+    has not got far yet.
+    """
+    ended = capped(scores, failed)
+    best = int(np.argmin(np.median(ended, axis=1)))
+    return float(np.mean(ended[best:] >= failed))
 
 
 def best_trial(scores: np.ndarray, failed: float) -> int:
@@ -49,14 +55,13 @@ def sensitivity(medians: np.ndarray) -> float:
     return float(np.mean(medians) - np.min(medians))
 
 
-def usable(medians: np.ndarray, rates: np.ndarray, solved: float) -> float:
-    """The ratio of the ends of the widest range of rates that all do nearly as well.
+def usable(medians: np.ndarray, rates: np.ndarray, good: float) -> float:
+    """The ratio of the ends of the widest range of rates that are all good.
 
-    That is, within twice the best score, or better than what counts as solved.
+    It is 1 for a single one, and 0 if no median is at or below `good`.
     """
-    good = medians <= max(2 * medians.min(), solved)
-    widest, start = 1.0, None
-    for number, fine in enumerate(good):
+    widest, start = 0.0, None
+    for number, fine in enumerate(medians <= good):
         if not fine:
             start = None
             continue

@@ -73,6 +73,7 @@ def pairs_of(names: list[str], strategies: list[str]) -> list[Pair]:
         for task in names
         for strategy in strategies
         if task in (STRATEGIES[strategy].only or names)
+        and task not in STRATEGIES[strategy].never
     ]
 
 

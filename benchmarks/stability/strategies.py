@@ -27,6 +27,7 @@ class Strategy:
       trials: the limits to try.
       per_example: whether the limit is on each example's gradient.
       only: the tasks that it is for; all by default.
+      never: the tasks in which it would do nothing.
     """
 
     build: Build
@@ -36,6 +37,7 @@ class Strategy:
     trials: tuple[float, ...] = ()
     per_example: bool = False
     only: tuple[str, ...] | None = None
+    never: tuple[str, ...] = ()
 
 
 def plain(direction: Transformation, rate: Any) -> Transformation:
@@ -151,7 +153,7 @@ STRATEGIES: dict[str, Strategy] = {
         trials=(1e-4, 1e-3, 1e-2, 1e-1, 1.0),
     ),
     "spectral": by_norm(first(optaxclip.clip_singular_values)),
-    "hyperball": Strategy(spheres),
+    "hyperball": Strategy(spheres, never=("regression",)),
     "skip_nonfinite": Strategy(
         around(lambda inner, _: optaxclip.skip_nonfinite(inner))
     ),

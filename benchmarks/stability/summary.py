@@ -25,7 +25,7 @@ class Row(NamedTuple):
       median: the median score at the best rate; NaN if it failed.
       lower: the lower quartile there.
       upper: the upper quartile there.
-      diverged: the share of all runs, at any rate, that diverged.
+      diverged: the share of runs that failed, at the best rate and above.
       solved: the largest share of seeds that learned the task, at any rate.
       sensitivity: how much is lost at an average rate.
       usable: the ratio of the ends of the widest range of good rates.
@@ -67,16 +67,33 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def rows(folder: Path, tasks: dict[str, Task]) -> list[Row]:
-    """Summarize everything that is there."""
-    return [
-        row(tasks[found["task"]], found, variant, kind)
+    """Summarize everything that is there.
+
+    Good is a score within twice the best that any strategy reached, or one that counts
+    as solved.
+    """
+    there = [
+        (found, variant, kind)
         for found in read(folder)
         for variant, cases in found["variants"].items()
         for kind in cases["limits"]
     ]
+    best: dict[tuple[str, str], float] = {}
+    for found, variant, kind in there:
+        key, failed = (found["task"], variant), tasks[found["task"]].failed
+        scores = array(found["variants"][variant][kind]["score"])
+        lowest = float(np.median(capped(scores, failed), axis=1).min())
+        best[key] = min(best.get(key, failed), lowest)
+    return [
+        row(tasks[found["task"]], found, variant, kind, best[found["task"], variant])
+        for found, variant, kind in there
+    ]
 
 
-def row(task: Task, found: dict[str, Any], variant: str, kind: str) -> Row:
+def row(
+    task: Task, found: dict[str, Any], variant: str, kind: str, lowest: float
+) -> Row:
+    """Summarize one case; `lowest` is the best score of all strategies."""
     cases = found["variants"][variant]
     case, rates = cases[kind], array(found["rates"])
     scores = array(case["score"])
@@ -95,10 +112,10 @@ def row(task: Task, found: dict[str, Any], variant: str, kind: str) -> Row:
         median=float(median),
         lower=float(lower),
         upper=float(upper),
-        diverged=float(diverged(scores, task.failed).mean()),
+        diverged=diverged(scores, task.failed),
         solved=float((scores <= task.solved).mean(1).max()),
         sensitivity=sensitivity(medians),
-        usable=usable(medians, rates, task.solved),
+        usable=usable(medians, rates, max(2 * lowest, task.solved)),
         spikes=array(case["spikes"])[best],
         clipped=array(case["clipped"])[best],
         norm=array(case["norm"])[best],

@@ -14,11 +14,13 @@ Written by `python -m benchmarks.stability --figures` from the files beside this
 Every strategy had the same budget: five limits, each at every learning rate, on three
 seeds of their own. The scores are of ten other seeds at the best rate, as the median
 and the quartiles; the lower, the better. *Learned* is the share of seeds that reached
-what counts as solved, at the rate where most did. *Range* is the ratio of the ends of
-the widest range of learning rates within twice the best score; *sensitivity* is what is
-lost on average over all rates; *diverged* counts all rates; *spikes* and *clipped* are
-shares of the steps at the best rate; *norm* is the median norm of the gradient there;
-*µs* is the time of a step of one run, of many at once.
+what counts as solved, at the rate where most did. *Diverged* is the share of runs
+that ended no better than untrained, at the best rate and above. *Range* is the ratio of
+the ends of the widest range of learning rates within twice the best score of all
+strategies, 1 for a single rate and 0 for none; *sensitivity* is what is lost on average
+over all rates. *Spikes* and *clipped* are shares of the steps at the best rate, and
+*norm* is the median norm of the gradient there; *µs* is the time of a step of one run,
+of many at once.
 """
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "strategy": lambda row: f"[{row.strategy}]({row.task}/{row.strategy}.json)",
