@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.stability.measures import capped
-from benchmarks.stability.summary import Row, array, read
+from benchmarks.stability.summary import Row, array, ratios, read
 from benchmarks.stability.task import Task
 
 NEAR = np.geomspace(1, 10, 100)
@@ -31,31 +31,6 @@ def save(figure: Figure, path: Path) -> None:
     picture.quantize(48, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def ratios(
-    found: list[Row], tasks: dict[str, Task], kind: str
-) -> dict[str, np.ndarray]:
-    """Each strategy's score over the best one's, for every variant of every task.
-
-    Scores below what counts as solved are equally good, and one that failed is
-    infinitely far off. Strategies for few tasks are left out.
-    """
-    scores: dict[tuple[str, str], dict[str, float]] = {}
-    for row in found:
-        if row.kind == kind or row.limit is None:
-            task = tasks[row.task]
-            score = np.inf if row.median >= task.failed else row.median
-            here = scores.setdefault((row.task, row.variant), {})
-            here[row.strategy] = max(score, task.solved)
-    names = dict.fromkeys(row.strategy for row in found)
-    near = {
-        name: np.array(
-            [s[name] / min(s.values()) for s in scores.values() if name in s]
-        )
-        for name in names
-    }
-    return {name: r for name, r in near.items() if len(r) > len(scores) / 2}
-
-
 def draw_profile(found: list[Row], tasks: dict[str, Task], path: Path) -> None:
     """The share of tasks in which each strategy is within a factor of the best."""
     whole = Figure(figsize=(11, 5.5), dpi=100, layout="constrained")
@@ -63,7 +38,12 @@ def draw_profile(found: list[Row], tasks: dict[str, Task], path: Path) -> None:
     panels = whole.subplots(1, 2, sharey=True)
     for axes, kind in zip(panels, ("tuned", "default"), strict=True):
         near = ratios(found, tasks, kind)
-        curves = {n: np.mean(r[:, None] <= 1.001 * NEAR, 0) for n, r in near.items()}
+        most = max(map(len, near.values()))
+        curves = {
+            name: np.mean(np.array(list(r.values()))[:, None] <= 1.001 * NEAR, axis=0)
+            for name, r in near.items()
+            if len(r) > most / 2
+        }
         for name in sorted(curves, key=lambda name: -curves[name].mean()):
             number = names.index(name)
             style = ("-", "--", ":")[number // len(COLORS) % 3]

@@ -121,3 +121,29 @@ def row(
         norm=array(case["norm"])[best],
         microseconds=found["step_microseconds"],
     )
+
+
+def ratios(
+    found: list[Row], tasks: dict[str, Task], kind: str
+) -> dict[str, dict[tuple[str, str], float]]:
+    """Each strategy's score over the best of all, for every variant of every task.
+
+    Scores below what counts as solved are equally good, and one that failed is
+    infinitely far off. A strategy without a limit counts as tuned, too.
+    """
+    scores: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+    for row in found:
+        task = tasks[row.task]
+        score = np.inf if row.median >= task.failed else row.median
+        here = scores.setdefault((row.task, row.variant), {})
+        here[row.strategy, row.kind] = max(score, task.solved)
+        if row.limit is None:
+            here[row.strategy, "tuned"] = here[row.strategy, row.kind]
+    return {
+        name: {
+            place: here[name, kind] / min(here.values())
+            for place, here in scores.items()
+            if (name, kind) in here
+        }
+        for name in dict.fromkeys(row.strategy for row in found)
+    }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.stability.summary import Row, read
+from benchmarks.stability.summary import Row, ratios, read
 from benchmarks.stability.task import Task
 
 HEAD = """# Results
@@ -19,14 +19,31 @@ that ended no better than untrained, at the best rate and above. *Range* is the 
 the ends of the widest range of learning rates within twice the best score of all
 strategies, 1 for a single rate and 0 for none; *sensitivity* is what is lost on average
 over all rates. *Spikes* and *clipped* are shares of the steps at the best rate, and
-*norm* is the median norm of the gradient there; *µs* is the time of a step of one run,
-of many at once.
+*norm* is the median norm of the gradient there. The files tell the time of a step, too,
+which means little where several processes shared a machine.
 """
+
+
+STANDING = """## How often each strategy is near the best
+
+In how many of the variants the score is within 1.1 and within 2 times the best of all,
+with the tuned limits and with the defaults; scores below what counts as solved are
+equally good. The last column compares a strategy's default with its tuned limit.
+![profile](profile.png)"""
+
+
+def short(number: float) -> str:
+    """Three digits, and 0 for what is only rounding."""
+    return f"{number:.3g}" if number > 1e-6 else "0"
+
+
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "strategy": lambda row: f"[{row.strategy}]({row.task}/{row.strategy}.json)",
     "limit": lambda row: "" if row.limit is None else f"{row.limit:g} ({row.kind})",
     "rate": lambda row: f"{row.rate:g}",
-    "score": lambda row: f"{row.median:.3g} ({row.lower:.3g} to {row.upper:.3g})",
+    "score": lambda row: (
+        f"{short(row.median)} ({short(row.lower)} to {short(row.upper)})"
+    ),
     "learned": lambda row: f"{row.solved:.0%}",
     "diverged": lambda row: f"{row.diverged:.0%}",
     "range": lambda row: f"{row.usable:.3g}",
@@ -34,7 +51,6 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "spikes": lambda row: f"{row.spikes:.2%}",
     "clipped": lambda row: f"{row.clipped:.1%}",
     "norm": lambda row: "" if np.isnan(row.norm) else f"{row.norm:.3g}",
-    "µs": lambda row: f"{row.microseconds:.3g}",
 }
 
 
@@ -58,6 +74,20 @@ def overview(found: list[Row], cell: Callable[[Row], str], kind: str) -> str:
     ]
     body = [[name, *(cells.get((name, *c), "") for c in columns)] for name in names]
     return markdown(["strategy", *titles], body)
+
+
+def standing(found: list[Row], tasks: dict[str, Task]) -> str:
+    """A line for each strategy: how often it is near the best."""
+    tuned, default = (ratios(found, tasks, kind) for kind in ("tuned", "default"))
+    body = []
+    for name in tuned:
+        near = [np.array(list(r[name].values())) for r in (tuned, default)]
+        both = [p for p in tuned[name] if p in default[name]]
+        same = sum(default[name][p] <= 1.1 * tuned[name][p] for p in both)
+        cells = [f"{np.sum(r <= x)} of {len(r)}" for x in (1.1, 2.0) for r in near]
+        body.append([name, *cells, f"{same} of {len(both)}"])
+    head = ["strategy", "tuned, within 1.1", "default", "tuned, within 2", "default"]
+    return markdown([*head, "default within 1.1 of tuned"], body)
 
 
 def details(found: list[Row], tasks: dict[str, Task]) -> str:
@@ -87,12 +117,14 @@ def provenance(folder: Path) -> str:
 
 def write(folder: Path, found: list[Row], tasks: dict[str, Task]) -> Path:
     """Write the page into the folder of results."""
-    score = overview(found, lambda row: f"{row.median:.3g}", "tuned")
-    default = overview(found, lambda row: f"{row.median:.3g}", "default")
+    score = overview(found, lambda row: short(row.median), "tuned")
+    default = overview(found, lambda row: short(row.median), "default")
     width = overview(found, lambda row: f"{row.usable:.3g}", "tuned")
     parts = [
         HEAD,
         provenance(folder),
+        STANDING,
+        standing(found, tasks),
         f"## Scores with the tuned limits\n\n{score}",
         f"## Scores with the defaults\n\n{default}",
         f"## Ranges of learning rates with the tuned limits\n\n{width}",

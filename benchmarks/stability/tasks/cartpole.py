@@ -85,7 +85,7 @@ def score(params: Params, key: jax.Array) -> jax.Array:
     """The share of the longest episode that is missing, or NaN for a broken policy."""
     _, _, alive = jax.vmap(played, (None, 0))(params, jax.random.split(key, TEST))
     finite = jnp.isfinite(optax.tree.norm(params))
-    return jnp.where(finite, 1 - jnp.mean(alive), jnp.nan)
+    return jnp.where(finite, jnp.mean(~alive), jnp.nan)
 
 
 TASKS = (
