@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from optaxclip import attention, norms, responses, scopes, thresholds
+from optaxclip import attention, norms, responses, scopes, thresholds, tuning
 from optaxclip.clipper import clipper
 from optaxclip.cotangents import clip_cotangents
 from optaxclip.exports import register_for_export
@@ -125,6 +125,7 @@ __all__ = [
     "stop_on_streak",
     "thresholds",
     "tree_norm",
+    "tuning",
     "watch",
     "zclip",
     "zero_nonfinite",

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from optaxclip.arguments import check_transformation
 from optaxclip.leaves import counted, filled, zeros_for
 from optaxclip.numbers import Leaf, widen, widest
 from optaxclip.reports import check_state
+from optaxclip.roles import check_transformation
 from optaxclip.updates import check_updates
 
 

@@ -67,6 +67,7 @@ def test_an_example_runs_and_its_own_assertions_hold(run, name, tmp_path):
 def test_every_example_is_run():
     scripts = {f.stem for f in EXAMPLES.glob("*.py") if "__main__" in f.read_text()}
     assert scripts == {
+        "demo",
         "gradient_vs_weight_clipping",
         "image_classification",
         "linear_regression",
@@ -96,6 +97,12 @@ def test_the_classifier_learns_digits_and_draws_a_picture(run, tmp_path):
     assert "limit of 0.5" in run(CLASSIFIER, "--epochs", 1)
     assert [f.name for f in tmp_path.iterdir()] == ["image_classification.png"]
     assert is_picture(tmp_path / "image_classification.png")
+
+
+def test_the_demo_trains_both_ways_and_draws_them_in_one_picture(run, tmp_path):
+    said = run(EXAMPLES / "demo.py", "--epochs", 3)
+    assert "with 1 of 33 batches bad, accuracy ends at" in said
+    assert is_picture(tmp_path / "demo.png")
 
 
 def test_per_example_clipping_withstands_broken_digits(run, tmp_path):

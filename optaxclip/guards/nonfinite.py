@@ -17,6 +17,8 @@ from optaxclip.guards.streaks import tally
 from optaxclip.leaves import AxisName, counted, filled
 from optaxclip.numbers import Leaf
 from optaxclip.reports import check_state, state_type
+from optaxclip.roles import check_name
+from optaxclip.updates import check_updates
 
 
 def _count_nonfinite(updates: PyTree, axis_name: AxisName) -> Float[Array, ""]:
@@ -81,6 +83,7 @@ def zero_nonfinite(
       >>> float(optaxclip.report(state)["zero_nonfinite/zeroed"])
       2.0
     """
+    check_name(name)
 
     def init(params: PyTree) -> ZeroState:
         counters = (jnp.zeros((), jnp.int32) for _ in range(2))
@@ -90,6 +93,7 @@ def zero_nonfinite(
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ZeroState]:
+        check_updates(name, updates)
         check_state(name, state, ZeroState)
         zeroed = _count_nonfinite(updates, axis_name)
         clean = filled(updates, map(_finite, counted(updates)))

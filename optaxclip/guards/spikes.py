@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from optaxclip import norms, scopes
-from optaxclip.arguments import check_between, check_limit, check_window
+from optaxclip.arguments import check_between, check_nonnegative, check_window
 from optaxclip.groups import Entry
 from optaxclip.guards.holding import keep_if
 from optaxclip.guards.measuring import apart
@@ -219,9 +219,9 @@ def skip_spikes(
       ``consecutive`` shows; `optaxclip.stop_on_streak` ends such a run. The standard
       deviation is that of the window, without Bessel's correction.
     """
-    check_limit(sigmas, "sigmas")
-    check_limit(sigmas_below, "sigmas_below")
-    check_limit(min_std, "min_std")
+    check_nonnegative(sigmas, "sigmas")
+    check_nonnegative(sigmas_below, "sigmas_below")
+    check_nonnegative(min_std, "min_std")
     check_window(window)
     check_between(min_steps, 1, window, "min_steps, which the window has to hold,")
     judge = _Spikes(sigmas, sigmas_below, window, min_steps, min_std, axis_name)

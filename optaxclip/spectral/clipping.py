@@ -74,8 +74,13 @@ def clip_singular_values(
 
       Matrices with no singular value above ``limit * (1 + 4e-6)`` are bitwise
       unchanged. Stacked matrices, by `leading_axes` or ``jax.vmap``, are processed
-      together. Inside ``jax.shard_map`` a matrix has to be whole on its device, and the
-      report is about the device's own matrices.
+      together.
+
+      Under ``jit`` matrices may be sharded in any way. Inside ``jax.shard_map`` each
+      matrix has to be whole on its device, though devices may have different ones, and
+      the report is about the device's own. There is no ``axis_name``: the singular
+      values of a matrix are no sum over its parts, so its parts would have to be
+      gathered first. There is no ``ord``, since the norm is the method.
 
       As a bound on weights, `bound_weights(clip_singular_values(c))` keeps float32
       parameters within ``c * (1 + 1e-5)``. Parameters of narrower dtypes are rounded

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
 from optaxclip import norms, responses, scopes
-from optaxclip.arguments import check_decay, check_limit
+from optaxclip.arguments import check_decay, check_nonnegative
 from optaxclip.averages import newest_share, root_mean_square
 from optaxclip.clipper import Clip
 from optaxclip.leaves import AxisName, counted, filled, zeros_for
@@ -112,7 +112,7 @@ def scale_by_stable_adam(
     """
     check_decay(b1, "b1")
     check_decay(b2, "b2")
-    check_limit(eps, "eps")
+    check_nonnegative(eps, "eps")
     scope = scopes.tensor(leading_axes=leading_axes, axis_name=axis_name)
     threshold = as_threshold(max_rms, "max_rms")
     name = "scale_by_stable_adam"
@@ -130,9 +130,10 @@ def scale_by_stable_adam(
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, StableAdamState]:
-        check_state(name, getattr(state, "clip", state))
+        check_state(name, state, StableAdamState)
         check_updates(name, updates)
         groups = scope.arrange(updates)
+        clip.check(state.clip, groups)
         old = list(zip(*map(jax.tree.leaves, (state.mean, state.rms)), strict=True))
         number = jax.tree.map(increment, state.number)
         numbers, dtype = jax.tree.leaves(number), groups.dtype

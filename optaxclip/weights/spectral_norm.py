@@ -95,7 +95,7 @@ def clip_weight_spectral_norm(
     $$W \leftarrow W \cdot \min(1, c / \sigma_1(W))$$
 
     A vector counts as a matrix with one column. Place it last in a chain. Needs
-    ``params``.
+    ``params``. On meshes, what is said of `optaxclip.clip_singular_values` holds.
 
     Args:
       max_norm: the largest singular value allowed, c >= 0: a number, an array, a
