@@ -26,7 +26,8 @@ class Row(NamedTuple):
       lower: the lower quartile there.
       upper: the upper quartile there.
       diverged: the share of runs that failed, at the best rate and above.
-      solved: the largest share of seeds that learned the task, at any rate.
+      solved: the largest share of seeds that learned the task, at any rate; NaN where
+        the task does not say what that is.
       sensitivity: how much is lost at an average rate.
       usable: the ratio of the ends of the widest range of good rates.
       spikes: the share of steps at the best rate whose loss was a spike.
@@ -113,7 +114,7 @@ def row(
         lower=float(lower),
         upper=float(upper),
         diverged=diverged(scores, task.failed),
-        solved=float((scores <= task.solved).mean(1).max()),
+        solved=float((scores <= task.solved).mean(1).max()) if task.solved else np.nan,
         sensitivity=sensitivity(medians),
         usable=usable(medians, rates, max(2 * lowest, task.solved)),
         spikes=array(case["spikes"])[best],

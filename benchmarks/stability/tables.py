@@ -28,7 +28,9 @@ STANDING = """## How often each strategy is near the best
 
 In how many of the variants the score is within 1.1 and within 2 times the best of all,
 with the tuned limits and with the defaults; scores below what counts as solved are
-equally good. The last column compares a strategy's default with its tuned limit.
+equally good. The last columns compare a strategy's default with its tuned limit, and
+its ranges of learning rates with those without clipping.
+
 ![profile](profile.png)"""
 
 
@@ -44,7 +46,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "score": lambda row: (
         f"{short(row.median)} ({short(row.lower)} to {short(row.upper)})"
     ),
-    "learned": lambda row: f"{row.solved:.0%}",
+    "learned": lambda row: "" if np.isnan(row.solved) else f"{row.solved:.0%}",
     "diverged": lambda row: f"{row.diverged:.0%}",
     "range": lambda row: f"{row.usable:.3g}",
     "sensitivity": lambda row: f"{row.sensitivity:.3g}",
@@ -85,9 +87,23 @@ def standing(found: list[Row], tasks: dict[str, Task]) -> str:
         both = [p for p in tuned[name] if p in default[name]]
         same = sum(default[name][p] <= 1.1 * tuned[name][p] for p in both)
         cells = [f"{np.sum(r <= x)} of {len(r)}" for x in (1.1, 2.0) for r in near]
-        body.append([name, *cells, f"{same} of {len(both)}"])
+        body.append([name, *cells, f"{same} of {len(both)}", widths(found, name)])
     head = ["strategy", "tuned, within 1.1", "default", "tuned, within 2", "default"]
-    return markdown([*head, "default within 1.1 of tuned"], body)
+    head += ["default within 1.1 of tuned", "range wider, narrower than none's"]
+    return markdown(head, body)
+
+
+def widths(found: list[Row], name: str) -> str:
+    """Say how often the range of learning rates grew or shrank with tuned limits."""
+    tuned = [row for row in found if row.kind == "tuned" or row.limit is None]
+    there = {(row.strategy, row.task, row.variant): row.usable for row in tuned}
+    changes = [
+        np.log10((width + 0.1) / (there["none", *place] + 0.1))
+        for (strategy, *place), width in there.items()
+        if strategy == name and ("none", *place) in there
+    ]
+    wider, narrower = np.sum(np.array(changes) > 0.1), np.sum(np.array(changes) < -0.1)
+    return f"{wider}, {narrower} of {len(changes)}"
 
 
 def details(found: list[Row], tasks: dict[str, Task]) -> str:
