@@ -26,7 +26,7 @@ help:
 demo: $(INSTALLED)-examples
 	@$(RUN) examples/image_classification.py
 
-test: $(INSTALLED)-test
+test: $(INSTALLED)-test $(INSTALLED)-bench
 	@$(RUN) -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)-test $(INSTALLED)-lint
