@@ -177,6 +177,19 @@ def check_denominator(value: Any) -> None:
     _check(value, lambda x: x > 0, "denominator", "a number above 0")
 
 
+def check_dtype(value: Any) -> None:
+    """Reject anything but the dtype of real numbers with a fraction."""
+    try:
+        known = jnp.issubdtype(value, jnp.floating)
+    except TypeError:
+        known = False
+    if not known:
+        raise TypeError(
+            "dtype must be a floating-point type such as jnp.float32, not "
+            f"{shown(value)}."
+        )
+
+
 def check_loss(loss: Any) -> None:
     """Reject anything but a function, such as the value of one."""
     if not callable(loss):

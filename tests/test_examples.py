@@ -21,6 +21,7 @@ from zoo import STRATEGIES
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CLASSIFIER = EXAMPLES / "image_classification.py"
 TRANSFORMER = EXAMPLES / "transformer.py"
+PRIVATE = EXAMPLES / "private_training.py"
 
 
 def started(script, *arguments, folder):
@@ -76,6 +77,7 @@ def test_every_example_is_run():
         "linear_regression",
         "mlp_regression",
         "noisy_labels",
+        "private_training",
         "recurrent",
         "static_dynamic",
         "transformer",
@@ -121,6 +123,19 @@ def test_the_demo_trains_both_ways_and_draws_them_in_one_picture(run, tmp_path):
 def test_per_example_clipping_withstands_broken_digits(run, tmp_path):
     assert "per-example clipping" in run(EXAMPLES / "noisy_labels.py")
     assert is_picture(tmp_path / "noisy_labels.png")
+
+
+def test_training_is_private_at_a_budget(run, tmp_path):
+    pytest.importorskip("dp_accounting")
+    said = run(PRIVATE, "--epsilon", 2, "--steps", 5, "--seeds", 1)
+    assert "ε = 2 allows 5 steps with noise of" in said
+    assert is_picture(tmp_path / "private_training.png")
+
+
+@pytest.mark.parametrize("budget", [("--epsilon", 1, 0), ("--delta", 1)])
+def test_a_budget_that_is_none_is_refused(monkeypatch, capsys, budget):
+    told = refused(PRIVATE, monkeypatch, capsys, *map(str, budget))
+    assert "--epsilon must be above 0, and --delta between 0 and 1" in told
 
 
 def rows_of_images(count):
