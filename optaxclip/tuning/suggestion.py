@@ -28,8 +28,10 @@ def suggest_limit(
     infinity count as norms above every limit. Norms of zero, as of a layer that has no
     gradient yet, are never clipped and do not count.
 
-    The promise is about the given norms. Norms move when the limit does, and in the
-    course of a run: measure again with the new limit, and look at `verdict`.
+    The promise is about the given norms. A limit for a tenth clips 8 to 12% of further
+    norms of the same kind if there were 1000, and 6 to 17% if there were 100. And norms
+    move when the limit does, and in the course of a run: measure again with the new
+    limit, and look at `verdict`.
 
     Args:
       norms: one norm a step, or steps x groups; or a `History` with a single clipper,
