@@ -14,7 +14,7 @@ _GROUPS_SHOWN = 10
 
 
 class Total(NamedTuple):
-    """What a clipper did in all steps, or of one of its groups.
+    """What a clipper, or one of its groups, did in all steps.
 
     Attributes:
       steps: the number of steps.
