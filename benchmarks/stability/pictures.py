@@ -12,6 +12,8 @@ from PIL import Image
 from benchmarks.stability.measures import capped
 from benchmarks.stability.summary import Row, array, ratios, read
 from benchmarks.stability.task import Task
+from optaxclip.plotting import plot_sweep
+from optaxclip.tuning import Sweep
 
 NEAR = np.geomspace(1, 10, 100)
 # The colors of Okabe and Ito, which all kinds of color vision tell apart.
@@ -107,10 +109,34 @@ def maps(folder: Path, tasks: dict[str, Task]) -> dict[tuple[str, str], Panels]:
     return panels
 
 
+def draw_sweeps(folder: Path, tasks: dict[str, Task], path: Path) -> None:
+    """The tuning scores of `clip_global_norm` by limit, each at its best rate."""
+    panels = [
+        (tasks[found["task"]], variant, found["trials"], array(cases["tuning"]))
+        for found in read(folder)
+        if found["strategy"] == "global"
+        for variant, cases in found["variants"].items()
+    ]
+    lines = -(-len(panels) // 3)
+    whole = Figure(figsize=(15, 3.6 * lines), dpi=60, layout="constrained")
+    places = np.atleast_2d(whole.subplots(lines, 3)).ravel()
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (task, variant, trials, scores) in zip(places, panels, strict=False):
+        scores = np.where(scores < task.failed, scores, np.nan)
+        best = np.argmin(np.median(capped(scores, task.failed), axis=-1), axis=1)
+        chosen = scores[np.arange(len(trials)), best]
+        seeds = np.arange(chosen.shape[1])
+        plot_sweep(Sweep(np.array(trials), seeds, chosen), ax=axes)
+        axes.set_ylabel(f"{task.name}, {variant}")
+    save(whole, path)
+
+
 def draw(folder: Path, found: list[Row], tasks: dict[str, Task]) -> list[Path]:
     """Draw everything into the folder of results."""
-    paths = [folder / "profile.png"]
+    paths = [folder / "profile.png", folder / "sweeps.png"]
     draw_profile(found, tasks, paths[0])
+    draw_sweeps(folder, tasks, paths[1])
     for (task, variant), panels in maps(folder, tasks).items():
         name = f"{task}_{variant.replace(' ', '_').replace('%', '')}.png"
         paths.append(folder / name)

@@ -31,7 +31,11 @@ with the tuned limits and with the defaults; scores below what counts as solved 
 equally good. The last columns compare a strategy's default with its tuned limit, and
 its ranges of learning rates with those without clipping.
 
-![profile](profile.png)"""
+![profile](profile.png)
+
+The score of `clip_global_norm` by its limit, on the seeds that chose it:
+
+![sweeps](sweeps.png)"""
 
 
 def short(number: float) -> str:
