@@ -411,7 +411,7 @@ MISTAKES = {
     "the class of arrays as gradients": (
         lambda: oc.tree_norm(jnp.ndarray),
         TypeError,
-        "floating-point numbers, not the class Array",
+        "floating-point numbers, not the class .*Array; hand over",
     ),
     "value='2.5'": (
         lambda: step(oc.skip_spikes(optax.sgd(0.1)), PAIR, value="2.5"),
