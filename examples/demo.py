@@ -29,7 +29,7 @@ def main() -> None:
 
     runs, is_bad = train_both_ways(args.epochs, args.seed)
     if not runs["without"].accuracies.size:
-        parser.error("it was interrupted before there was anything to draw")
+        parser.error("it ended before there was anything to draw")
     said = conclusion(runs, is_bad)
     draw(runs, is_bad, said, args.output)
     print(said)

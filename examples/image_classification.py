@@ -46,6 +46,8 @@ def main() -> None:
 
     setting = f"{args.strategy}({limit:g}) on {data.name}"
     run = {"setting": setting, "seed": args.seed}
+    sizes = len(data.train_labels), len(data.test_labels)
+    print(f"{data.name}: {sizes[0]:,} images to train on, {sizes[1]:,} to test.")
     try:
         saved = Checkpoints(args.checkpoint, run) if args.checkpoint else None
         history, accuracies = train(data, clip, args.epochs, args.seed, saved)
