@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -94,8 +95,8 @@ def test_only_what_is_missing_is_run(results, monkeypatch, capsys):
 
 
 def test_a_run_that_breaks_is_told_and_does_not_stop_the_others(capsys):
-    done = dict(outcomes(len, [("a", "b"), None], jobs=1))
-    assert done == {("a", "b"): 2, None: None}
+    pairs: list[Any] = [("a", "b"), None]
+    assert dict(outcomes("".join, pairs, jobs=1)) == {("a", "b"): "ab", None: None}
     assert "TypeError" in capsys.readouterr().err
 
 
