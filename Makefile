@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 .NOTPARALLEL:
 
 help:
-	@echo "make demo    train an image classifier with clipping, and draw what clipping did"
+	@echo "make demo    train a network on bad batches with and without clipping, in one picture"
 	@echo "make test    run all tests, the examples of every docstring and the code of every page"
 	@echo "make lint    check style, spelling and types"
 	@echo "make format  repair what the linter can repair"
@@ -24,9 +24,9 @@ help:
 	@echo "Choose another Python by its command: make test PYTHON=python3.13"
 
 demo: $(INSTALLED)-examples
-	@$(RUN) examples/image_classification.py
+	@$(RUN) examples/demo.py
 
-test: $(INSTALLED)-test
+test: $(INSTALLED)-test $(INSTALLED)-bench
 	@$(RUN) -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)-test $(INSTALLED)-lint
@@ -40,10 +40,10 @@ format: $(INSTALLED)-lint
 	@$(RUN) -m ruff format --quiet .
 
 docs: site
-	@$(RUN) -m mkdocs serve
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve
 
 site: $(INSTALLED)-docs
-	@$(RUN) -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
 
 bench: $(INSTALLED)-bench
 	@$(RUN) benchmarks/overhead.py

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from optaxclip import attention, norms, responses, scopes, thresholds
+from optaxclip import attention, norms, responses, scopes, thresholds, tuning
 from optaxclip.clipper import clipper
 from optaxclip.cotangents import clip_cotangents
 from optaxclip.exports import register_for_export
@@ -16,6 +16,8 @@ from optaxclip.guards import (
 )
 from optaxclip.paths import by_path
 from optaxclip.per_example import (
+    ClippedGradient,
+    NeighboringRelation,
     PerExample,
     clip_per_example,
     clipped_grad,
@@ -69,6 +71,8 @@ __version__ = version("optaxclip")
 __all__ = [
     "ClipReport",
     "ClipState",
+    "ClippedGradient",
+    "NeighboringRelation",
     "PerExample",
     "adaclip",
     "adagc",
@@ -125,6 +129,7 @@ __all__ = [
     "stop_on_streak",
     "thresholds",
     "tree_norm",
+    "tuning",
     "watch",
     "zclip",
     "zero_nonfinite",

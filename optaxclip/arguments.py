@@ -1,48 +1,12 @@
-"""Argument checks: reject bad arguments early, with a one-sentence error."""
+"""Checks of numbers: reject bad arguments early, with a one-sentence error."""
 
-import inspect
-from typing import Any, TypeGuard, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optaxclip.sentences import shown, uncalled
-
-Role = TypeVar("Role")
-
-
-def answers(given: Any, role: type[Role]) -> TypeGuard[Role]:
-    """Return whether an object (an instance, not a class) satisfies a protocol."""
-    return isinstance(given, role) and not isinstance(given, type)
-
-
-def check_role(given: Any, role: type, argument: str, example: str) -> None:
-    """Reject objects that do not satisfy a protocol, such as an uncalled factory."""
-    if not answers(given, role):
-        raise TypeError(
-            f"{argument} must be an object such as {example}, not {uncalled(given)}."
-        )
-
-
-def check_transformation(given: Any, argument: str) -> None:
-    """Reject anything but a transformation, such as a function that returns one."""
-    if isinstance(given, type) or not _transforms(given):
-        raise TypeError(
-            f"{argument} must be a transformation such as a clipper or "
-            f"optax.adam(1e-3), not {uncalled(given)}."
-        )
-
-
-def _transforms(given: Any) -> bool:
-    """Tell whether something has an update of three arguments, unlike a threshold."""
-    if not (hasattr(given, "init") and callable(getattr(given, "update", None))):
-        return False
-    try:
-        inspect.signature(given.update).bind(None, None, None)
-    except TypeError:
-        return False
-    return True
+from optaxclip.sentences import shown
 
 
 def check_named_axis(argument: str, spec: Any) -> None:
@@ -56,11 +20,17 @@ def check_named_axis(argument: str, spec: Any) -> None:
 
 
 def is_real(given: Any) -> bool:
-    """Return whether the argument is a real number or array, possibly traced."""
+    """Return whether the argument is a real number or array that JAX can hold."""
     if isinstance(given, np.generic | np.ndarray | jax.Array):
-        kinds = (jnp.floating, jnp.integer, jnp.bool_)
-        return any(jnp.issubdtype(given.dtype, kind) for kind in kinds)
-    return isinstance(given, int | float)
+        kinds = (jnp.floating, jnp.integer)
+        is_number = any(jnp.issubdtype(given.dtype, kind) for kind in kinds)
+        return is_number and given.dtype.itemsize <= 8
+    return isinstance(given, int | float) and not isinstance(given, bool)
+
+
+def is_static_int(given: Any) -> bool:
+    """Return whether the argument is an int that is known now, and no flag."""
+    return isinstance(given, int | np.integer) and not isinstance(given, bool)
 
 
 def not_static(argument: str, kind: str, given: Any) -> TypeError:
@@ -71,16 +41,16 @@ def not_static(argument: str, kind: str, given: Any) -> TypeError:
     )
 
 
-def _known(value: Any, argument: str, kinds: str) -> np.ndarray | None:
-    """Return the concrete values, or None if traced; reject non-numbers."""
+def _known(value: Any, argument: str, demand: str) -> np.ndarray | None:
+    """Return the concrete values, or None if traced; reject what is no real number."""
     if not is_real(value):
-        raise TypeError(f"{argument} must be {kinds}, not {shown(value)}.")
+        raise TypeError(f"{argument} must be {demand}, not {shown(value)}.")
     try:
         return np.asarray(float(value) if isinstance(value, int) else value)
     except OverflowError:
         raise ValueError(
             f"{argument} must be a number that a float holds, not an int beyond all "
-            "of them; use infinity for no limit."
+            "of them; use infinity or a smaller one."
         ) from None
     except jax.errors.TracerArrayConversionError:
         return None  # Traced: responses treat a negative limit as 0.
@@ -110,19 +80,39 @@ def check_lower(value: Any, argument: str) -> None:
         )
 
 
+def check_fits(limit: tuple[int, ...], groups: tuple[int, ...]) -> None:
+    """Reject limits of a shape that does not broadcast to that of the groups."""
+    ends = zip(reversed(limit), reversed(groups), strict=False)
+    if len(limit) > len(groups) or not all(own in (1, wanted) for own, wanted in ends):
+        raise ValueError(
+            f"a limit of shape {limit} does not fit groups of shape {groups}; give one "
+            "number, or one per group."
+        )
+
+
 def check_magnitude(value: Any, argument: str) -> None:
     """Reject negative numbers; NaN is allowed: it is the magnitude of broken groups."""
-    _check(value, lambda x: ~(x < 0), argument, "must be a number of at least 0")
+    _check(value, lambda x: ~(x < 0), argument, "a number of at least 0")
+
+
+def check_nonnegative(value: Any, argument: str) -> None:
+    """Reject anything but one number of at least 0; traced values are not checked."""
+    _check(value, lambda x: x >= 0, argument, "a number of at least 0")
 
 
 def check_between(value: Any, low: float, high: float, argument: str) -> None:
-    """Reject anything but numbers from `low` to `high`."""
+    """Reject anything but one number from `low` to `high`."""
     _check(
         value,
         lambda x: (low <= x) & (x <= high),
         argument,
-        f"must be a number from {low} to {high}",
+        f"a number from {low} to {high}",
     )
+
+
+def check_steps(value: Any, least: int, argument: str) -> None:
+    """Reject anything but a number of steps that an int32 can count."""
+    check_between(value, least, 2**31 - 1, argument)
 
 
 def check_percentile(value: Any, argument: str = "percentile") -> None:
@@ -160,37 +150,44 @@ def check_decay(value: Any, argument: str = "decay") -> None:
         value,
         lambda x: (x >= 0) & (np.asarray(x, np.float32) < 1),
         argument,
-        "must be a number of at least 0 and below 1, in float32 too",
+        "a number of at least 0 and below 1, in float32 too",
     )
 
 
 def _check(value: Any, holds: Any, argument: str, demand: str) -> None:
-    if not is_real(value):
-        raise TypeError(f"{argument} {demand}, not {shown(value)}.")
-    try:
-        known = np.asarray(value)
-    except jax.errors.TracerArrayConversionError:
-        return
-    if not np.all(holds(known)):
-        raise ValueError(f"{argument} {demand}, not {_given(value, known)}.")
+    known = _known(value, argument, demand)
+    if known is not None and not (known.ndim == 0 and holds(known)):
+        raise ValueError(f"{argument} must be {demand}, not {_given(value, known)}.")
+    if jnp.ndim(value) > 0:
+        raise ValueError(f"{argument} must be {demand}, not {shown(value)}.")
 
 
 def check_window(value: Any, argument: str = "window") -> None:
     """Reject windows that are not static ints of at least 1."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+    if not is_static_int(value):
         raise not_static(argument, "int", value)
-    if value < 1:
-        raise ValueError(f"{argument} must be at least 1, not {value}.")
+    if not 1 <= value < 2**31:
+        raise ValueError(
+            f"{argument} must be at least 1, not {shown(value)}, and below 2**31."
+        )
 
 
 def check_denominator(value: Any) -> None:
     """Reject a divisor that is not above 0, if its value is already known."""
-    _check(
-        value,
-        lambda x: (x > 0) & (x.ndim == 0),
-        "denominator",
-        "must be a number above 0",
-    )
+    _check(value, lambda x: x > 0, "denominator", "a number above 0")
+
+
+def check_dtype(value: Any) -> None:
+    """Reject anything but the dtype of real numbers with a fraction."""
+    try:
+        known = jnp.issubdtype(value, jnp.floating)
+    except TypeError:
+        known = False
+    if not known:
+        raise TypeError(
+            "dtype must be a floating-point type such as jnp.float32, not "
+            f"{shown(value)}."
+        )
 
 
 def check_loss(loss: Any) -> None:
@@ -200,6 +197,16 @@ def check_loss(loss: Any) -> None:
             f"loss must be a function of params and one example, not {shown(loss)}; "
             "hand over the function itself."
         )
+
+
+def check_label(label: Any) -> None:
+    """Reject a label that a dict cannot find, such as a list, an array or NaN."""
+    try:
+        known = label in {label: None} and bool(label == label)
+    except (TypeError, ValueError):
+        known = False
+    if not known:
+        raise TypeError(f"labels must be hashable, as strings are, not {shown(label)}.")
 
 
 def check_labels(spec: Any, labels: list[Any], known: list[Any]) -> None:

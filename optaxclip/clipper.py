@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from optaxclip.arguments import check_role
 from optaxclip.groups import Groups, PerGroup
 from optaxclip.leaves import beside, filled
 from optaxclip.norms import Magnitude, Norm, linf
@@ -26,8 +25,8 @@ from optaxclip.reports import (
 )
 from optaxclip.responses import Response, clamp
 from optaxclip.responses.apply import ByResponse, Respond, nonnegative
+from optaxclip.roles import check_name, check_role
 from optaxclip.scopes import Scope
-from optaxclip.sentences import shown
 from optaxclip.thresholds import Limit, Observation, Threshold, as_threshold
 from optaxclip.updates import check_updates
 
@@ -85,8 +84,7 @@ def clipper(
     check_role(norm, Norm, "norm", "norms.l2")
     threshold = as_threshold(threshold)
     check_role(response, Response, "response", "responses.shrink")
-    if not isinstance(name, str):
-        raise TypeError(f"name must be a string, not {shown(name)}.")
+    check_name(name)
     if response is clamp and norm != linf:
         raise ValueError(
             f"norm must be norms.linf where the response is clamp, not {norm}; use "
@@ -140,7 +138,7 @@ class Clip:
         """Clip the updates."""
         check_updates(self.name, updates)
         groups = self.scope.arrange(updates)
-        self._check(state, groups)
+        self.check(state, groups)
         size, memory = self.measure(groups, state.measure)
         state = state._replace(measure=memory)
         return self.clip(updates, groups, size, state, params, extra_args)
@@ -170,7 +168,7 @@ class Clip:
         extra_args: Mapping[str, Any],
     ) -> tuple[PerGroup, Any]:
         """Ask the threshold of what was measured; give its limits and its memory."""
-        self._check(state, groups)
+        self.check(state, groups)
 
         def measure_params() -> PerGroup:
             given = groups.of(beside(self.name, updates, params))
@@ -181,7 +179,7 @@ class Clip:
         limit, memory = self.threshold.update(seen, state.threshold)
         return nonnegative(limit, size.value), memory
 
-    def _check(self, state: Any, groups: Groups) -> None:
+    def check(self, state: Any, groups: Groups) -> None:
         """Reject a missing state, or one of another model or threshold."""
         check_state(self.name, state)
         leaves = tuple((leaf.shape, leaf.dtype) for leaf in groups.leaves)

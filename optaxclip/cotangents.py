@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from optaxclip.arguments import check_transformation
 from optaxclip.leaves import counted, filled, structure_of
 from optaxclip.numbers import Leaf
+from optaxclip.roles import check_transformation
 
 
 def clip_cotangents(x: PyTree, clip: optax.GradientTransformation) -> PyTree:

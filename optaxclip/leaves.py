@@ -1,6 +1,7 @@
 """Which leaves of a tree count, and the entry of a prefix tree for each of them."""
 
 import functools
+import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from optaxclip.arguments import not_static
+from optaxclip.arguments import is_static_int, not_static
 from optaxclip.numbers import Leaf
 from optaxclip.paths import ByPath, check_matched, names_of
 from optaxclip.sentences import shown
@@ -23,7 +24,7 @@ def counts(leaf: Any) -> bool:
     """Return whether a leaf is measured and clipped: nonempty and floating-point."""
     if isinstance(leaf, float | complex):
         return True
-    dtype = getattr(leaf, "dtype", None)
+    dtype = None if isinstance(leaf, type) else getattr(leaf, "dtype", None)
     return dtype is not None and _is_inexact(dtype) and leaf.size > 0
 
 
@@ -40,9 +41,19 @@ def is_one_leaf(tree: PyTree) -> bool:
 
 def counted(tree: PyTree) -> list[Any]:
     """Return the leaves that count, as arrays, or as ``ShapeDtypeStruct`` if given."""
-    arrays = jax.Array | jax.ShapeDtypeStruct
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if counts(leaf)]
-    return [x if isinstance(x, arrays) else jnp.asarray(x) for x in leaves]
+    return [_as_array(leaf) for leaf in jax.tree.leaves(tree) if counts(leaf)]
+
+
+def _as_array(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return leaf
+    try:
+        return jnp.asarray(leaf)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"a tree must hold numbers that JAX can hold, not {shown(leaf)} in a "
+            f"{type(leaf).__name__}; make it an array of float32."
+        ) from None
 
 
 def structure_of(tree: PyTree) -> Any:
@@ -146,12 +157,14 @@ def dimensions(axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
         if isinstance(dim, jax.Array):
             raise not_static("axis", "int", dim)
     rank = len(shape)
-    if not all(isinstance(d, int | np.integer) and -rank <= d < rank for d in dims):
+    known = all(is_static_int(d) and -rank <= d < rank for d in dims)
+    named = sorted({int(d) % rank for d in dims}) if known else []
+    if len(named) < len(dims):
         raise ValueError(
-            f"axis must name dimensions of a leaf of shape {shape}, not {axis!r}; "
-            "give a prefix tree of axes where leaves differ."
+            f"axis must name dimensions of a leaf of shape {shape}, each once, not "
+            f"{reprlib.repr(axis)}; give a prefix tree of axes where leaves differ."
         )
-    return tuple(sorted({int(d) % rank for d in dims}))
+    return tuple(named)
 
 
 def trailing_dimensions(shape: tuple[int, ...], leading: Any) -> tuple[int, ...]:
@@ -163,10 +176,11 @@ def trailing_dimensions(shape: tuple[int, ...], leading: Any) -> tuple[int, ...]
     """
     if isinstance(leading, jax.Array):
         raise not_static("leading_axes", "int", leading)
-    if not isinstance(leading, int | np.integer) or not 0 <= leading <= len(shape):
+    if not is_static_int(leading) or not 0 <= leading <= len(shape):
         raise ValueError(
-            f"leading_axes must lie between 0 and {len(shape)} for a leaf of shape "
-            f"{shape}, not {leading!r}; give a prefix tree where leaves differ."
+            f"leading_axes must be an int of 0 to {len(shape)} for a leaf of shape "
+            f"{shape}, not {reprlib.repr(leading)}; give a prefix tree where leaves "
+            "differ."
         )
     return tuple(range(int(leading), len(shape)))
 
@@ -231,4 +245,6 @@ def _difference_of(updates: PyTree, params: PyTree) -> str:
     lone = sorted(first ^ second)
     if not lone:
         return f"these are {shown(updates)}, those {shown(params)}"
-    return f"only one of the two has a leaf {'/'.join(lone[0]) or 'alone'}"
+    if not lone[0]:
+        return "only one of the two is a single leaf"
+    return f"only one of the two has a leaf {'/'.join(lone[0])}"

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from optaxclip.arguments import check_labels
+from optaxclip.arguments import check_fits, check_label, check_labels
 from optaxclip.axis_names import mesh_axes
 from optaxclip.groups import (
     Elements,
@@ -43,7 +43,6 @@ from optaxclip.leaves import (
     trailing_dimensions,
 )
 from optaxclip.numbers import Number, as_number
-from optaxclip.sentences import shown
 
 __all__ = ["Scope", "element", "groups", "tensor", "unit", "whole"]
 
@@ -83,7 +82,10 @@ class _LeafScope(_Printed):
 
 def _fitted(limit: Number, shape: tuple[int, ...]) -> Number:
     shape = () if limit.size == 1 else shape
-    return limit.reshape(shape) if limit.size == math.prod(shape) else limit
+    if limit.size == math.prod(shape):
+        return limit.reshape(shape)
+    check_fits(limit.shape, shape)
+    return limit
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,10 +142,7 @@ class _Groups(_Printed):
     def _labels_of(self, tree: PyTree) -> list[Hashable]:
         found = of_leaves("labels", self._given(tree), tree)
         for label in found:
-            if not isinstance(label, Hashable) or isinstance(label, jax.Array):
-                raise TypeError(
-                    f"labels must be hashable, as strings are, not {shown(label)}."
-                )
+            check_label(label)
         return found
 
     def arrange(self, tree: PyTree) -> Labeled:
@@ -159,7 +158,7 @@ class _Groups(_Printed):
 
     def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
         if is_one_leaf(spec):
-            return as_number(spec)
+            return _fitted(as_number(spec), self.arrange(tree).report_shape)
         names = _sorted(self._labels_of(tree))
         check_labels(spec, names, jax.tree.leaves(self._given(tree)))
         limits = [as_number(spec[name]) for name in names]
@@ -185,7 +184,7 @@ class _Whole(_Printed):
 
     def limits(self, spec: PyTree[ArrayLike], tree: PyTree) -> PerGroup:
         if is_one_leaf(spec):
-            return as_number(spec)
+            return _fitted(as_number(spec), ())
         raise ValueError(
             "the limit of the whole tree must be one number, not a tree; use the "
             "scope `tensor` or `groups` for several limits."

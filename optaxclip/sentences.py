@@ -30,6 +30,7 @@ def shown(given: Any) -> str:
 
 def uncalled(given: Any) -> str:
     """Describe an argument, and suggest calling it if it is a class or function."""
-    if isinstance(given, type) or inspect.isroutine(given):
+    is_named = inspect.isroutine(given) and given.__name__ != "<lambda>"
+    if isinstance(given, type) or is_named:
         return f"{shown(given)}; call it, as in {given.__name__}()"
     return shown(given)

@@ -89,11 +89,6 @@ def shrink_tree(
     else:
         check_magnitude(norm, "norm")
         known = as_number(norm)
-        if known.shape != ():
-            raise ValueError(
-                f"norm must be one number, not of shape {known.shape}; pass that of "
-                "the whole tree."
-            )
         known = jnp.where(known < 0, jnp.nan, known)
         size = unscaled(known)
     groups = scopes.whole(axis_name=axis_name).arrange(tree)
@@ -103,9 +98,9 @@ def shrink_tree(
 
 
 def _is_integer(leaf: Any) -> bool:
-    return isinstance(leaf, int) or jnp.issubdtype(
-        getattr(leaf, "dtype", jax.dtypes.float0), jnp.integer
-    )
+    dtype = None if isinstance(leaf, type) else getattr(leaf, "dtype", None)
+    is_array = dtype is not None and jnp.issubdtype(dtype, jnp.integer)
+    return is_array or isinstance(leaf, int)
 
 
 def _measure(tree: PyTree, norm: Norm, axis_name: AxisName) -> Magnitude:

@@ -11,6 +11,11 @@ from optaxclip.sentences import shown
 def check_updates(name: str, updates: Any) -> None:
     """Reject a tree that has leaves, but none with numbers that can be clipped."""
     leaves = jax.tree.leaves(updates)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        raise TypeError(
+            f"{name} must be given numbers, not their shapes alone; hand over arrays, "
+            "or call it in jax.eval_shape."
+        )
     if leaves and not any(map(_is_inexact, leaves)):
         raise TypeError(
             f"{name} must be given floating-point numbers, not "

@@ -18,7 +18,9 @@ from optaxclip.norms import Magnitude, Norm, as_norm
 from optaxclip.norms.norm import measure
 from optaxclip.numbers import capped
 from optaxclip.reports import check_state, state_type
+from optaxclip.roles import check_flag, check_name
 from optaxclip.scopes import Scope
+from optaxclip.updates import check_updates
 
 
 class Watched(NamedTuple):
@@ -126,8 +128,8 @@ def watch(
       watch/step 1
     """
     check_window(every, "every")
-    if not isinstance(name, str):
-        raise TypeError(f"name must be a string, not {name!r}.")
+    check_flag(params, "params")
+    check_name(name)
     whole = scopes.whole(axis_name=axis_name)
     each = scopes.tensor(leading_axes=leading_axes, axis_name=axis_name)
     watching = _Watch(name, as_norm(ord), whole, each, every, params)
@@ -170,6 +172,7 @@ class _Watch:
         **extra_args: Any,
     ) -> tuple[PyTree, WatchState]:
         del extra_args
+        check_updates(self.name, updates)
         check_state(self.name, state, WatchState)
         steps = optax.safe_increment(state.steps)
         seen = self._look(updates, params, steps)

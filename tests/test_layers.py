@@ -18,13 +18,14 @@ PACKAGE = Path(optaxclip.__file__).parent
 # that is a folder is one room.
 FLOORS = [
     {"paths", "sentences"},
-    {"arguments", "exports", "jaxprs", "mesh", "numbers", "platforms", "updates"},
+    {"arguments", "exports", "jaxprs", "mesh", "numbers", "platforms", "roles"}
+    | {"updates"},
     {"averages", "leaves"},
     {"axis_names", "groups"},
     {"norms", "scopes"},
     {"thresholds", "responses", "reading", "reports"},
-    {"clipper"},
-    {"spectral", "strategies", "trees", "watch"},
+    {"clipper", "tuning"},
+    {"plotting", "spectral", "strategies", "trees", "watch"},
     {"cotangents", "feedback", "guards", "per_example", "weights"},
     {"attention"},
     {"__init__"},

@@ -1,4 +1,4 @@
-"""Every Python block of README.md and docs/*.md runs, and prints what it says.
+"""Every Python block of README.md and docs/ runs, and prints what it says.
 
 The blocks of a page run from top to bottom and share their names. What a statement
 prints is what its comments say, at the ends of its lines and right below it, each up to
@@ -23,7 +23,10 @@ import pytest
 from _pytest.doctest import _get_checker, get_optionflags
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+every_page = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: str(page.relative_to(ROOT))
+)
 
 
 def blocks(page):
@@ -98,12 +101,12 @@ def read(request, tmp_path, monkeypatch):
 
 # JAX 0.8 tells what make_mesh will do from 0.9 on, which suits the pages as well.
 @pytest.mark.filterwarnings("ignore:The default axis_types:DeprecationWarning")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@every_page
 def test_every_block_runs_and_prints_what_it_says(page, read):
     read(page)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@every_page
 def test_no_block_is_passed_over(page):
     fences = re.findall(r"^ *(?:```|~~~).*$", page.read_text(encoding="utf-8"), re.M)
     assert set(fences) <= {"```python", "```text", "```"}
@@ -121,7 +124,7 @@ def bound_and_wanted(block):
     return bound, wanted - bound - vars(builtins).keys()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@every_page
 def test_a_block_can_be_copied_without_those_between_it_and_the_first(page):
     """Unless it says that it continues the block above."""
     first, above = set(), set()

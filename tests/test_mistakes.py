@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.experimental import sparse
@@ -27,9 +28,9 @@ TWICE = sparse.BCOO((jnp.ones(2), jnp.array([[0], [0]])), shape=(3,))
 BY_SCOPE = (scopes.whole(), norms.l2, 1.0, responses.shrink)
 
 
-def step(clip, updates: Any = PAIR, params=None):
+def step(clip, updates: Any = PAIR, params=None, **extra: Any):
     """One step with the state that belongs to it."""
-    return clip.update(updates, clip.init(PAIR), params)
+    return clip.update(updates, clip.init(PAIR), params, **extra)
 
 
 def core(place, given):
@@ -275,6 +276,179 @@ MISTAKES = {
         lambda: oc.clip_tensor_norm(jnp.full(1000, -1.0)),
         ValueError,
         "max_norm must be at least 0, not an array of float32 of shape",
+    ),
+    "clip_global_norm(True)": (
+        lambda: oc.clip_global_norm(True),
+        TypeError,
+        "max_norm must be a number or an array, not True",
+    ),
+    "clip_global_norm(np.longdouble(1))": (
+        lambda: oc.clip_global_norm(np.longdouble(1)),
+        TypeError,
+        "max_norm must be a number or an array, not np.longdouble",
+    ),
+    "clip_global_norm(lambda: 1.0)": (
+        lambda: oc.clip_global_norm(lambda: 1.0),
+        TypeError,
+        "max_norm must be a number or a schedule, which takes the step, not the "
+        r"function <lambda>\.$",
+    ),
+    "clip_value(1.0, min_value=Ema)": (
+        lambda: oc.clip_value(1.0, min_value=thresholds.Ema),
+        TypeError,
+        r"min_value must be .* not the class Ema; call it, as in Ema\(\)",
+    ),
+    "clip_tensor_norm(by_path({'*': Ema}))": (
+        lambda: oc.clip_tensor_norm(oc.by_path({"*": thresholds.Ema})),
+        TypeError,
+        "max_norm must be .* not the class Ema; call it",
+    ),
+    "thresholds.Constant('1.0')": (
+        lambda: thresholds.Constant("1.0"),
+        TypeError,
+        "limit must be a number or an array, not '1.0'",
+    ),
+    "a schedule of several numbers": (
+        lambda: step(oc.clip_global_norm(lambda _: jnp.ones(3))),
+        ValueError,
+        r"a limit of shape \(3,\) does not fit groups of shape \(\); give one number",
+    ),
+    "a schedule of complex numbers": (
+        lambda: step(oc.clip_global_norm(lambda _: 1j)),
+        TypeError,
+        "a schedule must return a number, not 1j; change the function <lambda>",
+    ),
+    "agc of a vector": (
+        lambda: step(oc.agc(jnp.ones(5)), params=PAIR),
+        ValueError,
+        r"a limit of shape \(5,\) does not fit groups of shape \(\)",
+    ),
+    "zclip(decay=jnp.full(5, 0.9))": (
+        lambda: oc.zclip(decay=jnp.full(5, 0.9)),
+        ValueError,
+        r"decay must be a number of .* not an array of float32 of shape \(5,\)",
+    ),
+    "zclip(decay=10**400)": (
+        lambda: oc.zclip(decay=10**400),
+        ValueError,
+        "decay must be a number that a float holds.*; use infinity or a smaller one",
+    ),
+    "zclip(warmup_steps=10**12)": (
+        lambda: oc.zclip(warmup_steps=10**12),
+        ValueError,
+        "warmup_steps must be a number from 1 to 2147483647, not 1000000000000",
+    ),
+    "zclip(skip_update_on_spike='yes')": (
+        lambda: oc.zclip(skip_update_on_spike="yes"),
+        TypeError,
+        "skip_update_on_spike must be True or False, not 'yes'",
+    ),
+    "autoclip(window=10**12)": (
+        lambda: oc.autoclip(window=10**12),
+        ValueError,
+        "window must be at least 1, not 1000000000000, and below",
+    ),
+    "clip_global_norm(1.0, ord=10**400)": (
+        lambda: oc.clip_global_norm(1.0, ord=10**400),
+        ValueError,
+        "ord must be at least 1 or infinity, not 1000.*; give 2",
+    ),
+    "watch(params=grads)": (
+        lambda: oc.watch(params=PAIR),
+        TypeError,
+        "params must be True or False, not a dict of 2 leaves",
+    ),
+    "skip_nonfinite(..., name=None)": (
+        lambda: oc.skip_nonfinite(oc.clip_value(1.0), name=None),
+        TypeError,
+        "name must be a nonempty string, not None",
+    ),
+    "zero_nonfinite(name='')": (
+        lambda: oc.zero_nonfinite(name=""),
+        TypeError,
+        "name must be a nonempty string, not ''",
+    ),
+    "axis=(0, 0)": (
+        lambda: step(oc.clip_unit_norm(1.0, axis=(0, 0)), MODEL),
+        ValueError,
+        r"axis must name dimensions of a leaf .*, each once, not \(0, 0\)",
+    ),
+    "leading_axes=1.0": (
+        lambda: step(oc.clip_tensor_norm(1.0, leading_axes=1.0)),
+        ValueError,
+        r"leading_axes must be an int of 0 to 1 for a leaf of shape \(2,\), not 1.0",
+    ),
+    "a string as gradients of a guard": (
+        lambda: step(oc.skip_nonfinite(optax.sgd(0.1)), "abc"),
+        TypeError,
+        "skip_nonfinite must be given floating-point numbers, not the str 'abc'",
+    ),
+    "a function as gradients of watch": (
+        lambda: step(oc.watch(params=False), jax.grad(dot)),
+        TypeError,
+        "watch must be given floating-point numbers, not the function dot",
+    ),
+    "integers as gradients of zero_nonfinite": (
+        lambda: step(oc.zero_nonfinite(), jnp.array([3, 4])),
+        TypeError,
+        "zero_nonfinite must be given floating-point numbers, not an array of int32",
+    ),
+    "numbers that JAX cannot hold": (
+        lambda: oc.tree_norm({"w": np.ones(2, np.longdouble)}),
+        TypeError,
+        "numbers that JAX can hold, not an array of .* make it an array of float32",
+    ),
+    "a masked array of NumPy": (
+        lambda: oc.tree_norm(np.ma.masked_invalid([1.0, np.nan])),
+        TypeError,
+        "numbers that JAX can hold, not an array of float64 .* in a MaskedArray",
+    ),
+    "shapes as gradients": (
+        lambda: step(oc.clip_value(1.0), jax.eval_shape(lambda: PAIR)),
+        TypeError,
+        "clip_value must be given numbers, not their shapes alone",
+    ),
+    "the class of arrays as gradients": (
+        lambda: oc.tree_norm(jnp.ndarray),
+        TypeError,
+        "floating-point numbers, not the class .*Array; hand over",
+    ),
+    "value='2.5'": (
+        lambda: step(oc.skip_spikes(optax.sgd(0.1)), PAIR, value="2.5"),
+        TypeError,
+        "value must be the loss, a number, not '2.5'",
+    ),
+    "value={'loss': 2.5}": (
+        lambda: step(oc.greedy_clip(1.0), PAIR, value={"loss": 2.5}),
+        TypeError,
+        "value must be the loss, a number, not a dict of 1 leaves",
+    ),
+    "max_logits='x'": (
+        lambda: step(oc.attention.qk_clip(), PAIR, PAIR, max_logits="x"),
+        TypeError,
+        "max_logits must be a tree of numbers, one a head, not 'x'",
+    ),
+    "stable_adam with the state of another model": (
+        lambda: oc.scale_by_stable_adam().update(
+            MODEL, oc.scale_by_stable_adam().init(PAIR)
+        ),
+        ValueError,
+        "scale_by_stable_adam was given a state .*; init it",
+    ),
+    "stop_on_streak(state, None)": (
+        lambda: oc.stop_on_streak(oc.zero_nonfinite().init(PAIR), None),
+        TypeError,
+        "max_consecutive must be a number of at least 0, not None",
+    ),
+    "params of one array": (
+        lambda: step(oc.agc(1.0), params=jnp.ones(2)),
+        ValueError,
+        "only one of the two is a single leaf; hand over the parameters",
+    ),
+    "labels that are NaN": (
+        lambda: step(oc.clip_group_norm(1.0, {"body": jnp.nan, "head": jnp.nan})),
+        TypeError,
+        "labels must be hashable, as strings are, not nan",
     ),
     "axis_name='batch' outside of any": (
         lambda: step(oc.clip_global_norm(1.0, axis_name="batch")),

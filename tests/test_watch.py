@@ -136,7 +136,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence():
         ({"every": 0}, ValueError, "^every must be at least 1, not 0"),
         ({"every": 1.5}, TypeError, "^every must be a Python int, not float"),
         ({"ord": 0.5}, ValueError, "^ord must be at least 1 or infinity, not 0.5"),
-        ({"name": 3}, TypeError, "^name must be a string, not 3"),
+        ({"name": 3}, TypeError, "^name must be a nonempty string, not 3"),
     ]
     for options, error, sentence in wrong:
         with unchecked(), pytest.raises(error, match=sentence):

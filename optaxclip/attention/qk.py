@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from optaxclip import scopes
+from optaxclip.arguments import is_real
 from optaxclip.attention.shares import HeadShare, HeadShares, attention_shares
 from optaxclip.clipper import clipper
 from optaxclip.groups import PerGroup
@@ -22,6 +23,7 @@ from optaxclip.numbers import Leaf, Number, as_number, widen
 from optaxclip.paths import names_of
 from optaxclip.reports import ClipState
 from optaxclip.responses import shrink
+from optaxclip.sentences import shown
 from optaxclip.thresholds import Limit, Observation, Threshold, as_threshold
 from optaxclip.thresholds.threshold import GroupShapes
 from optaxclip.weights.bounds import bound_weights
@@ -123,6 +125,10 @@ def _shrink_logits(
 
 def _positive(logit: ArrayLike) -> Number:
     """Replace negative logits by 0, since they are below any limit."""
+    if not is_real(logit):
+        raise TypeError(
+            f"max_logits must be a tree of numbers, one a head, not {shown(logit)}."
+        )
     return jnp.maximum(jnp.atleast_1d(as_number(logit)), 0)
 
 

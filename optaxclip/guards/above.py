@@ -9,7 +9,6 @@ import optax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from optaxclip import norms, responses, scopes
-from optaxclip.arguments import check_role
 from optaxclip.clipper import Clip
 from optaxclip.groups import Entry, Groups, map_groups
 from optaxclip.guards.holding import keep_if
@@ -19,6 +18,7 @@ from optaxclip.norms import Norm
 from optaxclip.norms.norm import ByNorm
 from optaxclip.numbers import Number, capped
 from optaxclip.responses.apply import ByResponse
+from optaxclip.roles import check_role
 from optaxclip.scopes import Scope
 from optaxclip.thresholds import Limit, as_threshold
 

@@ -11,12 +11,13 @@ import optax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from optaxclip import scopes
-from optaxclip.groups import Entry
-from optaxclip.guards.skipping import skipping
+from optaxclip.guards.skipping import Judge, skipping
 from optaxclip.guards.streaks import tally
 from optaxclip.leaves import AxisName, counted, filled
 from optaxclip.numbers import Leaf
 from optaxclip.reports import check_state, state_type
+from optaxclip.roles import check_name
+from optaxclip.updates import check_updates
 
 
 def _count_nonfinite(updates: PyTree, axis_name: AxisName) -> Float[Array, ""]:
@@ -81,6 +82,7 @@ def zero_nonfinite(
       >>> float(optaxclip.report(state)["zero_nonfinite/zeroed"])
       2.0
     """
+    check_name(name)
 
     def init(params: PyTree) -> ZeroState:
         counters = (jnp.zeros((), jnp.int32) for _ in range(2))
@@ -90,6 +92,7 @@ def zero_nonfinite(
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ZeroState]:
+        check_updates(name, updates)
         check_state(name, state, ZeroState)
         zeroed = _count_nonfinite(updates, axis_name)
         clean = filled(updates, map(_finite, counted(updates)))
@@ -114,16 +117,13 @@ class SkipReport(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Nonfinite:
+class _Nonfinite(Judge):
     """Judges a step by whether all its numbers are finite."""
 
     axis_name: AxisName
 
     def init(self, params: PyTree) -> tuple[tuple[()], SkipReport]:
         return (), SkipReport(*(jnp.zeros((), jnp.int32) for _ in range(3)))
-
-    def entries(self, params: PyTree) -> tuple[Entry, ...]:
-        return ()
 
     def judge(
         self,

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, PyTree
 
-from optaxclip.arguments import check_transformation
 from optaxclip.groups import Entry
 from optaxclip.guards.holding import held_if
 from optaxclip.guards.streaks import tally
 from optaxclip.leaves import counts
 from optaxclip.numbers import computed_once
 from optaxclip.reports import check_state, state_type
+from optaxclip.roles import check_name, check_transformation
+from optaxclip.updates import check_updates
 
 
 class SkipState(NamedTuple):
@@ -42,8 +43,8 @@ class Judge(Protocol):
         ...
 
     def entries(self, params: PyTree) -> tuple[Entry, ...]:
-        """Return the names of the entries of vectors in the report."""
-        ...
+        """Return the names of the entries of vectors in the report, if it has any."""
+        return ()
 
     def judge(
         self,
@@ -73,6 +74,7 @@ def skipping(
       name: the name used in `optaxclip.report`.
     """
     check_transformation(inner, "inner")
+    check_name(name)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> SkipState:
@@ -82,6 +84,7 @@ def skipping(
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SkipState]:
+        check_updates(name, updates)
         check_state(name, state, SkipState)
         bad, memory, report = judge.judge(
             updates, params, state.memory, state.report, extra

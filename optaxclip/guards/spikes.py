@@ -13,11 +13,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from optaxclip import norms, scopes
-from optaxclip.arguments import check_between, check_limit, check_window
-from optaxclip.groups import Entry
+from optaxclip.arguments import check_between, check_nonnegative, check_window
 from optaxclip.guards.holding import keep_if
 from optaxclip.guards.measuring import apart
-from optaxclip.guards.skipping import skipping
+from optaxclip.guards.skipping import Judge, skipping
 from optaxclip.leaves import AxisName
 from optaxclip.norms.norm import measure
 from optaxclip.thresholds.loss import loss_of
@@ -56,7 +55,7 @@ class SpikeReport(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Spikes:
+class _Spikes(Judge):
     """Judges a step by its distance from the mean, in standard deviations."""
 
     sigmas: ArrayLike
@@ -94,9 +93,6 @@ class _Spikes:
         above = jnp.maximum(jnp.asarray(self.sigmas, jnp.float32), 0.0)
         below = jnp.maximum(jnp.asarray(self.sigmas_below, jnp.float32), 0.0)
         return ~((score <= above) & (score >= -below) & jnp.isfinite(x))
-
-    def entries(self, params: PyTree) -> tuple[Entry, ...]:
-        return ()
 
     def judge(
         self,
@@ -219,9 +215,9 @@ def skip_spikes(
       ``consecutive`` shows; `optaxclip.stop_on_streak` ends such a run. The standard
       deviation is that of the window, without Bessel's correction.
     """
-    check_limit(sigmas, "sigmas")
-    check_limit(sigmas_below, "sigmas_below")
-    check_limit(min_std, "min_std")
+    check_nonnegative(sigmas, "sigmas")
+    check_nonnegative(sigmas_below, "sigmas_below")
+    check_nonnegative(min_std, "min_std")
     check_window(window)
     check_between(min_steps, 1, window, "min_steps, which the window has to hold,")
     judge = _Spikes(sigmas, sigmas_below, window, min_steps, min_std, axis_name)

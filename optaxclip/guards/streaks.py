@@ -11,6 +11,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, PyTree
 
+from optaxclip.arguments import check_nonnegative
 from optaxclip.reading import report
 
 Report = TypeVar("Report", bound=Any)
@@ -53,6 +54,7 @@ def stop_on_streak(opt_state: PyTree, max_consecutive: int) -> None:
       Traceback (most recent call last):
       RuntimeError: skip_nonfinite has acted in each of the last 3 steps, more than 2.
     """
+    check_nonnegative(max_consecutive, "max_consecutive")
     found = report(opt_state)
     streaks = {
         key.removesuffix("/consecutive"): streak

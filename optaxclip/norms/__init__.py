@@ -5,12 +5,15 @@ underflow.
 """
 
 import math
+import sys
 from typing import Any
 
-from optaxclip.arguments import answers, not_static
+from optaxclip.arguments import not_static
 from optaxclip.norms.maxima import GeneralNorm, MaxNorm
 from optaxclip.norms.norm import Magnitude, Norm
 from optaxclip.norms.sums import PowerNorm
+from optaxclip.roles import answers
+from optaxclip.sentences import shown
 
 __all__ = ["Magnitude", "Norm", "as_norm", "l1", "l2", "linf", "mean", "p_norm", "rms"]
 
@@ -47,12 +50,15 @@ def p_norm(order: float) -> Norm:
       >>> optaxclip.norms.p_norm(2) == optaxclip.norms.l2
       True
     """
-    if not isinstance(order, int | float):
+    if not isinstance(order, int | float) or isinstance(order, bool):
         raise not_static("ord", "number", order)
     if order == math.inf:
         return linf
-    if not order >= 1:
-        raise ValueError(f"ord must be at least 1 or infinity, not {order}.")
+    if not 1 <= order <= sys.float_info.max:
+        raise ValueError(
+            f"ord must be at least 1 or infinity, not {shown(order)}; give 2 for the "
+            "Euclidean norm."
+        )
     return PowerNorm(int(order)) if order in (1, 2) else GeneralNorm(float(order))
 
 

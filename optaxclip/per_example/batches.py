@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from optaxclip.mesh import vary, varying_axes
+
 Batch = tuple[PyTree, ...]
 _CUT = object()
 
@@ -27,19 +29,23 @@ def _each_leaf(
 ) -> PyTree:
     """Visit the leaves of an argument that have an axis of examples."""
 
-    def below(axis: int | None, part: PyTree) -> PyTree:
+    def below(above: Any, axis: int | None, part: PyTree) -> PyTree:
         if axis is None:
             return part
+        start = name + jax.tree_util.keystr(above)
         return jax.tree.map_with_path(
-            lambda path, x: visit(axis, name + jax.tree_util.keystr(path), x), part
+            lambda path, x: visit(axis, start + jax.tree_util.keystr(path), x), part
         )
 
-    return jax.tree.map(below, in_axes, argument, is_leaf=lambda a: a is None)
+    return jax.tree.map_with_path(below, in_axes, argument, is_leaf=lambda a: a is None)
 
 
-def axes_of(in_axes: Any, batch: Batch) -> tuple[Any, ...]:
-    """Return the axes of each argument after the parameters."""
-    if not batch:
+def axes_of(in_axes: Any, batch: Batch, named: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the axes of each argument after the parameters, and of the named ones.
+
+    What has a name is batched as in ``jax.vmap``: arrays along axis 0.
+    """
+    if not batch and not named:
         raise ValueError(
             "a batch is missing; call the function with the parameters and at least "
             "one batch of examples."
@@ -66,7 +72,7 @@ def axes_of(in_axes: Any, batch: Batch) -> tuple[Any, ...]:
                 f"but {part!r} does not fit batch argument {position + 1} of "
                 f"structure {jax.tree.structure(argument)}; give each part an axis."
             )
-    return axes
+    return *axes, jax.tree.map(lambda x: 0 if hasattr(x, "dtype") else None, named)
 
 
 def _is_prefix(in_axes: Any, argument: PyTree) -> bool:
@@ -79,7 +85,7 @@ def _is_prefix(in_axes: Any, argument: PyTree) -> bool:
 
 
 def number_of_examples(in_axes: tuple[Any, ...], batch: Batch) -> int:
-    """Count the examples; all arguments must agree."""
+    """Count the examples; all arguments must agree, of which the last have names."""
     sizes: dict[str, int] = {}
     raw_keys: list[str] = []
 
@@ -95,8 +101,9 @@ def number_of_examples(in_axes: tuple[Any, ...], batch: Batch) -> int:
         if jnp.shape(x) == (2,) and getattr(x, "dtype", None) == jnp.uint32:
             raw_keys.append(name)
 
-    for position, (axes, argument) in enumerate(zip(in_axes, batch, strict=True)):
-        _each_leaf(visit, axes, argument, f"batch argument {position + 1}")
+    titles = [f"batch argument {i + 1}" for i in range(len(batch) - 1)] + ["argument"]
+    for title, axes, argument in zip(titles, in_axes, batch, strict=True):
+        _each_leaf(visit, axes, argument, title)
     if not sizes:
         raise ValueError(
             "in_axes must name an axis of examples for at least one argument; none "
@@ -116,8 +123,6 @@ def number_of_examples(in_axes: tuple[Any, ...], batch: Batch) -> int:
                 f"{name} has {count} examples, but {first} has {number}; all "
                 "arguments of a batch must have the same number."
             )
-    if number == 0:
-        raise ValueError("the batch must hold at least one example, not 0.")
     return number
 
 
@@ -147,6 +152,49 @@ def examples_of(in_axes: tuple[Any, ...], batch: Batch) -> list[Any]:
     for axes, argument in zip(in_axes, batch, strict=True):
         _each_leaf(lambda axis, name, x: found.append(x), axes, argument, "")
     return found
+
+
+def with_one_of_zeros(in_axes: tuple[Any, ...], batch: Batch) -> Batch:
+    """Return a batch of one example, of which all numbers are 0."""
+
+    def visit(axis: int, name: str, x: Any) -> Any:
+        if _is_key(x):
+            key = jax.random.key(0, impl=jax.random.key_impl(x))
+            return jnp.broadcast_to(key, (1, *x.shape[1:]))
+        return vary(jnp.zeros((1, *x.shape[1:]), x.dtype), varying_axes(x))
+
+    return tuple(
+        _each_leaf(visit, axes, argument, "")
+        for axes, argument in zip(in_axes, batch, strict=True)
+    )
+
+
+def shared_keys(in_axes: tuple[Any, ...], batch: Batch) -> dict[int, str]:
+    """Name the keys that are shared since all around them is, by their positions.
+
+    A key whose own entry in `in_axes` is None is meant to be shared.
+    """
+
+    def below(axis: int | None, part: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: axis is None and x is not part, part)
+
+    found: list[tuple[str, bool]] = []
+    for number, (axes, argument) in enumerate(zip(in_axes, batch, strict=True)):
+        marks = jax.tree.map(below, axes, argument, is_leaf=lambda a: a is None)
+        pairs = zip(
+            jax.tree.leaves_with_path(argument), jax.tree.leaves(marks), strict=True
+        )
+        found += [
+            (f"batch argument {number + 1}{jax.tree_util.keystr(path)}", shared)
+            for (path, x), shared in pairs
+            if hasattr(x, "dtype")
+        ]
+    leaves = arrays_of(batch)
+    return {
+        i: name
+        for i, ((name, shared), x) in enumerate(zip(found, leaves, strict=True))
+        if shared and _is_key(x)
+    }
 
 
 def one_example(in_axes: tuple[Any, ...], batch: Batch) -> PyTree:

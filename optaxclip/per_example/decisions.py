@@ -103,12 +103,25 @@ def measure_examples(
         return sums, common
 
     sums, units = jax.lax.cond(
-        jnp.all(jnp.stack(usual) | ~mask[None]),
+        _agreed(jnp.all(jnp.stack(usual) | ~mask[None])),
         lambda _: (found, [one for _ in groups]),
         precisely,
         kept,
     )
     return [Magnitude(jnp.sqrt(s), 1 / u) for s, u in zip(sums, units, strict=True)]
+
+
+@jax.custom_batching.custom_vmap
+def _agreed(flag: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Decide as one for all members of a ``jax.vmap``, which else take both ways."""
+    return flag
+
+
+@_agreed.def_vmap
+def _of_members(
+    size: int, mapped: list[bool], flags: Bool[Array, "members"]
+) -> tuple[Bool[Array, ""], bool]:
+    return _agreed(jnp.all(flags, axis=0)), False
 
 
 def decide(

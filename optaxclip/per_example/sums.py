@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from optaxclip.arguments import check_named_axis
 from optaxclip.leaves import AxisName, as_tuple
 from optaxclip.mesh import check_axes, vary, varying_axes
+from optaxclip.norms import Magnitude
 from optaxclip.numbers import measuring_dtype
 from optaxclip.per_example import batches
 from optaxclip.per_example.decisions import decide, measure_examples
@@ -26,8 +27,8 @@ class PerExample(NamedTuple):
     Attributes:
       value: the loss.
       aux: the auxiliary output of the loss.
-      norm: the norm of the gradient before clipping; for several limits, one norm for
-        each, arranged like the limits.
+      norm: the norm of the gradient before clipping, 0 where the mask excludes the
+        example; for several limits, one norm for each, arranged like the limits.
     """
 
     value: Float[Array, "examples"]
@@ -66,7 +67,23 @@ class Examples(NamedTuple):
     def trace(self, loss: Loss) -> Traced:
         """Trace the gradient of one example."""
         example = batches.one_example(self.in_axes, self.batch)
-        return trace(loss.function, self.params, example, loss.has_aux)
+        traced = trace(loss.function, self.params, example, loss.has_aux)
+        self._refuse_shared_keys(traced)
+        return traced
+
+    def _refuse_shared_keys(self, traced: Traced) -> None:
+        """Refuse random numbers that are the same for all examples by accident."""
+        program = traced.program
+        _, read = program.needs(program.jaxpr.outvars)
+        given = program.jaxpr.invars[len(jax.tree.leaves(self.params)) :]
+        for position, name in batches.shared_keys(self.in_axes, self.batch).items():
+            if given[position] in read:
+                raise ValueError(
+                    f"{name} is a random key inside of what all examples share, so "
+                    "that all would draw the same numbers; hand over one key as an "
+                    "argument of its own, which is split, and let the loss use it, by "
+                    "nnx.reseed(module, dropout=key) in Flax NNX."
+                )
 
     def dtype(self) -> np.dtype:
         """Return the dtype in which norms are measured."""
@@ -81,13 +98,18 @@ class Examples(NamedTuple):
 
 
 def prepare(
-    params: PyTree, batch: tuple, in_axes: Any, mask: Any, axis_name: AxisName
+    params: PyTree,
+    batch: tuple,
+    named: dict[str, Any],
+    in_axes: Any,
+    mask: Any,
+    axis_name: AxisName,
 ) -> Examples:
-    """Check and arrange the user's arguments."""
+    """Check and arrange the user's arguments, also those given by name."""
     params = checked_params(params)
     check_named_axis("axis_name", axis_name)
     check_axes(as_tuple(axis_name))
-    axes = batches.axes_of(in_axes, batch)
+    axes, batch = batches.axes_of(in_axes, batch, named), (*batch, named)
     number = batches.number_of_examples(axes, batch)
     axes, batch = batches.examples_first(axes, batch, number, as_tuple(axis_name))
     mask = jnp.ones(number, bool) if mask is None else jnp.asarray(mask)
@@ -126,11 +148,14 @@ def add_up(
             zip(ways, recorded.kept, leaves, strict=True)
         )
     ]
-    return _told(recorded, limits.like_given([size.plain for size in sizes])), totals
+    return _told(recorded, limits, sizes, mask), totals
 
 
-def _told(recorded: Recorded, norm: PyTree) -> PerExample:
-    return PerExample(recorded.value, recorded.aux, norm)
+def _told(
+    recorded: Recorded, limits: Limits, sizes: list[Magnitude], mask: Array
+) -> PerExample:
+    norms = [jnp.where(mask, size.plain, jnp.zeros_like(size.value)) for size in sizes]
+    return PerExample(recorded.value, recorded.aux, limits.like_given(norms))
 
 
 def measure_norms(loss: Loss, groups: Limits, examples: Examples) -> PerExample:
@@ -141,7 +166,17 @@ def measure_norms(loss: Loss, groups: Limits, examples: Examples) -> PerExample:
     sizes = measure_examples(
         ways, recorded.kept, groups.groups, examples.mask, examples.dtype()
     )
-    return _told(recorded, groups.like_given([size.plain for size in sizes]))
+    return _told(recorded, groups, sizes, examples.mask)
+
+
+def _of_none(
+    function: Callable[[Examples], tuple[PerExample, list[Array]]], examples: Examples
+) -> tuple[PerExample, list[Array]]:
+    """Call a function for one example that does not count, and forget that one."""
+    batch = batches.with_one_of_zeros(examples.in_axes, examples.batch)
+    mask = vary(jnp.zeros(1, bool), varying_axes(examples.mask))
+    told, sums = function(examples._replace(batch=batch, mask=mask))
+    return jax.tree.map(lambda x: x[:0], told), sums
 
 
 def in_chunks(
@@ -150,9 +185,11 @@ def in_chunks(
     size: int | None,
 ) -> tuple[PerExample, list[Array]]:
     """Call a function for chunks of the examples, one after another, or for all."""
+    number = len(examples.mask)
+    if number == 0:
+        return _of_none(function, examples)
     if size is None:
         return function(examples)
-    number = len(examples.mask)
     if not isinstance(size, int | np.integer):
         raise TypeError(f"microbatch_size must be an int, not {size!r}.")
     if size < 1:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from optaxclip.arguments import check_fits
 from optaxclip.groups import Groups, PerGroup, map_groups, share_trace
 from optaxclip.leaves import is_one_leaf
 from optaxclip.norms import Magnitude
@@ -34,12 +35,7 @@ def nonnegative(limit: PerGroup, size: PerGroup) -> PerGroup:
 
 def _nonnegative(size: Number, limit: ArrayLike) -> Number:
     limit = jnp.asarray(limit).astype(size.dtype)
-    ends = zip(reversed(limit.shape), reversed(size.shape), strict=False)
-    if limit.ndim > size.ndim or not all(own in (1, wanted) for own, wanted in ends):
-        raise ValueError(
-            f"a limit of shape {limit.shape} does not fit groups of shape "
-            f"{size.shape}; give one number, or one per group."
-        )
+    check_fits(limit.shape, size.shape)
     return jnp.maximum(limit, jnp.zeros_like(limit))
 
 

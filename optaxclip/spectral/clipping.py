@@ -74,8 +74,13 @@ def clip_singular_values(
 
       Matrices with no singular value above ``limit * (1 + 4e-6)`` are bitwise
       unchanged. Stacked matrices, by `leading_axes` or ``jax.vmap``, are processed
-      together. Inside ``jax.shard_map`` a matrix has to be whole on its device, and the
-      report is about the device's own matrices.
+      together.
+
+      Under ``jit`` matrices may be sharded in any way. Inside ``jax.shard_map`` each
+      matrix has to be whole on its device, though devices may have different ones, and
+      the report is about the device's own. There is no ``axis_name``: the singular
+      values of a matrix are no sum over its parts, so its parts would have to be
+      gathered first. There is no ``ord``, since the norm is the method.
 
       As a bound on weights, `bound_weights(clip_singular_values(c))` keeps float32
       parameters within ``c * (1 + 1e-5)``. Parameters of narrower dtypes are rounded
@@ -104,11 +109,8 @@ def soft_clip_singular_values(
     Args:
       max_value: the bound c >= 0: a number, an array, a schedule of the clipper's own
         step, a prefix tree of these, or a threshold.
-      leading_axes: the number of leading dimensions that stack matrices, such as
-        scanned layers: an int or a prefix tree of ints; 0 by default.
-      axis: the dimensions of a leaf that are the inputs of a matrix, the others being
-        its outputs: an int, a tuple, or a prefix tree of these; all but the last by
-        default.
+      leading_axes: as in `clip_singular_values`.
+      axis: as in `clip_singular_values`.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases, and

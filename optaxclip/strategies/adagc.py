@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int32, PyTree
 
 from optaxclip import norms, responses, scopes
-from optaxclip.arguments import check_between, check_decay, check_limit
+from optaxclip.arguments import check_decay, check_nonnegative, check_steps
 from optaxclip.clipper import clipper
 from optaxclip.groups import PerGroup, map_groups
 from optaxclip.leaves import AxisName
@@ -143,9 +143,9 @@ class _OwnPast:
     warmup_steps: ArrayLike
 
     def __post_init__(self) -> None:
-        check_limit(self.factor, "factor")
+        check_nonnegative(self.factor, "factor")
         check_decay(self.decay)
-        check_between(self.warmup_steps, 0, jnp.inf, "warmup_steps")
+        check_steps(self.warmup_steps, 0, "warmup_steps")
 
     def init(self, groups: GroupShapes) -> tuple[Any, Any]:
         return self.max_norm.init(groups), begin(_first, groups)

@@ -8,7 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optaxclip import norms, responses, scopes
-from optaxclip.arguments import check_limit
+from optaxclip.arguments import check_nonnegative
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
 from optaxclip.thresholds import Limit, Share, as_threshold
@@ -70,7 +70,7 @@ def agc(
       Brock et al., High-performance large-scale image recognition without
       normalization, 2021, arXiv:2102.06171.
     """
-    check_limit(floor, "floor")
+    check_nonnegative(floor, "floor")
     return clipper(
         scopes.unit(axis=axis, axis_name=axis_name),
         norms.l2,

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from optaxclip import norms, responses, scopes
-from optaxclip.arguments import check_limit
+from optaxclip.arguments import check_nonnegative
 from optaxclip.clipper import Clip
 from optaxclip.groups import Groups, PerGroup, map_groups
 from optaxclip.leaves import AxisName, beside, counted
@@ -111,8 +111,8 @@ def clippy(
       Tang et al., Improving training stability for multitask ranking models in
       recommender systems, 2023, arXiv:2302.09178.
     """
-    check_limit(max_relative, "max_relative")
-    check_limit(max_absolute, "max_absolute")
+    check_nonnegative(max_relative, "max_relative")
+    check_nonnegative(max_absolute, "max_absolute")
     if not isinstance(max_absolute, Tracer) and np.any(np.asarray(max_absolute) == 0):
         raise ValueError(
             "max_absolute must be above 0, not 0; no parameter at zero could move."

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int32
 
 from optaxclip import norms, responses, scopes
-from optaxclip.arguments import check_between, check_decay
+from optaxclip.arguments import check_decay, check_steps
 from optaxclip.averages import root_mean_square
 from optaxclip.clipper import clipper
 from optaxclip.groups import PerGroup, map_groups
@@ -132,7 +132,7 @@ def spam_clip(
       2025, arXiv:2501.06842.
     """
     check_decay(decay)
-    check_between(warmup_steps, 0, jnp.inf, "warmup_steps")
+    check_steps(warmup_steps, 0, "warmup_steps")
     return clipper(
         scopes.element(axis_name=axis_name),
         norms.linf,

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
 from optaxclip import norms, responses, scopes
-from optaxclip.arguments import check_decay, check_limit
+from optaxclip.arguments import check_decay, check_nonnegative
 from optaxclip.averages import moved, newest_share, root_mean_square
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
@@ -217,7 +217,7 @@ def adagn(
     """
     check_decay(b1, "b1")
     check_decay(b2, "b2")
-    check_limit(eps, "eps")
+    check_nonnegative(eps, "eps")
     return clipper(
         scopes.tensor(leading_axes=leading_axes, axis_name=axis_name),
         norms.l2,

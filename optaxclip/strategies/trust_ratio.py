@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from optaxclip import norms, responses, scopes
-from optaxclip.arguments import check_limit
+from optaxclip.arguments import check_nonnegative
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
 from optaxclip.thresholds import Limit, Share, as_threshold
@@ -66,7 +66,7 @@ def clip_trust_ratio(
       You et al., Large batch training of convolutional networks, 2017,
       arXiv:1708.03888.
     """
-    check_limit(floor, "floor")
+    check_nonnegative(floor, "floor")
     return clipper(
         scopes.tensor(leading_axes=leading_axes, axis_name=axis_name),
         norms.l2,

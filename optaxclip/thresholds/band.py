@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optaxclip.arguments import check_decay, check_limit, check_order
+from optaxclip.arguments import check_decay, check_nonnegative, check_order
 from optaxclip.numbers import Number
 from optaxclip.thresholds.ema import EmaState, average, empty_average
 from optaxclip.thresholds.memory import Remembering, choose, like
@@ -42,10 +42,10 @@ class Band(Remembering):
 
     def __post_init__(self) -> None:
         """Validate the arguments, unless traced."""
-        check_limit(self.low, "low")
-        check_limit(self.high, "high")
+        check_nonnegative(self.low, "low")
+        check_nonnegative(self.high, "high")
         check_order(self.low, self.high)
-        check_limit(self.floor, "floor")
+        check_nonnegative(self.floor, "floor")
         check_decay(self.decay)
 
     def first(self, group: jax.ShapeDtypeStruct) -> EmaState:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int32, PyTree
 
-from optaxclip.arguments import check_between
+from optaxclip.arguments import check_steps
 from optaxclip.groups import PerGroup, map_groups
 from optaxclip.norms import Magnitude
 from optaxclip.numbers import Number
@@ -154,7 +154,7 @@ class Warmup:
     def __post_init__(self) -> None:
         """Validate the arguments, unless traced."""
         take_thresholds(self, "during", "after")
-        check_between(self.warmup_steps, 0, jnp.inf, "warmup_steps")
+        check_steps(self.warmup_steps, 0, "warmup_steps")
 
     def init(self, groups: GroupShapes) -> WarmupState:
         """See `Threshold.init`."""

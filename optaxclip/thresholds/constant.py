@@ -9,10 +9,11 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int32, PyTree
 
-from optaxclip.arguments import answers, check_limit, check_lower
+from optaxclip.arguments import check_limit, check_lower, is_real
 from optaxclip.groups import Elements, PerGroup, map_groups
 from optaxclip.leaves import is_one_leaf
 from optaxclip.numbers import Leaf, Number, as_number
+from optaxclip.roles import answers, check_schedule
 from optaxclip.sentences import shown, uncalled
 from optaxclip.thresholds.threshold import GroupShapes, Observation, Threshold
 
@@ -26,6 +27,10 @@ class Constant:
     """
 
     limit: PyTree[ArrayLike]
+
+    def __post_init__(self) -> None:
+        """Validate the arguments, unless traced."""
+        _check_limits(self.limit, "limit")
 
     def init(self, groups: GroupShapes) -> tuple[()]:
         """See `Threshold.init`."""
@@ -52,6 +57,10 @@ class Scheduled:
 
     limit: PyTree[optax.Schedule | ArrayLike]
 
+    def __post_init__(self) -> None:
+        """Validate the arguments, unless traced."""
+        _check_limits(self.limit, "limit")
+
     def init(self, groups: GroupShapes) -> ScheduledState:
         """See `Threshold.init`."""
         return ScheduledState(jnp.zeros((), jnp.int32))
@@ -60,11 +69,22 @@ class Scheduled:
         self, seen: Observation, state: ScheduledState
     ) -> tuple[PerGroup, ScheduledState]:
         """See `Threshold.update`."""
-        limit = jax.tree.map(
-            lambda given: given(state.step) if callable(given) else given, self.limit
-        )
+        limit = jax.tree.map(lambda given: _at(given, state.step), self.limit)
         step = jnp.asarray(optax.safe_increment(state.step))
         return _arranged(limit, seen), ScheduledState(step)
+
+
+def _at(limit: Any, step: Array) -> Any:
+    """Return a limit, or what a schedule gives for a step."""
+    if not callable(limit):
+        return limit
+    found = limit(step)
+    if not is_real(found):
+        raise TypeError(
+            f"a schedule must return a number, not {shown(found)}; change "
+            f"{shown(limit)}."
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -156,13 +176,17 @@ def as_threshold(
             f"{argument} must be an object such as thresholds.ZScore(), a number or a "
             f"schedule, not {uncalled(limit)}."
         )
+    _check_limits(limit, argument)
+    changes = any(map(callable, jax.tree.leaves(limit)))
+    return Scheduled(limit) if changes else Constant(limit)
+
+
+def _check_limits(limit: PyTree[ArrayLike | optax.Schedule], argument: str) -> None:
     given = jax.tree.leaves(limit)
     if not given:
         raise TypeError(f"{argument} must be a number, not {shown(limit)}.")
-    numbers = [value for value in given if not callable(value)]
-    for value in numbers:
-        check_limit(value, argument)
-    return Constant(limit) if len(numbers) == len(given) else Scheduled(limit)
+    for value in given:
+        (check_schedule if callable(value) else check_limit)(value, argument)
 
 
 def as_interval(
@@ -186,6 +210,7 @@ def as_interval(
     if min_value is None:
         return above
     if callable(min_value):
+        check_schedule(min_value, "min_value")
         below = as_threshold(lambda step: jnp.negative(min_value(step)))
     else:
         check_lower(min_value, "min_value")

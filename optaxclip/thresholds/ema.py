@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from optaxclip.arguments import check_decay, check_limit
+from optaxclip.arguments import check_decay, check_nonnegative
 from optaxclip.averages import moved
 from optaxclip.numbers import Number
 from optaxclip.thresholds.memory import Remembering, choose, full, like
@@ -61,7 +61,7 @@ class Ema(Remembering):
 
     def __post_init__(self) -> None:
         """Validate the arguments, unless traced."""
-        check_limit(self.factor, "factor")
+        check_nonnegative(self.factor, "factor")
         check_decay(self.decay)
 
     def first(self, group: jax.ShapeDtypeStruct) -> EmaState:

@@ -5,7 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from optaxclip.arguments import is_real
 from optaxclip.numbers import Number, as_number
+from optaxclip.sentences import shown
 
 
 def loss_of(extra_args: Mapping[str, Any]) -> Number | None:
@@ -15,7 +17,7 @@ def loss_of(extra_args: Mapping[str, Any]) -> Number | None:
       extra_args: the extra arguments of the update.
 
     Raises:
-      TypeError: if it comes as ``loss``, which would be ignored.
+      TypeError: if it is no number, or comes as ``loss``, which would be ignored.
       ValueError: if it is not a scalar.
     """
     value = extra_args.get("value")
@@ -26,6 +28,11 @@ def loss_of(extra_args: Mapping[str, Any]) -> Number | None:
         )
     if value is None:
         return None
+    if not is_real(value):
+        raise TypeError(
+            f"value must be the loss, a number, not {shown(value)}; hand over that of "
+            "the step."
+        )
     if jnp.shape(value) != ():
         raise ValueError(
             f"value must be a scalar loss, not of shape {jnp.shape(value)}; hand over "

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optaxclip.arguments import check_limit
+from optaxclip.arguments import check_nonnegative
 from optaxclip.groups import PerGroup, map_groups
 from optaxclip.numbers import Number
 from optaxclip.thresholds.constant import take_thresholds
@@ -58,7 +58,7 @@ class Share:
     def __post_init__(self) -> None:
         """Validate the arguments, unless traced."""
         take_thresholds(self, "share")
-        check_limit(self.floor, "floor")
+        check_nonnegative(self.floor, "floor")
 
     def init(self, groups: GroupShapes) -> Any:
         """See `Threshold.init`."""
@@ -95,7 +95,7 @@ class OwnShare:
 
     def __post_init__(self) -> None:
         """Validate the arguments, unless traced."""
-        check_limit(self.share, "share")
+        check_nonnegative(self.share, "share")
 
     def init(self, groups: GroupShapes) -> tuple[()]:
         """See `Threshold.init`."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from optaxclip.arguments import check_between, check_limit
+from optaxclip.arguments import check_between, check_nonnegative
 from optaxclip.groups import PerGroup
 from optaxclip.numbers import Number
 from optaxclip.thresholds.constant import take_thresholds
@@ -59,7 +59,7 @@ class TrackedQuantile:
         """Validate the arguments, unless traced."""
         take_thresholds(self, "start")
         check_between(self.quantile, 0, 1, "quantile")
-        check_limit(self.learning_rate, "learning_rate")
+        check_nonnegative(self.learning_rate, "learning_rate")
 
     def init(self, groups: GroupShapes) -> tuple[Any, Any]:
         """See `Threshold.init`."""

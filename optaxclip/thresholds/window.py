@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int32
 
 from optaxclip.arguments import (
     check_between,
-    check_limit,
+    check_nonnegative,
     check_percentile,
     check_window,
 )
@@ -115,7 +115,7 @@ class HistoricalSigma(Remembering):
 
     def __post_init__(self) -> None:
         """Validate the arguments, unless traced."""
-        check_limit(self.sigmas, "sigmas")
+        check_nonnegative(self.sigmas, "sigmas")
         check_window(self.window)
         if self.min_steps is not None:
             check_between(self.min_steps, 1, self.window, "min_steps")

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int32
 
-from optaxclip.arguments import check_between, check_decay, check_limit
+from optaxclip.arguments import check_decay, check_nonnegative, check_steps
 from optaxclip.averages import moved
 from optaxclip.numbers import Number
+from optaxclip.roles import check_flag
 from optaxclip.sentences import uncalled
 from optaxclip.thresholds.memory import Remembering, choose, full, increment, like
 
@@ -103,10 +104,11 @@ class ZScore(Remembering):
 
     def __post_init__(self) -> None:
         """Validate the arguments, unless traced."""
-        check_limit(self.z_threshold, "z_threshold")
+        check_nonnegative(self.z_threshold, "z_threshold")
         check_decay(self.decay)
-        check_between(self.warmup_steps, 1, jnp.inf, "warmup_steps")
-        check_limit(self.eps, "eps")
+        check_steps(self.warmup_steps, 1, "warmup_steps")
+        check_flag(self.skip_update_on_spike, "skip_update_on_spike")
+        check_nonnegative(self.eps, "eps")
         if not isinstance(self.spike, Spike):
             raise TypeError(
                 f"spike must be a Spike such as thresholds.to_mean, not "

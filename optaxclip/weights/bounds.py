@@ -11,9 +11,9 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from optaxclip.arguments import check_transformation
 from optaxclip.leaves import beside, counted, filled
 from optaxclip.numbers import Leaf, Number, widen, widest
+from optaxclip.roles import check_transformation
 from optaxclip.updates import check_updates
 
 

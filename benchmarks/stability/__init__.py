@@ -1,0 +1,1 @@
+"""Which strategy, and what limit: tasks, strategies, learning rates, limits, seeds."""

@@ -1,0 +1,144 @@
+"""Draw the results: how often each strategy is near the best, and maps of scores."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from PIL import Image
+
+from benchmarks.stability.measures import capped
+from benchmarks.stability.summary import Row, array, ratios, read
+from benchmarks.stability.task import Task
+from optaxclip.plotting import plot_sweep
+from optaxclip.tuning import Sweep
+
+NEAR = np.geomspace(1, 10, 100)
+# The colors of Okabe and Ito, which all kinds of color vision tell apart.
+COLORS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7"),
+    *("#E69F00", "#56B4E9", "#000000", "#999999"),
+)
+COLUMNS, WIDTH, HEIGHT = 5, 2.4, 2.0
+Panels = dict[str, tuple[np.ndarray, list[float]]]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Save with few colors, since many pictures stay in the repository."""
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png")
+    picture = Image.open(drawn).convert("RGB")
+    picture.quantize(48, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def draw_profile(found: list[Row], tasks: dict[str, Task], path: Path) -> None:
+    """The share of tasks in which each strategy is within a factor of the best."""
+    whole = Figure(figsize=(11, 5.5), dpi=100, layout="constrained")
+    names = list(dict.fromkeys(row.strategy for row in found))
+    panels = whole.subplots(1, 2, sharey=True)
+    for axes, kind in zip(panels, ("tuned", "default"), strict=True):
+        near = ratios(found, tasks, kind)
+        most = max(map(len, near.values()))
+        curves = {
+            name: np.mean(np.array(list(r.values()))[:, None] <= 1.001 * NEAR, axis=0)
+            for name, r in near.items()
+            if len(r) > most / 2
+        }
+        for name in sorted(curves, key=lambda name: -curves[name].mean()):
+            number = names.index(name)
+            style = ("-", "--", ":")[number // len(COLORS) % 3]
+            color = COLORS[number % len(COLORS)]
+            axes.plot(NEAR, curves[name], style, color=color, label=name)
+        axes.set(xscale="log", xlabel="within this factor of the best", xlim=(1, 10))
+        axes.set_title(f"{kind} limits, the best on average first", loc="left")
+        axes.set_xticks([1, 2, 5, 10], labels=["1", "2", "5", "10"])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, frameon=False, ncols=2, loc="lower right")
+    panels[0].set_ylabel("share of the tasks and their variants")
+    save(whole, path)
+
+
+def draw_map(axes: Axes, scores: np.ndarray, task: Task, trials: list[float]) -> None:
+    """The median scores over learning rates and limits, darker where they are lower."""
+    best = max(scores.min(), task.solved, 1e-9)
+    norm = LogNorm(best, max(task.failed, 1.01 * best))
+    shown = np.clip(scores, norm.vmin, norm.vmax)
+    axes.imshow(shown, norm=norm, cmap="viridis", aspect="auto", origin="lower")
+    axes.set_yticks(range(len(trials)), labels=[f"{x:g}" for x in trials], fontsize=6)
+    rates = [f"{x:g}" for x in task.rates]
+    axes.set_xticks(range(len(rates)), labels=rates, fontsize=6, rotation=90)
+    for (y, x), score in np.ndenumerate(scores):
+        text = "-" if score >= task.failed else f"{score:.2g}"
+        color = "white" if norm(shown[y, x]) < 0.6 else "black"
+        axes.text(x, y, text, ha="center", va="center", fontsize=5, color=color)
+
+
+def draw_maps(panels: Panels, task: Task, variant: str, path: Path) -> None:
+    """A map for each strategy."""
+    lines = -(-len(panels) // COLUMNS)
+    whole = Figure(figsize=(COLUMNS * WIDTH, 0.5 + lines * HEIGHT), dpi=90)
+    places = np.atleast_2d(whole.subplots(lines, COLUMNS)).ravel()
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (strategy, (scores, trials)) in zip(places, panels.items(), strict=False):
+        draw_map(axes, scores, task, trials)
+        axes.set_title(strategy, fontsize=8)
+    whole.suptitle(
+        f"{task.title}, {variant}: {task.measured}, by limit (up) and learning rate "
+        "(right); - no better than untrained",
+        fontsize=9,
+    )
+    top = 1 - 0.5 / (0.5 + lines * HEIGHT)
+    whole.subplots_adjust(0.04, 0.06, 0.99, top, wspace=0.25, hspace=0.6)
+    save(whole, path)
+
+
+def maps(folder: Path, tasks: dict[str, Task]) -> dict[tuple[str, str], Panels]:
+    """The medians of the tuning scores, by task and variant, then by strategy."""
+    panels: dict[tuple[str, str], Panels] = {}
+    for found in read(folder):
+        task, trials = tasks[found["task"]], found["trials"]
+        for variant, cases in found["variants"].items():
+            if trials:
+                medians = np.median(capped(array(cases["tuning"]), task.failed), -1)
+                here = panels.setdefault((task.name, variant), {})
+                here[found["strategy"]] = medians, trials
+    return panels
+
+
+def draw_sweeps(folder: Path, tasks: dict[str, Task], path: Path) -> None:
+    """The tuning scores of `clip_global_norm` by limit, each at its best rate."""
+    panels = [
+        (tasks[found["task"]], variant, found["trials"], array(cases["tuning"]))
+        for found in read(folder)
+        if found["strategy"] == "global"
+        for variant, cases in found["variants"].items()
+    ]
+    lines = -(-len(panels) // 3)
+    whole = Figure(figsize=(15, 3.6 * lines), dpi=60, layout="constrained")
+    places = np.atleast_2d(whole.subplots(lines, 3)).ravel()
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (task, variant, trials, scores) in zip(places, panels, strict=False):
+        scores = np.where(scores < task.failed, scores, np.nan)
+        best = np.argmin(np.median(capped(scores, task.failed), axis=-1), axis=1)
+        chosen = scores[np.arange(len(trials)), best]
+        seeds = np.arange(chosen.shape[1])
+        plot_sweep(Sweep(np.array(trials), seeds, chosen), ax=axes)
+        axes.set_ylabel(f"{task.name}, {variant}")
+    save(whole, path)
+
+
+def draw(folder: Path, found: list[Row], tasks: dict[str, Task]) -> list[Path]:
+    """Draw everything into the folder of results."""
+    paths = [folder / "profile.png", folder / "sweeps.png"]
+    draw_profile(found, tasks, paths[0])
+    draw_sweeps(folder, tasks, paths[1])
+    for (task, variant), panels in maps(folder, tasks).items():
+        name = f"{task}_{variant.replace(' ', '_').replace('%', '')}.png"
+        paths.append(folder / name)
+        draw_maps(panels, tasks[task], variant, paths[-1])
+    return paths

@@ -1,0 +1,155 @@
+"""Write the tables of results, one page of Markdown."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.stability.summary import Row, ratios, read
+from benchmarks.stability.task import Task
+
+HEAD = """# Results
+
+Written by `python -m benchmarks.stability --figures` from the files beside this one.
+Every strategy had the same budget: five limits, each at every learning rate, on three
+seeds of their own. The scores are of ten other seeds at the best rate, as the median
+and the quartiles; the lower, the better. *Learned* is the share of seeds that reached
+what counts as solved, at the rate where most did. *Diverged* is the share of runs
+that ended no better than untrained, at the best rate and above. *Range* is the ratio of
+the ends of the widest range of learning rates within twice the best score of all
+strategies, 1 for a single rate and 0 for none; *sensitivity* is what is lost on average
+over all rates. *Spikes* and *clipped* are shares of the steps at the best rate, and
+*norm* is the median norm of the gradient there. The files tell the time of a step, too,
+which means little where several processes shared a machine.
+"""
+
+
+STANDING = """## How often each strategy is near the best
+
+In how many of the variants the score is within 1.1 and within 2 times the best of all,
+with the tuned limits and with the defaults; scores below what counts as solved are
+equally good. The last columns compare a strategy's default with its tuned limit, and
+its ranges of learning rates with those without clipping.
+
+![profile](profile.png)
+
+The score of `clip_global_norm` by its limit, on the seeds that chose it:
+
+![sweeps](sweeps.png)"""
+
+
+def short(number: float) -> str:
+    """Three digits, and 0 for what is only rounding."""
+    return f"{number:.3g}" if number > 1e-6 else "0"
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "strategy": lambda row: f"[{row.strategy}]({row.task}/{row.strategy}.json)",
+    "limit": lambda row: "" if row.limit is None else f"{row.limit:g} ({row.kind})",
+    "rate": lambda row: f"{row.rate:g}",
+    "score": lambda row: (
+        f"{short(row.median)} ({short(row.lower)} to {short(row.upper)})"
+    ),
+    "learned": lambda row: "" if np.isnan(row.solved) else f"{row.solved:.0%}",
+    "diverged": lambda row: f"{row.diverged:.0%}",
+    "range": lambda row: f"{row.usable:.3g}",
+    "sensitivity": lambda row: f"{row.sensitivity:.3g}",
+    "spikes": lambda row: f"{row.spikes:.2%}",
+    "clipped": lambda row: f"{row.clipped:.1%}",
+    "norm": lambda row: "" if np.isnan(row.norm) else f"{row.norm:.3g}",
+}
+
+
+def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def overview(found: list[Row], cell: Callable[[Row], str], kind: str) -> str:
+    """A line for each strategy and a column for each variant of each task."""
+    columns = list(dict.fromkeys((row.task, row.variant) for row in found))
+    names = list(dict.fromkeys(row.strategy for row in found))
+    cells = {
+        (row.strategy, row.task, row.variant): cell(row)
+        for row in found
+        if row.kind == kind or (kind == "tuned" and row.limit is None)
+    }
+    titles = [
+        task if variant == "clean" else f"{task}, {variant}"
+        for task, variant in columns
+    ]
+    body = [[name, *(cells.get((name, *c), "") for c in columns)] for name in names]
+    return markdown(["strategy", *titles], body)
+
+
+def standing(found: list[Row], tasks: dict[str, Task]) -> str:
+    """A line for each strategy: how often it is near the best."""
+    tuned, default = (ratios(found, tasks, kind) for kind in ("tuned", "default"))
+    body = []
+    for name in tuned:
+        near = [np.array(list(r[name].values())) for r in (tuned, default)]
+        both = [p for p in tuned[name] if p in default[name]]
+        same = sum(default[name][p] <= 1.1 * tuned[name][p] for p in both)
+        cells = [f"{np.sum(r <= x)} of {len(r)}" for x in (1.1, 2.0) for r in near]
+        body.append([name, *cells, f"{same} of {len(both)}", widths(found, name)])
+    head = ["strategy", "tuned, within 1.1", "default", "tuned, within 2", "default"]
+    head += ["default within 1.1 of tuned", "range wider, narrower than none's"]
+    return markdown(head, body)
+
+
+def widths(found: list[Row], name: str) -> str:
+    """Say how often the range of learning rates grew or shrank with tuned limits."""
+    tuned = [row for row in found if row.kind == "tuned" or row.limit is None]
+    there = {(row.strategy, row.task, row.variant): row.usable for row in tuned}
+    changes = [
+        np.log10((width + 0.1) / (there["none", *place] + 0.1))
+        for (strategy, *place), width in there.items()
+        if strategy == name and ("none", *place) in there
+    ]
+    wider, narrower = np.sum(np.array(changes) > 0.1), np.sum(np.array(changes) < -0.1)
+    return f"{wider}, {narrower} of {len(changes)}"
+
+
+def details(found: list[Row], tasks: dict[str, Task]) -> str:
+    """A table for each variant of each task."""
+    parts = []
+    for task, variant in dict.fromkeys((row.task, row.variant) for row in found):
+        here = [row for row in found if (row.task, row.variant) == (task, variant)]
+        here.sort(key=lambda row: (row.median, row.sensitivity))
+        body = [[cell(row) for cell in COLUMNS.values()] for row in here]
+        title = f"## {task}: {variant}\n\n{tasks[task].title[0].upper()}"
+        title += f"{tasks[task].title[1:]}; the score is the {tasks[task].measured}."
+        parts.append(f"{title}\n\n{markdown(list(COLUMNS), body)}")
+    return "\n\n".join(parts)
+
+
+def provenance(folder: Path) -> str:
+    """Say with what and where the files were made."""
+    made: dict[str, int] = {}
+    for found in read(folder):
+        versions, machine = found["versions"], found["machine"]
+        said = ", ".join(f"{name} {number}" for name, number in versions.items())
+        line = f"{machine['device']}, {machine['cores']} cores, {said}: "
+        line += f"`{found['command']}`"
+        made[line] = made.get(line, 0) + 1
+    return "\n".join(f"- {number} files: {line}" for line, number in made.items())
+
+
+def write(folder: Path, found: list[Row], tasks: dict[str, Task]) -> Path:
+    """Write the page into the folder of results."""
+    score = overview(found, lambda row: short(row.median), "tuned")
+    default = overview(found, lambda row: short(row.median), "default")
+    width = overview(found, lambda row: f"{row.usable:.3g}", "tuned")
+    parts = [
+        HEAD,
+        provenance(folder),
+        STANDING,
+        standing(found, tasks),
+        f"## Scores with the tuned limits\n\n{score}",
+        f"## Scores with the defaults\n\n{default}",
+        f"## Ranges of learning rates with the tuned limits\n\n{width}",
+        details(found, tasks),
+    ]
+    page = folder / "README.md"
+    page.write_text("\n\n".join(parts) + "\n")
+    return page

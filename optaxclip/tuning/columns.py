@@ -1,0 +1,85 @@
+"""The columns of a history: which clipper, field and group each key stands for."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+Columns = dict[str, np.ndarray]
+
+# The fields of all reports. A name or a path may have slashes of its own.
+_FIELDS = {
+    *("pre_norm", "post_norm", "limit", "clipped_fraction", "clipped_steps"),
+    *("skipped", "consecutive", "total", "zeroed"),
+    *("norm", "norm_score", "value_score", "value_given"),
+    *("update_norm", "param_norm", "ratio", "step"),
+}
+
+
+class Place(NamedTuple):
+    """What a key of a report stands for.
+
+    Attributes:
+      name: that of the clipper or guard.
+      field: the field of its report.
+      group: the path of a leaf or the label of a group; "" where there is none.
+    """
+
+    name: str
+    field: str
+    group: str
+
+
+def place_of(key: str) -> Place:
+    """Split a key such as ``clip_tensor_norm/pre_norm/body/kernel``."""
+    parts = key.split("/")
+    at = next((i for i, part in enumerate(parts) if i and part in _FIELDS), 1)
+    return Place(
+        "/".join(parts[:at]), "/".join(parts[at : at + 1]), "/".join(parts[at + 1 :])
+    )
+
+
+def later(columns: Columns, since: int) -> Columns:
+    """Return the steps from `since` on."""
+    steps = len(next(iter(columns.values()), ()))
+    if not 0 <= since < max(1, steps):
+        raise ValueError(
+            f"since must be at least 0 and below the number of steps, {steps}, not "
+            f"{since}."
+        )
+    return {key: column[since:] for key, column in columns.items()}
+
+
+def names_in(columns: Columns) -> tuple[str, ...]:
+    """Return the names of the clippers and guards, in their order."""
+    places = map(place_of, columns)
+    return tuple(dict.fromkeys(place.name for place in places if place.field))
+
+
+def fields_of(columns: Columns, name: str) -> Columns:
+    """Return the fields of one clipper; those of single groups are put side by side."""
+    wholes: Columns = {}
+    parts: dict[str, list[np.ndarray]] = {}
+    for key, column in columns.items():
+        place = place_of(key)
+        if place.name != name or not place.field:
+            continue
+        if place.group in ("", "each"):
+            wholes["/".join(filter(None, place[1:]))] = column
+        else:
+            parts.setdefault(place.field, []).append(column)
+    stacked = {
+        f"{field}/each" if field in wholes else field: np.stack(several, axis=-1)
+        for field, several in parts.items()
+    }
+    return wholes | stacked
+
+
+def groups_of(columns: Columns, name: str) -> tuple[str, ...]:
+    """Return the names of a clipper's groups: paths, labels or, unnamed, numbers."""
+    places = [place for place in map(place_of, columns) if place.name == name]
+    named = dict.fromkeys(p.group for p in places if p.group not in ("", "each"))
+    if named:
+        return tuple(named)
+    sizes = [np.prod(x.shape[1:], dtype=int) for x in fields_of(columns, name).values()]
+    size = max(sizes, default=1)
+    return tuple(map(str, range(size))) if size > 1 else ("",)

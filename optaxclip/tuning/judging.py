@@ -1,0 +1,219 @@
+"""Sentences about a clipper, from its track."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from optaxclip.tuning.tables import number
+from optaxclip.tuning.tracks import Track
+from optaxclip.tuning.wording import GUARD, share_of, typical
+
+_RULE = 0.5  # the share from which on a limit is the rule, not an exception
+_SAME = 1e-3  # a relative difference that does not count
+_LOOK_AGAIN = "Norms move when the limit does, so look again after a change."
+
+
+class _Acting(NamedTuple):
+    """The steps in which a clipper had a limit, steps x groups, and what it did."""
+
+    before: np.ndarray
+    after: np.ndarray
+    limit: np.ndarray
+    clipped: np.ndarray
+
+
+def clipper_words(track: Track, kept: np.ndarray, of_weights: bool) -> list[str]:
+    """Say whether the limit of a clipper suits.
+
+    Args:
+      track: its steps.
+      kept: which steps count.
+      of_weights: whether it bounds parameters rather than updates.
+    """
+    told = track.before, track.after, track.limit, track.clipped
+    before, after, limit, clipped = told
+    if before is None or after is None or limit is None or clipped is None:
+        return ["Its report lacks norms to judge by."]
+    limited = np.isfinite(limit).any(axis=1)
+    acts = kept & limited
+    if not acts.any():
+        return _unlimited(before[kept])
+    free = int(np.argmax(limited))
+    said = [f"It had no limit in the first {free} steps."] if free else []
+    acting = _Acting(before[acts], after[acts], limit[acts], clipped[acts])
+    if at_once := _plain_case(acting):
+        return [*said, at_once]
+    several = before.shape[1] > 1
+    said += (
+        _several(acting, track.groups, of_weights)
+        if several
+        else _single(acting, of_weights)
+    )
+    said += _otherwise(acting) + _moved(acting)
+    return sorted(said, key=lambda words: words.endswith(_LOOK_AGAIN))
+
+
+def _plain_case(acting: _Acting) -> str:
+    """Say what needs one sentence, if anything."""
+    if not acting.after.any() and acting.before.any():
+        return "Nothing is left of any update: a limit of 0 stops all learning."
+    if _sets_every_norm(acting):
+        return (
+            "It brings small norms up to its limit as well as large ones down: the "
+            "limit is the length of every step, as a learning rate would be."
+        )
+    if not acting.clipped.any():
+        largest = number(float(np.nanmax(_excess(acting), initial=0)))
+        return f"It never acts: no norm was above {largest} times its limit."
+    return ""
+
+
+def _excess(acting: _Acting) -> np.ndarray:
+    """Return how many times as high as its limit each norm was."""
+    return acting.before / np.where(acting.limit > 0, acting.limit, np.nan)
+
+
+def _unlimited(norms: np.ndarray) -> list[str]:
+    if norms.shape[1] > 1:
+        return ["Its limits are infinite: it never acts. suggest_limit gives others."]
+    return [
+        f"Its limit is infinite: it never acts. Here {typical(norms)}; the latter "
+        f"would clip 10% of the steps. {_LOOK_AGAIN}"
+    ]
+
+
+def _changes(acting: _Acting) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tell which norms were brought to their limit, changed at all, and raised."""
+    before, after, limit, _ = acting
+    counted = (before > 0) & np.isfinite(limit)
+    there = np.abs(after - limit) <= _SAME * limit
+    changed = np.abs(after - before) > _SAME * before
+    raised = after > (1 + _SAME) * before
+    return there[counted], counted & changed, counted & raised
+
+
+def _sets_every_norm(acting: _Acting) -> bool:
+    """Tell whether norms are brought to the limit from below, too."""
+    there, changed, raised = _changes(acting)
+    most = there.size and there.mean() > 0.9 and changed.sum() > _RULE * there.size
+    return bool(most and raised.any())
+
+
+def _single(acting: _Acting, of_weights: bool) -> list[str]:
+    """Judge one group, or the one that stands for many."""
+    share, steps = float(acting.clipped.mean()), float(np.mean(acting.clipped > 0))
+    steady = _steady(acting.limit)
+    if steps == share:
+        words = [
+            f"It clipped {share_of(share)}: {_role(share, acting, of_weights, steady)}."
+        ]
+        words += _lately(acting.clipped, "the steps")
+        better = f"A limit of {number(float(np.quantile(acting.before, 0.9)))}"
+        would = "clipped 10% of the steps"
+    else:
+        whole = "the numbers or units"
+        role = _role(max(share, min(steps, _RULE)), acting, of_weights, steady)
+        words = [
+            f"It clipped {share_of(share, whole)}, and some of them in "
+            f"{share_of(steps)}: {role}."
+        ]
+        words += _lately(acting.clipped, whole)
+        times = number(float(np.nanquantile(_excess(acting), 0.9)))
+        better = f"A limit {times} times as high"
+        would = "clipped something in 10% of the steps"
+    if steps > GUARD and steady and not of_weights:
+        words.append(f"{better} would have {would}. {_LOOK_AGAIN}")
+    return words
+
+
+def _role(share: float, acting: _Acting, of_weights: bool, steady: bool) -> str:
+    """Say what a limit does that this share of the norms exceeds."""
+    if of_weights:
+        held = "it holds the parameters there"
+        return held if share > _RULE else "it stops what grows beyond it"
+    if share <= GUARD:
+        return "it guards against rare large ones"
+    if share <= _RULE:
+        return "it does more than guard against rare large ones"
+    left = (acting.after > 0).any(axis=1) & (acting.clipped > 0)
+    if not left.any():
+        return "it leaves nothing of them"
+    times = acting.before[left].max(axis=1) / acting.after[left].max(axis=1)
+    lower = number(float(np.median(times)))
+    said = f"it acts like a learning rate {lower} times lower"
+    adam = (
+        "before Adam, which divides by the size of gradients, its height hardly matters"
+    )
+    return f"{said}; {adam}" if steady else said
+
+
+def _several(acting: _Acting, groups: tuple[str, ...], of_weights: bool) -> list[str]:
+    """Judge each group by itself."""
+    bounded = np.isfinite(acting.limit)
+    over = ~(acting.before <= acting.limit) & bounded
+    shares = over.sum(axis=0) / np.maximum(bounded.sum(axis=0), 1)
+    steady = _steady(acting.limit)
+    stories = np.array([_story(share) for share in shares])
+    counts = np.bincount(np.minimum(stories, 2), minlength=3).tolist()
+    kinds = ("never clipped {}", "clipped {} now and then", "clipped {} often")
+    told = [kind.format(n) for n, kind in zip(counts, kinds, strict=True) if n]
+    worst = int(shares.argmax())
+    one = _Acting(
+        before=acting.before[:, [worst]],
+        after=acting.after[:, [worst]],
+        limit=acting.limit[:, [worst]],
+        clipped=over[:, worst].astype(float),
+    )
+    share = float(shares[worst])
+    role = _role(share, one, of_weights, steady)
+    words = [
+        f"Of its {len(groups)} groups, it {', '.join(told)}; most of all "
+        f"{groups[worst]}, in {share_of(share)}: {role}."
+    ]
+    words += _lately(over.mean(axis=1), "the groups")
+    if counts[2] and steady and not of_weights:
+        words.append(f"suggest_limit gives a limit for each. {_LOOK_AGAIN}")
+    return words
+
+
+def _otherwise(acting: _Acting) -> list[str]:
+    """Say what happened to norms that were within their limits."""
+    _, changed, raised = _changes(acting)
+    within = acting.before <= acting.limit
+    if raised.any():
+        raised_share = share_of(float(raised.mean()), "the norms")
+        return [f"It raised {raised_share}, which were too small."]
+    if (changed & within).sum() > within.sum() / 2:
+        return ["It shortens norms within its limit, too, by a soft curve."]
+    return []
+
+
+def _steady(limit: np.ndarray) -> bool:
+    return bool(np.all(limit.min(axis=0) >= (1 - _SAME) * limit.max(axis=0)))
+
+
+def _moved(acting: _Acting) -> list[str]:
+    if _steady(acting.limit):
+        return []
+    words = "Its limits move"
+    if acting.limit.shape[1] == 1:
+        low, high = (number(float(f(acting.limit))) for f in (np.min, np.max))
+        words = f"Its limit moves, here from {low} to {high}"
+    if acting.clipped.mean() > GUARD:
+        words += ": one that follows the norms clips such a share by design"
+    return [f"{words}."]
+
+
+def _lately(clipped: np.ndarray, whole: str) -> list[str]:
+    """Say so if the last quarter of the steps tells another story."""
+    last = float(clipped[3 * len(clipped) // 4 :].mean())
+    if _story(float(clipped.mean())) == _story(last):
+        return []
+    return [f"In the last quarter it clipped {share_of(last, whole)}."]
+
+
+def _story(share: float) -> int:
+    """Number what a share tells: nothing, a guard, more than that, or a rule."""
+    return int(share > 0) + int(share > GUARD) + int(share > _RULE)

@@ -1,0 +1,107 @@
+"""What a history says about a limit, in words."""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+
+from optaxclip.tuning.columns import later
+from optaxclip.tuning.history import History
+from optaxclip.tuning.judging import clipper_words
+from optaxclip.tuning.tracks import Track, tracks_of
+from optaxclip.tuning.wording import guard_words, share_of, watch_words
+
+_SPHERE = "It holds the parameters on their spheres, by design."
+_LENGTH = "It sets the length of every step, by design: it is a learning rate."
+_BY_DESIGN = {
+    "hyperball": _SPHERE,
+    "hyperball_step": _LENGTH,
+    "normalize_weights": _SPHERE,
+    "relative_update": _LENGTH,
+}
+_OF_WEIGHTS = ("weight", "qk_clip")
+
+
+class Verdicts(dict[str, str]):
+    """What is said of each name; `print` shows one paragraph each."""
+
+    def __str__(self) -> str:
+        said = (f"{name}: {words}" for name, words in self.items())
+        return "\n".join(textwrap.fill(x, 80, subsequent_indent="  ") for x in said)
+
+
+def verdict(history: History, since: int = 0) -> Verdicts:
+    """Say in words whether each limit suits: never acts, guards, or rules every step.
+
+    A limit that up to 30% of the steps exceed guards against rare large steps, and one
+    that more than half exceed acts like a lower learning rate. Where there are several
+    groups, each is judged by itself; of single numbers and units, of which a report
+    shows the largest alone, the share that is clipped counts. Steps with an infinite
+    limit, such as those of a warm-up, are left out, as are steps that are not finite or
+    that a guard skipped. Of a limit that moves, no better value is told. Of singular
+    values, all is said of the largest alone.
+
+    Norms move when the limit does. So after a change, train again and look again.
+
+    Args:
+      history: the reports of the steps.
+      since: the number of steps to leave out at the start.
+
+    Returns:
+      A dict from the name of each clipper and guard to some sentences. Names that
+      contain ``weight`` or ``qk_clip`` are taken to bound parameters, and those of
+      `hyperball`, `normalize_weights` and `relative_update` have no limit to choose.
+
+    Raises:
+      ValueError: if there is no step from `since` on.
+
+    Examples:
+      >>> reports = {
+      ...     "clip/pre_norm": jnp.linspace(1.0, 3.0, 100),
+      ...     "clip/post_norm": jnp.full(100, 0.5),
+      ...     "clip/limit": jnp.full(100, 0.5),
+      ...     "clip/clipped_fraction": jnp.ones(100),
+      ... }
+      >>> history = optaxclip.tuning.History.from_scan(reports)
+      >>> print(optaxclip.tuning.verdict(history))
+      clip: It clipped all the steps: it acts like a learning rate 4 times lower;
+        before Adam, which divides by the size of gradients, its height hardly
+        matters. A limit of 2.8 would have clipped 10% of the steps. Norms move when
+        the limit does, so look again after a change.
+    """
+    columns = later(history.columns, since)
+    tracks = tracks_of(columns)
+    skipped = [t.skipped for t in tracks.values() if t.skipped is not None]
+    steps = max((len(track.broken) for track in tracks.values()), default=0)
+    left_out = np.any(skipped, axis=0) if skipped else np.zeros(steps, bool)
+    words = {
+        name: " ".join(_words(name, track, left_out, since))
+        for name, track in tracks.items()
+    }
+    return Verdicts(words)
+
+
+def _words(name: str, track: Track, left_out: np.ndarray, since: int) -> list[str]:
+    if not track.broken.size:
+        return ["It has taken no step."]
+    broken = np.flatnonzero(track.broken)
+    said = []
+    if broken.size:
+        first = since + int(broken[0])
+        if track.broken[broken[0] :].all():
+            return [f"From step {first} on no step was finite: training diverged."]
+        share = share_of(broken.size / len(track.broken))
+        alone = track.before is None or left_out[broken].all()
+        remedy = "they were left out"
+        if not alone:
+            remedy = "no limit mends these, so skip them with skip_nonfinite"
+        said.append(f"{share} were not finite, from step {first} on; {remedy}.")
+    if track.skipped is not None:
+        return said + guard_words(track)
+    if track.limit is None:
+        return said + watch_words(track)
+    if name in _BY_DESIGN:
+        return [*said, _BY_DESIGN[name]]
+    of_weights = any(part in name for part in _OF_WEIGHTS)
+    return said + clipper_words(track, ~left_out & ~track.broken, of_weights)
