@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import jax
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 MeshAxes = tuple[str, ...]
@@ -50,6 +53,19 @@ def vary(x: Array, axes: frozenset[str]) -> Array:
     """Mark a constant as varying over mesh axes, as loops require of initial values."""
     missing = tuple(axes - varying_axes(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def sharding_along(x: Any, dims: Iterable[int]) -> NamedSharding | None:
+    """Return how an array or its shape is known to be sharded along some dimensions.
+
+    Under ``jit`` this is known of explicit axes only.
+    """
+    traced = isinstance(x, Tracer)
+    kind = jax.typeof(x).sharding if traced else getattr(x, "sharding", None)
+    if not isinstance(kind, NamedSharding) or (traced and not kind.mesh.explicit_axes):
+        return None
+    kept = (axes if d in dims else None for d, axes in enumerate(kind.spec))
+    return NamedSharding(kind.mesh, PartitionSpec(*kept))
 
 
 def on_one_device(x: Array) -> bool:
