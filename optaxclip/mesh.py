@@ -38,6 +38,12 @@ def _index_along(axis: str) -> Array:
         ) from None
 
 
+def automatic_axes() -> MeshAxes:
+    """Return the axes that are left to XLA where a mapped function keeps others."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return (*mesh.auto_axes, *mesh.explicit_axes) if mesh.manual_axes else ()
+
+
 def check_axes(axes: Iterable[str]) -> None:
     """Refuse axes that are not those of a mapped function around us."""
     for axis in axes:
