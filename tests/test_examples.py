@@ -67,6 +67,7 @@ def test_an_example_runs_and_its_own_assertions_hold(run, name, tmp_path):
 def test_every_example_is_run():
     scripts = {f.stem for f in EXAMPLES.glob("*.py") if "__main__" in f.read_text()}
     assert scripts == {
+        "distributed",  # by test_distributed
         "gradient_vs_weight_clipping",
         "image_classification",
         "linear_regression",
