@@ -1,4 +1,4 @@
-"""Four fake devices, full precision, no silent promotion, and a share of programs.
+"""Eight fake devices, full precision, no silent promotion, and a share of programs.
 
 Most of the time goes into compiling. What one worker compiled the other finds in
 pytest's cache, and so does the next run; and each worker takes whole strategies and
@@ -9,7 +9,7 @@ import os
 import re
 
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
 # Workers as many as cores are enough; with threads of their own, they would only wait

@@ -482,7 +482,7 @@ STRATEGIES += [
         ),
         exempt=WEIGHTS
         | exempt(
-            "its limit is of the fan-in of a shard",
+            "it takes PartitionSpecs inside shard_map, as test_shard_map has them",
             "test_in_shard_map_an_axis_name_counts_every_leaf_once",
             "test_in_shard_map_unchecked_a_tree_of_axis_names_counts_every_leaf_once",
             "test_in_shard_map_extremes_and_nan_are_as_on_one_device",
