@@ -92,8 +92,8 @@ def measure_examples(
         trusted = (total >= faint) & (total < jnp.inf)
         return mask & ~(trusted & (error <= precision_of(dtype) * total))
 
-    totals = [s.total.astype(dtype) for s in plain]
-    errors = [zero if s.error is None else s.error.astype(dtype) for s in plain]
+    totals = [jnp.broadcast_to(s.total.astype(dtype), mask.shape) for s in plain]
+    errors = [zero if s.error is None else zero + s.error.astype(dtype) for s in plain]
     found = [in_group(totals, g) for g in groups]
     unusual = [
         doubtful(total, in_group(errors, g))

@@ -185,7 +185,7 @@ class Linear:
             lambda *sums: put_together(self.term, sums, self.values, 0.0), *zeros
         )
         square = jnp.sum(jnp.square(alone))
-        total = jnp.broadcast_to(square, found[0].total.shape)
+        total = square
         for cut, x in zip(cuts, back(alone), strict=True):
             total = total + 2 * _inner(cut, self._arrays(kept, cut), x)
         gross = sum(jnp.sqrt(s.total) for s in found) + jnp.sqrt(square)

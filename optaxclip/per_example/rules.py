@@ -103,9 +103,10 @@ def _mul(
         if len(made.inputs) > 1 or not is_float(made.inputs[0]):
             return None
         factors.append(Factor(made.inputs[0], own))
-    if not {*axes} <= {*factors[0].axes, *factors[1].axes}:
+    left, right = factors
+    if not {*axes} <= {*left.axes, *right.axes}:
         return None
-    return Product(factors[0], factors[1], axes)
+    return Product(left, right, axes)
 
 
 def _scatter_add(

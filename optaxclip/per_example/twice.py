@@ -189,6 +189,6 @@ def _squares_of(way: Way) -> Reduced:
         knowing = way.knowing(shared)
         found = knowing.squares(knowing.hold(arrays))
         error = jnp.zeros_like(found.total) if found.error is None else found.error
-        return jnp.stack([found.total[0], error[0]])
+        return jnp.stack([jnp.ravel(found.total)[0], jnp.ravel(error)[0]])
 
     return Reduced((*way.atoms, *way.shared), run)
