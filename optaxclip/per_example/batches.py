@@ -197,6 +197,18 @@ def shared_keys(in_axes: tuple[Any, ...], batch: Batch) -> dict[int, str]:
     }
 
 
+def differing(in_axes: Any, batch: Batch) -> list[bool]:
+    """Return which arrays of a batch differ between its examples."""
+    if not isinstance(in_axes, tuple):
+        in_axes = (in_axes,) * len(batch)
+    marks = tuple(
+        _each_leaf(lambda axis, name, x: _CUT, axes, argument, "")
+        for axes, argument in zip(in_axes, batch, strict=True)
+    )
+    pairs = zip(jax.tree.leaves(batch), jax.tree.leaves(marks), strict=True)
+    return [mark is _CUT for x, mark in pairs if hasattr(x, "dtype")]
+
+
 def one_example(in_axes: tuple[Any, ...], batch: Batch) -> PyTree:
     """Return the shapes and dtypes of one example."""
 
@@ -205,6 +217,20 @@ def one_example(in_axes: tuple[Any, ...], batch: Batch) -> PyTree:
 
     return tuple(
         _each_leaf(first, axes, argument, "")
+        for axes, argument in zip(in_axes, batch, strict=True)
+    )
+
+
+def replaced(in_axes: tuple[Any, ...], batch: Batch, good: jax.Array) -> Batch:
+    """Put a good example in the place of each other one."""
+    first = jnp.argmax(good)
+
+    def visit(axis: int, name: str, x: Any) -> Any:
+        which = good.reshape(good.shape + (1,) * (x.ndim - 1))
+        return jnp.where(which, x, jnp.broadcast_to(x[first], x.shape))
+
+    return tuple(
+        _each_leaf(visit, axes, argument, "")
         for axes, argument in zip(in_axes, batch, strict=True)
     )
 
