@@ -17,6 +17,7 @@ from optaxclip.numbers import measuring_dtype
 from optaxclip.per_example import batches
 from optaxclip.per_example.decisions import decide, measure_examples
 from optaxclip.per_example.limits import Limits
+from optaxclip.per_example.microbatches import chunked, in_microbatches, joined
 from optaxclip.per_example.tracing import Recorded, Traced, checked_params, trace
 from optaxclip.per_example.twice import Twice, in_two_passes, runs_twice
 from optaxclip.responses import Response
@@ -80,8 +81,8 @@ class Examples(NamedTuple):
     def _refuse_shared_keys(self, traced: Traced) -> None:
         """Refuse random numbers that are the same for all examples by accident."""
         program = traced.program
-        _, read = program.needs(program.jaxpr.outvars)
-        given = program.jaxpr.invars[len(jax.tree.leaves(self.params)) :]
+        _, read = program.needs(program.outputs)
+        given = program.inputs[len(jax.tree.leaves(self.params)) :]
         for position, name in batches.shared_keys(self.in_axes, self.batch).items():
             if given[position] in read:
                 raise ValueError(
@@ -215,13 +216,13 @@ def in_chunks(
             f"microbatch_size must divide the batch of {number} examples, which "
             f"{size} does not; pad the batch and exclude the padding by mask."
         )
-    chunks, together = batches.in_microbatches(examples.in_axes, examples.batch, size)
+    chunks, together = in_microbatches(examples.in_axes, examples.batch, size)
 
     def one(chunk: Any) -> tuple[PerExample, list[Array]]:
         parts, mask = chunk
         return function(examples._replace(batch=together(parts), mask=mask))
 
-    chunks = (chunks, batches.chunked(examples.mask, size))
+    chunks = (chunks, chunked(examples.mask, size))
     totals = jax.eval_shape(one, jax.tree.map(lambda x: x[0], chunks))[1]
 
     def step(sums: list[Array], chunk: Any) -> tuple[list[Array], PerExample]:
@@ -231,4 +232,4 @@ def in_chunks(
     over = varying_axes(examples.mask)
     start = [vary(jnp.zeros(t.shape, t.dtype), over) for t in totals]
     sums, told = jax.lax.scan(step, start, chunks)
-    return jax.tree.map(batches.joined, told), sums
+    return jax.tree.map(joined, told), sums

@@ -160,7 +160,8 @@ def trace(
     number = len(jax.tree.leaves(grads))
     gradients = program.outputs[len(program.outputs) - number :]
     shared = len(program.inputs) - len(arrays_of(example))
-    varies = [False] * shared + differing(in_axes, example)
+    pairs = zip(leaves, differing(in_axes, example), strict=True)
+    varies = [False] * shared + [own for x, own in pairs if hasattr(x, "dtype")]
     inputs = [
         Given(value) if v else Shared(value)
         for value, v in zip(program.inputs, varies, strict=True)

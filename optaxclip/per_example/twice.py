@@ -16,15 +16,11 @@ from jaxtyping import PyTree
 
 from optaxclip.mesh import vary, varying_axes
 from optaxclip.numbers import widen
-from optaxclip.per_example.batches import (
-    Batch,
-    arrays_of,
-    in_microbatches,
-    replaced,
-)
+from optaxclip.per_example.batches import Batch, arrays_of, replaced
 from optaxclip.per_example.calls import Atom, Inner, Reduced
 from optaxclip.per_example.decisions import LeafGroups, Sums
 from optaxclip.per_example.linear import Linear
+from optaxclip.per_example.microbatches import in_microbatches
 from optaxclip.per_example.plans import Plan
 from optaxclip.per_example.tracing import Traced
 from optaxclip.per_example.ways import Factors, Squares, Way, squared_in_units
