@@ -26,7 +26,7 @@ help:
 demo: $(INSTALLED)-examples
 	@$(RUN) examples/demo.py
 
-test: $(INSTALLED)-test
+test: $(INSTALLED)-test $(INSTALLED)-bench
 	@$(RUN) -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)-test $(INSTALLED)-lint

@@ -7,15 +7,21 @@ In 2% of the batches the images were not normalized: their pixels are 0 to 255 i
 of -1 to 1. Their gradients are finite, and a thousand times too long. The same network
 is trained by Adam on the same batches twice, with a limit of 5, a little more than good
 batches need, and with an infinite limit, which clips nothing but measures.
+
+Accuracy on test images after 15 epochs, for the seeds 0 to 4:
+
+    with clipping                     99.2%  98.3%  98.6%  98.1%  98.3%
+    without clipping                  78.3%  90.6%  85.8%  89.4%  33.6%
+    without, if no batches are bad    98.1%  98.6%  98.6%  98.1%  96.4%
 """
 
-from command_line import Parser
+from command_line import Parser, whole_number
 
 
 def main() -> None:
-    parser = Parser(__doc__, picture="demo.png")
-    parser.add_argument("--epochs", type=int, default=15, metavar="N")
-    parser.add_seed()
+    parser = Parser(__doc__, picture="demo.png", seeded=True)
+    add = parser.add_argument
+    add("--epochs", type=whole_number(1), default=15, metavar="N", help="default: 15")
     args = parser.parse_args()
 
     # Only now: JAX takes seconds to import, and a wrong argument is told at once.

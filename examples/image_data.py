@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 
 class ImageDataError(Exception):
@@ -29,6 +28,8 @@ class Images(NamedTuple):
 
 def digits() -> Images:
     """Return the 1,797 digits of 8x8 gray pixels that ship with scikit-learn."""
+    from sklearn.datasets import load_digits  # Slow to import; CIFAR-10 does without.
+
     bunch: Any = load_digits()
     images = np.rint(bunch.images[..., None] * (255 / 16)).astype(np.uint8)
     labels = bunch.target.astype(np.int32)
@@ -59,8 +60,9 @@ def cifar10(folder: Path) -> Images:
         )
     images, labels = zip(*batches, strict=True)
     test_images, test_labels = _read_batch(folder / "test_batch")
+    some = "" if len(batches) == 5 else f" ({len(batches)} of 5 batches)"
     return Images(
-        "CIFAR-10",
+        f"CIFAR-10{some}",
         np.concatenate(images),
         np.concatenate(labels),
         test_images,

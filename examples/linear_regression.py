@@ -5,19 +5,24 @@ rate is high, so plain SGD on mini-batches of 10 overshoots further with every s
 Clipping each number of the gradient to [-c, c] fixes this if c is right: if it is too
 tight, training never reaches the goal; if too loose, it keeps jumping past it.
 
-A limit may be a traced array, so one `vmap` tries the whole grid of limits, and a
-second one inside it runs all folds.
+A limit may be a traced array, so `cross_validate` runs all limits, shuffles and folds
+in one program. The picture is the U-shaped curve of the held-out error over the limit.
+
+    python linear_regression.py
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from command_line import Parser
 from flax import nnx
 
 import optaxclip
+from optaxclip.plotting import plot_sweep
+from optaxclip.tuning import cross_validate
 
-POINTS, BATCH, EPOCHS, FOLDS = 100, 10, 20, 5
+POINTS, BATCH, EPOCHS, SEEDS = 100, 10, 20, 5
 LEARNING_RATE = 0.1
 TRUE_WEIGHTS = np.array([4.0, 5.0])
 
@@ -52,36 +57,26 @@ def fit(limit, inputs, targets, bound=jnp.inf):
     return model, report
 
 
-def cross_validate(limit, inputs, targets):
-    """Return the held-out error, averaged over folds, and the clipped share."""
-    held_out = np.arange(POINTS).reshape(FOLDS, -1)
-    kept = np.stack([np.setdiff1d(np.arange(POINTS), fold) for fold in held_out])
-
-    def held_out_error(kept, held_out):
-        model, report = fit(limit, inputs[kept], targets[kept])
-        error = mean_squared_error(model, inputs[held_out], targets[held_out])
-        return error, report["clip_value/clipped_fraction"].mean()
-
-    errors, shares = jax.vmap(held_out_error)(kept, held_out)
-    return errors.mean(), shares.mean()
-
-
 def main():
     """Choose c, fit with it, and return c and the weights it recovers."""
+    args = Parser(__doc__, picture="linear_regression.png").parse_args()
     input_key, noise_key = jax.random.split(jax.random.key(0))
     inputs = 3 * jax.random.normal(input_key, (POINTS, 2))
     noise = 0.5 * jax.random.normal(noise_key, (POINTS,))
     targets = inputs @ TRUE_WEIGHTS + noise
 
-    limits = jnp.geomspace(0.01, 100, 9)
-    over_limits = jax.jit(jax.vmap(cross_validate, in_axes=(0, None, None)))
-    errors, shares = over_limits(limits, inputs, targets)
-    best = limits[errors.argmin()]
+    def held_out_error(limit, key, kept, held_out):
+        model, _ = fit(limit, inputs[kept], targets[kept])
+        return mean_squared_error(model, inputs[held_out], targets[held_out])
 
-    print("limit c  held-out error  numbers clipped")
-    for limit, error, share in zip(limits, errors, shares, strict=True):
-        mark = "  <- best" if limit == best else ""
-        print(f"{limit:7.2f} {error:15.2f} {share:16.0%}{mark}")
+    limits = jnp.geomspace(0.01, 100, 9)
+    sweep = cross_validate(held_out_error, limits, rows=POINTS, seeds=SEEDS)
+    print(sweep)
+    axes = plot_sweep(sweep)
+    axes.set(xlabel="limit c", ylabel="held-out error")
+    axes.figure.savefig(args.output)
+    print(f"The picture is in {args.output}.")
+    best = sweep.best
 
     weights = fit(best, inputs, targets)[0].kernel[...].squeeze(-1)
     unclipped = fit(jnp.inf, inputs, targets)[0].kernel[...].squeeze(-1)

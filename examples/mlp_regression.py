@@ -3,13 +3,17 @@
 The network has ten inputs, a hidden layer of 100 ReLU units and ten outputs; it is
 trained by plain SGD on the mean squared error. TensorFlow's `tf.clip_by_global_norm`
 returns the norm before clipping along with the clipped gradients. Here the optimizer
-clips, and `optaxclip.report` reads the norms before and after from its state.
+clips, and `optaxclip.report` reads the norms before and after from its state. There is
+no picture, since the table that is printed is the point.
+
+    python mlp_regression.py
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from command_line import Parser
 from flax import nnx
 
 import optaxclip
@@ -51,6 +55,7 @@ def train_epoch(model, optimizer, inputs, targets):
 
 def main():
     """Train for 100 epochs and return the mean loss of the first and the last."""
+    Parser(__doc__).parse_args()
     data_key, map_key = jax.random.split(jax.random.key(0))
     inputs = jax.random.normal(data_key, (EXAMPLES, 10))
     targets = inputs @ jax.random.normal(map_key, (10, 10))

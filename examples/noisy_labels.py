@@ -8,25 +8,26 @@ them determines its direction; if examples are clipped one by one, each has one 
 """
 
 from collections.abc import Callable
+from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
+from command_line import Parser
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
 import optaxclip
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 BROKEN = 0.05
 BATCH = 64
 EPOCHS = 12
 LIMIT = 1.0
-PICTURE = "noisy_labels.png"
+# Black, and two colors of Okabe and Ito, which the color-blind can tell apart.
+COLORS = ("#000000", "#d55e00", "#0072b2")
 
 Params = dict[str, jax.Array]
 
@@ -100,23 +101,37 @@ def train(
     return params, history
 
 
-def draw(curves: dict[str, list[float]], norms: np.ndarray, broken: np.ndarray) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name, accuracies in curves.items():
-        left.plot(range(1, EPOCHS + 1), accuracies, label=name)
-    left.set(xlabel="epoch", ylabel="accuracy on whole images", ylim=(0, 1))
-    left.legend(loc="center right")
+def draw(
+    curves: dict[str, list[float]],
+    norms: np.ndarray,
+    broken: np.ndarray,
+    caption: str,
+    path: Path,
+) -> None:
+    figure = Figure(figsize=(6.4, 6.4), dpi=125, layout="constrained")
+    above, below = figure.subplots(2, height_ratios=(3, 2))
+    for (name, accuracies), color in zip(curves.items(), COLORS, strict=True):
+        epochs = range(1, EPOCHS + 1)
+        above.plot(epochs, accuracies, color=color, label=name, linewidth=2)
+    above.set(xlabel="epoch", ylabel="accuracy on intact images", ylim=(0, 1))
+    above.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     bins = np.geomspace(norms.min() + 1e-6, norms.max(), 40)
-    for name, chosen in (("whole", ~broken), ("broken", broken)):
-        right.hist(norms[chosen], bins, label=name, alpha=0.7)
-    right.axvline(LIMIT, color="black", linestyle=":", label="limit")
-    right.set(xlabel="norm of an example's first gradient", ylabel="images")
-    right.set(xscale="log", yscale="log")
-    right.legend()
-    figure.savefig(PICTURE, dpi=120)
+    kinds = ("intact", ~broken, COLORS[2]), ("broken", broken, COLORS[1])
+    for name, chosen, color in kinds:
+        below.hist(norms[chosen], bins, color=color, label=name, alpha=0.7)
+    below.axvline(LIMIT, color="black", linestyle=":", label="limit")
+    below.set(xlabel="norm of an example's first gradient", ylabel="images")
+    below.set(xscale="log", yscale="log")
+    below.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(fill(caption, 75), fontsize="medium")
+    figure.savefig(path)
 
 
 def main() -> None:
+    args = Parser(__doc__, picture="noisy_labels.png").parse_args()
     data = broken_digits(np.random.default_rng(0))
     images, labels, broken = data[:3]
     sgd = optax.sgd(0.3)
@@ -139,8 +154,9 @@ def main() -> None:
     final = {name: accuracies[-1] for name, accuracies in curves.items()}
     assert final["per-example clipping"] > 0.9
     assert final["per-example clipping"] > final["global clipping"] + 0.05
-    draw(curves, norms, broken)
-    print(f"The picture is in {PICTURE}.")
+    told = ", ".join(f"{accuracy:.1%} with {name}" for name, accuracy in final.items())
+    draw(curves, norms, broken, f"In the end: {told}.", args.output)
+    print(f"The picture is in {args.output}.")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,17 @@ errors in the table are on clean, held-out targets.
   only noise is left.
 * adaptive: `agc`, one limit per unit in proportion to the unit's own weights (the
   table shows the largest of them).
+
+There is no picture, since the four numbers of the table say it all.
+
+    python static_dynamic.py
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from command_line import Parser
 from flax import nnx
 
 import optaxclip
@@ -91,6 +96,7 @@ def train(clip, inputs, targets):
 
 def main():
     """Train with each clip, and return the test errors."""
+    Parser(__doc__).parse_args()
     train_key, test_key = jax.random.split(jax.random.key(0))
     train_data = draw_data(train_key, broken=0.02)
     test_data = draw_data(test_key, broken=0.0)

@@ -17,16 +17,16 @@ same model is trained on the same batches six times:
 - `skip_spikes` skips steps whose loss or norm stands out.
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from command_line import Parser, whole_number
 from flax import nnx
 from text_data import Text, TextDataError, standard_library, text_file, windows
 from tqdm import tqdm
@@ -176,25 +176,12 @@ def train(
     return steps, state[0]
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports errors in one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def main() -> None:
-    parser = Parser(description="Train a transformer with and without guards.")
+    parser = Parser(__doc__, picture="transformer.png", seeded=True)
     add = parser.add_argument
     add("--data", type=Path, metavar="FILE", help="any text in UTF-8")
-    add("--steps", type=int, default=400)
-    add("--seed", type=int, default=0)
-    add("--output", type=Path, default="transformer.png", help="the picture")
+    add("--steps", type=whole_number(50), default=400, metavar="N", help="default: 400")
     args = parser.parse_args()
-    if args.steps < 50 or not 0 <= args.seed < 2**32:
-        parser.error("--steps must be at least 50 and --seed from 0 to 2**32 - 1.")
-    if not args.output.parent.is_dir() or args.output.is_dir():
-        parser.error(f"--output must be a file in an existing folder: {args.output}.")
     try:
         text = text_file(args.data) if args.data else standard_library()
     except TextDataError as error:

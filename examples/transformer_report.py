@@ -10,7 +10,8 @@ from matplotlib.ticker import LogLocator
 
 History = dict[str, np.ndarray]
 
-COLORS = ("#666666", "#1f6fb4", "#3a923a", "#e1812c", "#8f5bb5", "#d1495b")
+# Black, and colors of Okabe and Ito, which the color-blind can tell apart.
+COLORS = ("#000000", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#d55e00")
 
 
 def table(runs: Mapping[str, History], held_out: Mapping[str, float]) -> str:
@@ -57,8 +58,8 @@ def draw(
     clean = np.setdiff1d(step, corrupted)
 
     # A figure made without pyplot uses Agg, which needs no screen.
-    figure = Figure(figsize=(9, 10), dpi=120, layout="constrained")
-    above, below = figure.subfigures(2, height_ratios=(4, 5))
+    figure = Figure(figsize=(6.4, 7.6), dpi=125, layout="constrained")
+    above, below = figure.subfigures(2, height_ratios=(5, 6))
     loss = above.subplots()
     norms = below.subplots(2, 3, sharex=True, sharey=True)
     for axes in (loss, *norms.flat):
@@ -75,7 +76,7 @@ def draw(
     loss.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
     loss.yaxis.set_major_formatter("{x:g}")
     loss.minorticks_off()
-    loss.legend(frameon=False, ncols=6, loc="lower left", bbox_to_anchor=(0, 1))
+    loss.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
 
     for axes, (name, run), color in zip(norms.flat, runs.items(), COLORS, strict=True):
         left = np.where(run["after"] > 0, run["after"], np.nan)
@@ -83,12 +84,16 @@ def draw(
         axes.plot(step, left, color=color, linewidth=1)
         axes.set_title(name, color=color, fontsize="medium")
         axes.set_yscale("log")
+        axes.minorticks_off()
     for axes in norms[:, 0]:
         axes.set_ylabel("norm")
     for axes in norms[-1]:
         axes.set_xlabel("step")
 
-    below.suptitle("norm of the gradient before (gray) and after", fontsize="medium")
-    figure.suptitle(title, fontsize="x-large")
-    figure.supxlabel(fill(caption, 100), fontsize="medium")
+    below.suptitle(
+        "norm of the gradient before (gray) and after; dotted: bad batches",
+        fontsize="medium",
+    )
+    figure.suptitle(title)
+    figure.supxlabel(fill(caption, 75), fontsize="medium")
     figure.savefig(path, format="png")

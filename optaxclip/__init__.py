@@ -16,6 +16,8 @@ from optaxclip.guards import (
 )
 from optaxclip.paths import by_path
 from optaxclip.per_example import (
+    ClippedGradient,
+    NeighboringRelation,
     PerExample,
     clip_per_example,
     clipped_grad,
@@ -69,6 +71,8 @@ __version__ = version("optaxclip")
 __all__ = [
     "ClipReport",
     "ClipState",
+    "ClippedGradient",
+    "NeighboringRelation",
     "PerExample",
     "adaclip",
     "adagc",

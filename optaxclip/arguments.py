@@ -1,5 +1,6 @@
 """Checks of numbers: reject bad arguments early, with a one-sentence error."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -16,6 +17,15 @@ def check_named_axis(argument: str, spec: Any) -> None:
         raise TypeError(
             f"{argument} must be the name of a mesh axis, a tuple of names or a "
             f"prefix tree of these, not {shown(spec)}; give names as strings."
+        )
+
+
+def check_shared(argument: str, varying: Iterable[str]) -> None:
+    """Reject what differs between the devices of a mapped function."""
+    if varying:
+        raise ValueError(
+            f"{argument} must be the same on all devices, and varies over "
+            f"{sorted(varying)}; hand over its jax.lax.pmean."
         )
 
 
@@ -175,6 +185,19 @@ def check_window(value: Any, argument: str = "window") -> None:
 def check_denominator(value: Any) -> None:
     """Reject a divisor that is not above 0, if its value is already known."""
     _check(value, lambda x: x > 0, "denominator", "a number above 0")
+
+
+def check_dtype(value: Any) -> None:
+    """Reject anything but the dtype of real numbers with a fraction."""
+    try:
+        known = jnp.issubdtype(value, jnp.floating)
+    except TypeError:
+        known = False
+    if not known:
+        raise TypeError(
+            "dtype must be a floating-point type such as jnp.float32, not "
+            f"{shown(value)}."
+        )
 
 
 def check_loss(loss: Any) -> None:

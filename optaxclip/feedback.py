@@ -106,12 +106,7 @@ def error_feedback(
         check_updates("error_feedback", updates)
         check_state("error_feedback", state, FeedbackState)
         leaves, carried = counted(updates), jax.tree.leaves(state.carry)
-        if [x.shape for x in leaves] != [x.shape for x in carried]:
-            raise ValueError(
-                f"error_feedback was initialized for {len(carried)} leaves, which are "
-                f"not of the shapes of the {len(leaves)} updates; init it with params "
-                "like the updates."
-            )
+        _check_carry(leaves, carried)
         wanted = [
             widen(u, c.dtype) + widen(c, u.dtype)
             for u, c in zip(leaves, carried, strict=True)
@@ -128,6 +123,16 @@ def error_feedback(
         return filled(updates, given), FeedbackState(clip_state, bound_state, carry)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_carry(leaves: list[Leaf], carried: list[Leaf]) -> None:
+    """Reject the carry of another model."""
+    if [x.shape for x in leaves] != [x.shape for x in carried]:
+        raise ValueError(
+            f"error_feedback was initialized for {len(carried)} leaves, which are not "
+            f"of the shapes of the {len(leaves)} updates; init it with params like the "
+            "updates."
+        )
 
 
 def _rest(wanted: Leaf, given: Leaf, carried: Leaf) -> Leaf:

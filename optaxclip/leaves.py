@@ -24,9 +24,8 @@ def counts(leaf: Any) -> bool:
     """Return whether a leaf is measured and clipped: nonempty and floating-point."""
     if isinstance(leaf, float | complex):
         return True
-    dtype = getattr(leaf, "dtype", None)
-    is_array = dtype is not None and not isinstance(leaf, type)
-    return is_array and _is_inexact(dtype) and leaf.size > 0
+    dtype = None if isinstance(leaf, type) else getattr(leaf, "dtype", None)
+    return dtype is not None and _is_inexact(dtype) and leaf.size > 0
 
 
 @functools.cache  # JAX does not cache this, and it runs for every leaf.
@@ -159,13 +158,13 @@ def dimensions(axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
             raise not_static("axis", "int", dim)
     rank = len(shape)
     known = all(is_static_int(d) and -rank <= d < rank for d in dims)
-    named = {int(d) % rank for d in dims} if known else set()
-    if not known or len(named) < len(dims):
+    named = sorted({int(d) % rank for d in dims}) if known else []
+    if len(named) < len(dims):
         raise ValueError(
             f"axis must name dimensions of a leaf of shape {shape}, each once, not "
             f"{reprlib.repr(axis)}; give a prefix tree of axes where leaves differ."
         )
-    return tuple(sorted(named))
+    return tuple(named)
 
 
 def trailing_dimensions(shape: tuple[int, ...], leading: Any) -> tuple[int, ...]:

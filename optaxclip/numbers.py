@@ -28,6 +28,13 @@ def widest(*dtypes: DTypeLike) -> np.dtype:
         return functools.reduce(jnp.promote_types, wide, jnp.dtype(jnp.float32))
 
 
+def as_dtype(leaf: Leaf, dtype: DTypeLike) -> Leaf:
+    """Cast to a dtype; complex numbers stay complex in a real one of any width."""
+    if jnp.iscomplexobj(leaf) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        return leaf.astype(jnp.promote_types(widest(dtype), jnp.complex64))
+    return leaf.astype(dtype)
+
+
 def measuring_dtype(leaves: Iterable[Any]) -> np.dtype:
     """Return the widest real dtype of the leaves, at least float32."""
     return widest(*(jnp.finfo(dtype).dtype for dtype in {x.dtype for x in leaves}))

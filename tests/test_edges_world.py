@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from guarding import every_guard
 from jax import export
 from trees import params_for, tree_of
 from zoo import every_kind, every_strategy
@@ -19,20 +20,6 @@ import optaxclip
 
 UPDATES = tree_of(jnp.float32)
 PARAMS = params_for(UPDATES)
-
-
-def skip_above(inner, **where):
-    """Skip what is far above its average, measured on the mesh axes given."""
-    average, whole = optaxclip.thresholds.Ema(100.0), optaxclip.scopes.whole(**where)
-    return optaxclip.skip_above(inner, average, scope=whole)
-
-
-GUARDS = {
-    "skip_above": skip_above,
-    "skip_nonfinite": optaxclip.skip_nonfinite,
-    "skip_spikes": optaxclip.skip_spikes,
-}
-every_guard = pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
 
 
 def decisions(text):

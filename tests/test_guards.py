@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from guarding import every_guard
 from jax.extend.core import Jaxpr
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -16,20 +17,6 @@ from unchecked import unchecked
 import optaxclip
 from optaxclip import jaxprs
 from optaxclip.guards import holding
-
-
-def skip_above(inner, **where):
-    """Skip what is far above its average, measured on the mesh axes given."""
-    average, whole = optaxclip.thresholds.Ema(100.0), optaxclip.scopes.whole(**where)
-    return optaxclip.skip_above(inner, average, scope=whole)
-
-
-GUARDS = {
-    "skip_above": skip_above,
-    "skip_nonfinite": optaxclip.skip_nonfinite,
-    "skip_spikes": optaxclip.skip_spikes,
-}
-every_guard = pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
 
 
 def promoting():

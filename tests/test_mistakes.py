@@ -399,7 +399,7 @@ MISTAKES = {
         "numbers that JAX can hold, not an array of .* make it an array of float32",
     ),
     "a masked array of NumPy": (
-        lambda: oc.tree_norm(np.ma.masked_array([1.0, 2.0], [0, 1])),
+        lambda: oc.tree_norm(np.ma.masked_invalid([1.0, np.nan])),
         TypeError,
         "numbers that JAX can hold, not an array of float64 .* in a MaskedArray",
     ),
@@ -411,7 +411,7 @@ MISTAKES = {
     "the class of arrays as gradients": (
         lambda: oc.tree_norm(jnp.ndarray),
         TypeError,
-        "floating-point numbers, not the class Array",
+        "floating-point numbers, not the class .*Array; hand over",
     ),
     "value='2.5'": (
         lambda: step(oc.skip_spikes(optax.sgd(0.1)), PAIR, value="2.5"),

@@ -628,7 +628,6 @@ WRONG = {
         "function": lambda p, x, y: loss(p, x, y),
     },
     r"a batch is missing": {"batch": ()},
-    r"the batch must hold at least one example": {"batch": (X[:0], LABELS[:0])},
     r"batch argument 1 must have its examples along axis 0, but has shape \(\)": {
         "batch": (1.0, LABELS)
     },
@@ -650,6 +649,10 @@ WRONG = {
     r"microbatch_size must be at least 1, not 0": {"microbatch_size": 0},
     r"mask must be a bool for each of the 8 examples": {"mask": np.ones(7, bool)},
     r"response must multiply a whole gradient": {"response": responses.clamp},
+    r"argnums must be an int or several, .* not \(\)": {"argnums": ()},
+    r"argnums must name some of the 3 arguments by position, not 3": {"argnums": 3},
+    r"argnums must name each argument once, not \(0, -3\)": {"argnums": (0, -3)},
+    r"dtype must be a floating-point type .* not the class int": {"dtype": int},
     r"denominator must be a number above 0, not -1": {"denominator": -1.0},
     r"denominator must be a number above 0, not 0": {"denominator": 0},
     r"denominator must be a number above 0, not 1j": {"denominator": 1j},

@@ -243,7 +243,7 @@ def test_matplotlib_is_asked_for_in_one_sentence_and_pyplot_not_at_all(tmp_path)
     [
         (
             lambda: plotting.plot_history(History()),
-            r"of which there are none\), not None",
+            r"\(there is none\), not None",
         ),
         (lambda: plotting.plot_history(told(NORMS), "zclip"), r"\(clip\), not 'zclip'"),
         (lambda: plotting.plot_history(told(NORMS), since=300), "below the number of"),

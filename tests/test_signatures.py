@@ -51,6 +51,11 @@ WITHOUT = {
 }
 
 
+def docstring(name):
+    """What a public function says of itself."""
+    return inspect.getdoc(PUBLIC[name]) or ""
+
+
 def takes(argument):
     """The public functions that take an argument."""
     return {k for k, f in PUBLIC.items() if argument in inspect.signature(f).parameters}
@@ -62,7 +67,7 @@ def test_all_that_measures_takes_what_it_can(argument):
 
 
 def test_what_measures_tensors_takes_leading_axes_and_what_measures_units_axis():
-    each = {k for k in MEASURING if "every tensor" in inspect.getdoc(PUBLIC[k])}
+    each = {k for k in MEASURING if "every tensor" in docstring(k)}
     assert each <= takes("leading_axes") | takes("axis")
     assert takes("leading_axes") >= {"clip_tensor_norm", "adagc", "watch"}
     assert takes("axis") >= {"agc", "clip_unit_norm", "clip_weights_to_init"}
@@ -71,7 +76,7 @@ def test_what_measures_tensors_takes_leading_axes_and_what_measures_units_axis()
 @pytest.mark.parametrize("argument", ["ord", "leading_axes", "axis", "axis_name"])
 def test_an_argument_that_is_taken_is_told_of(argument):
     for name in takes(argument):
-        assert f"\n  {argument}: " in inspect.getdoc(PUBLIC[name]), name
+        assert f"\n  {argument}: " in docstring(name), name
 
 
 STACK = {"kernel": jnp.ones((2, 3, 4)), "bias": jnp.ones((2, 4))}

@@ -229,6 +229,18 @@ def test_an_empty_history_prints():
     assert verdict(History()) == {}
 
 
+def test_a_history_of_no_step_and_of_several_states_at_once_is_summed_up():
+    none = told(np.ones(0), 1.0, np.ones(0))
+    assert np.isnan(none.summary()["clip"].clipped)
+    assert verdict(none) == {"clip": "It has taken no step."}
+    clip = optaxclip.clip_tensor_norm(1.0)
+    states = jax.vmap(lambda _: clip.init(PARAMS))(jnp.arange(2))
+    mapped = History()
+    mapped.append(optaxclip.report(states, names=PARAMS))
+    assert len(mapped.summary()) == 1 + 2 * 3
+    assert "never acts" in verdict(mapped)["clip_tensor_norm"]
+
+
 # The promise of suggest_limit, on norms like those of real runs.
 
 
@@ -330,7 +342,7 @@ CASES = {
     "zero": (told(USUAL, 0.0), ["a limit of 0 stops all learning"]),
     "warm-up": (
         told(USUAL[::-1], np.where(np.arange(100) < 50, np.inf, 1.4)),
-        ["no limit until step 50", "20% of the steps: it guards"],
+        ["no limit in the first 50 steps", "20% of the steps: it guards"],
     ),
     "percentile": (told(USUAL, 0.9 * USUAL), ["a learning rate 1.11", "by design"]),
     "normalized": (
@@ -362,6 +374,10 @@ CASES = {
         told(np.stack([USUAL / 9, USUAL, 2 * USUAL], 1), 1.95),
         ["never clipped 1, clipped 1 now and then, clipped 1 often", "most of all 2"],
     ),
+    "one unlimited": (
+        told(np.stack([USUAL, USUAL], 1), np.array([[1.9, np.inf]])),
+        ["never clipped 1, clipped 1 now and then", "most of all 0, in 10% of the"],
+    ),
     "lately": (
         told(np.sort(USUAL)[::-1], 1.8),
         ["20% of the steps", "In the last quarter it clipped none"],
@@ -386,7 +402,7 @@ def test_steps_that_a_guard_skipped_do_not_speak_for_the_limit():
     clip = told(np.where(skipped, 50.0, USUAL), 4.0).columns
     history = History.from_scan(clip | {"skip_above/skipped": skipped})
     words = verdict(history)
-    assert "never acts" in words["clip"]
+    assert words["clip"].startswith("It never acts")
     assert "from step 0 on; they were left out" in words["skip_above"]
 
 
@@ -420,7 +436,7 @@ def by_hand(train, limits, seeds):
     return [[train(x, jax.random.key(seed)) for seed in seeds] for x in limits]
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 4, 100])
+@pytest.mark.parametrize("chunk", [None, 4])
 def test_a_sweep_is_what_a_loop_over_limits_and_seeds_gives(chunk):
     limits, seeds = [3.0, 1.0, 0.1], [7, 2, 5]
     swept = tuning.sweep(u_curve, limits, seeds, chunk=chunk)

@@ -11,8 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from optaxclip import scopes
-from optaxclip.groups import Entry
-from optaxclip.guards.skipping import skipping
+from optaxclip.guards.skipping import Judge, skipping
 from optaxclip.guards.streaks import tally
 from optaxclip.leaves import AxisName, counted, filled
 from optaxclip.numbers import Leaf
@@ -118,16 +117,13 @@ class SkipReport(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Nonfinite:
+class _Nonfinite(Judge):
     """Judges a step by whether all its numbers are finite."""
 
     axis_name: AxisName
 
     def init(self, params: PyTree) -> tuple[tuple[()], SkipReport]:
         return (), SkipReport(*(jnp.zeros((), jnp.int32) for _ in range(3)))
-
-    def entries(self, params: PyTree) -> tuple[Entry, ...]:
-        return ()
 
     def judge(
         self,

@@ -43,8 +43,8 @@ class Judge(Protocol):
         ...
 
     def entries(self, params: PyTree) -> tuple[Entry, ...]:
-        """Return the names of the entries of vectors in the report."""
-        ...
+        """Return the names of the entries of vectors in the report, if it has any."""
+        return ()
 
     def judge(
         self,

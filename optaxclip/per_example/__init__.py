@@ -5,19 +5,20 @@ products that it is a sum of (`origins`). A plan is chosen for each leaf (`plans
 trace is then evaluated for all examples at once, up to the factors of those products
 (`tracing`, `program`). From the factors come the norms (`weights`) and the weighted
 sums, leaf by leaf (`products`, `tables`, `convolutions`, `ways`). On a mesh with
-explicit axes the compiler lays out all of that (`placement`).
+explicit axes the compiler lays out all of that (`placement`). What `clipped_grad`
+returns knows how far one example can move it (`sensitivity`).
 """
 
-from optaxclip.per_example.clipped import (
-    clipped_grad,
-    clipped_value_and_grad,
-    per_example_norms,
-)
+from optaxclip.per_example.clipped import clipped_grad, clipped_value_and_grad
 from optaxclip.per_example.explain import explain
+from optaxclip.per_example.measured import per_example_norms
+from optaxclip.per_example.sensitivity import ClippedGradient, NeighboringRelation
 from optaxclip.per_example.stacked import clip_per_example
 from optaxclip.per_example.sums import PerExample
 
 __all__ = [
+    "ClippedGradient",
+    "NeighboringRelation",
     "PerExample",
     "clip_per_example",
     "clipped_grad",

@@ -1,4 +1,4 @@
-"""Batches of examples: check them, split them, and split their random keys."""
+"""Batches of examples: check them, and split their random keys."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from optaxclip.mesh import vary, varying_axes
+
 Batch = tuple[PyTree, ...]
-_CUT = object()
 
 
 def arrays_of(tree: PyTree) -> list[Any]:
@@ -27,19 +28,31 @@ def _each_leaf(
 ) -> PyTree:
     """Visit the leaves of an argument that have an axis of examples."""
 
-    def below(axis: int | None, part: PyTree) -> PyTree:
+    def below(above: Any, axis: int | None, part: PyTree) -> PyTree:
         if axis is None:
             return part
+        start = name + jax.tree_util.keystr(above)
         return jax.tree.map_with_path(
-            lambda path, x: visit(axis, name + jax.tree_util.keystr(path), x), part
+            lambda path, x: visit(axis, start + jax.tree_util.keystr(path), x), part
         )
 
-    return jax.tree.map(below, in_axes, argument, is_leaf=lambda a: a is None)
+    return jax.tree.map_with_path(below, in_axes, argument, is_leaf=lambda a: a is None)
 
 
-def axes_of(in_axes: Any, batch: Batch) -> tuple[Any, ...]:
-    """Return the axes of each argument after the parameters."""
-    if not batch:
+def each_leaf(
+    visit: Callable[[int, str, Any], Any], in_axes: tuple[Any, ...], batch: Batch
+) -> Batch:
+    """Visit the leaves of all arguments that have an axis of examples."""
+    pairs = zip(in_axes, batch, strict=True)
+    return tuple(_each_leaf(visit, axes, argument, "") for axes, argument in pairs)
+
+
+def axes_of(in_axes: Any, batch: Batch, named: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the axes of each argument after the parameters, and of the named ones.
+
+    What has a name is batched as in ``jax.vmap``: arrays along axis 0.
+    """
+    if not batch and not named:
         raise ValueError(
             "a batch is missing; call the function with the parameters and at least "
             "one batch of examples."
@@ -66,7 +79,7 @@ def axes_of(in_axes: Any, batch: Batch) -> tuple[Any, ...]:
                 f"but {part!r} does not fit batch argument {position + 1} of "
                 f"structure {jax.tree.structure(argument)}; give each part an axis."
             )
-    return axes
+    return *axes, jax.tree.map(lambda x: 0 if hasattr(x, "dtype") else None, named)
 
 
 def _is_prefix(in_axes: Any, argument: PyTree) -> bool:
@@ -79,7 +92,7 @@ def _is_prefix(in_axes: Any, argument: PyTree) -> bool:
 
 
 def number_of_examples(in_axes: tuple[Any, ...], batch: Batch) -> int:
-    """Count the examples; all arguments must agree."""
+    """Count the examples; all arguments must agree, of which the last have names."""
     sizes: dict[str, int] = {}
     raw_keys: list[str] = []
 
@@ -95,8 +108,9 @@ def number_of_examples(in_axes: tuple[Any, ...], batch: Batch) -> int:
         if jnp.shape(x) == (2,) and getattr(x, "dtype", None) == jnp.uint32:
             raw_keys.append(name)
 
-    for position, (axes, argument) in enumerate(zip(in_axes, batch, strict=True)):
-        _each_leaf(visit, axes, argument, f"batch argument {position + 1}")
+    titles = [f"batch argument {i + 1}" for i in range(len(batch) - 1)] + ["argument"]
+    for title, axes, argument in zip(titles, in_axes, batch, strict=True):
+        _each_leaf(visit, axes, argument, title)
     if not sizes:
         raise ValueError(
             "in_axes must name an axis of examples for at least one argument; none "
@@ -116,8 +130,6 @@ def number_of_examples(in_axes: tuple[Any, ...], batch: Batch) -> int:
                 f"{name} has {count} examples, but {first} has {number}; all "
                 "arguments of a batch must have the same number."
             )
-    if number == 0:
-        raise ValueError("the batch must hold at least one example, not 0.")
     return number
 
 
@@ -133,10 +145,7 @@ def examples_first(
             return jax.random.split(x, number)
         return jnp.moveaxis(jnp.asarray(x), axis, 0)
 
-    moved = tuple(
-        _each_leaf(visit, axes, argument, "")
-        for axes, argument in zip(in_axes, batch, strict=True)
-    )
+    moved = each_leaf(visit, in_axes, batch)
     zero = jax.tree.map(lambda _: 0, in_axes)
     return zero, moved
 
@@ -144,9 +153,56 @@ def examples_first(
 def examples_of(in_axes: tuple[Any, ...], batch: Batch) -> list[Any]:
     """List the arrays that have the examples in front."""
     found: list[Any] = []
-    for axes, argument in zip(in_axes, batch, strict=True):
-        _each_leaf(lambda axis, name, x: found.append(x), axes, argument, "")
+    each_leaf(lambda axis, name, x: found.append(x), in_axes, batch)
     return found
+
+
+def with_one_of_zeros(in_axes: tuple[Any, ...], batch: Batch) -> Batch:
+    """Return a batch of one example, of which all numbers are 0."""
+
+    def visit(axis: int, name: str, x: Any) -> Any:
+        if _is_key(x):
+            key = jax.random.key(0, impl=jax.random.key_impl(x))
+            return jnp.broadcast_to(key, (1, *x.shape[1:]))
+        return vary(jnp.zeros((1, *x.shape[1:]), x.dtype), varying_axes(x))
+
+    return each_leaf(visit, in_axes, batch)
+
+
+def shared_keys(in_axes: tuple[Any, ...], batch: Batch) -> dict[int, str]:
+    """Name the keys that are shared since all around them is, by their positions.
+
+    A key whose own entry in `in_axes` is None is meant to be shared.
+    """
+
+    def below(axis: int | None, part: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: axis is None and x is not part, part)
+
+    found: list[tuple[str, bool]] = []
+    for number, (axes, argument) in enumerate(zip(in_axes, batch, strict=True)):
+        marks = jax.tree.map(below, axes, argument, is_leaf=lambda a: a is None)
+        pairs = zip(
+            jax.tree.leaves_with_path(argument), jax.tree.leaves(marks), strict=True
+        )
+        found += [
+            (f"batch argument {number + 1}{jax.tree_util.keystr(path)}", shared)
+            for (path, x), shared in pairs
+            if hasattr(x, "dtype")
+        ]
+    leaves = arrays_of(batch)
+    return {
+        i: name
+        for i, ((name, shared), x) in enumerate(zip(found, leaves, strict=True))
+        if shared and _is_key(x)
+    }
+
+
+def differing(in_axes: Any, batch: Batch) -> list[bool]:
+    """Return which leaves of a batch differ between its examples."""
+    own = object()
+    each = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(batch)
+    marks = each_leaf(lambda axis, name, x: own, each, batch)
+    return [mark is own for mark in jax.tree.leaves(marks)]
 
 
 def one_example(in_axes: tuple[Any, ...], batch: Batch) -> PyTree:
@@ -155,45 +211,15 @@ def one_example(in_axes: tuple[Any, ...], batch: Batch) -> PyTree:
     def first(axis: int, name: str, x: Any) -> Any:
         return jax.eval_shape(lambda x: x[0], x)
 
-    return tuple(
-        _each_leaf(first, axes, argument, "")
-        for axes, argument in zip(in_axes, batch, strict=True)
-    )
+    return each_leaf(first, in_axes, batch)
 
 
-def chunked(x: Any, size: int) -> Any:
-    """Put what has the examples in front into chunks of a size."""
-    return jnp.moveaxis(x.reshape(size, -1, *x.shape[1:]), 1, 0)
+def replaced(in_axes: tuple[Any, ...], batch: Batch, good: jax.Array) -> Batch:
+    """Put a good example in the place of each other one."""
+    first = jnp.argmax(good)
 
+    def visit(axis: int, name: str, x: Any) -> Any:
+        which = good.reshape(good.shape + (1,) * (x.ndim - 1))
+        return jnp.where(which, x, jnp.broadcast_to(x[first], x.shape))
 
-def joined(x: Any) -> Any:
-    """Put chunks of `chunked` together again."""
-    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
-
-
-def in_microbatches(
-    in_axes: tuple[Any, ...], batch: Batch, microbatch_size: int
-) -> tuple[Batch, Callable[[Batch], Batch]]:
-    """Cut the examples into chunks, to be looped over beside what all share.
-
-    A chunk takes examples at equal distances, so that each device of a mesh has as many
-    of every chunk as of the batch.
-    """
-    leaves, treedef = jax.tree.flatten(batch)
-    marks = tuple(
-        _each_leaf(lambda axis, name, x: _CUT, axes, argument, "")
-        for axes, argument in zip(in_axes, batch, strict=True)
-    )
-    split = [mark is _CUT for mark in jax.tree.leaves(marks)]
-    chunks = [
-        chunked(x, microbatch_size) for x, cut in zip(leaves, split, strict=True) if cut
-    ]
-
-    def together(chunk: Any) -> Batch:
-        cut = iter(chunk)
-        return jax.tree.unflatten(
-            treedef,
-            [next(cut) if s else x for x, s in zip(leaves, split, strict=True)],
-        )
-
-    return tuple(chunks), together
+    return each_leaf(visit, in_axes, batch)

@@ -1,29 +1,31 @@
-"""Gradients of a loss with per-example clipping, and per-example gradient norms."""
+"""Gradients of a loss with per-example clipping."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import PyTree
 
-from optaxclip.arguments import check_denominator, check_loss
+from optaxclip.arguments import check_denominator, check_dtype, check_loss
 from optaxclip.leaves import AxisName
-from optaxclip.numbers import as_number
+from optaxclip.numbers import as_dtype, as_number
+from optaxclip.per_example.differentiated import check_argnums, chosen, woven
 from optaxclip.per_example.limits import arrange, check_limits, check_response
 from optaxclip.per_example.placement import on_any_mesh
+from optaxclip.per_example.sensitivity import ClippedGradient
 from optaxclip.per_example.sums import (
     Examples,
     Loss,
     PerExample,
     add_up,
     in_chunks,
-    measure_norms,
     prepare,
 )
+from optaxclip.per_example.transformed import Transform, told_before, transformed
 from optaxclip.responses import Response, shrink
 
 
@@ -31,13 +33,16 @@ def clipped_value_and_grad(
     loss: Callable[..., Any],
     max_norm: PyTree[ArrayLike],
     *,
+    argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     response: Response = shrink,
     denominator: ArrayLike | None = None,
     in_axes: Any = 0,
     microbatch_size: int | None = None,
     axis_name: AxisName = None,
-) -> Callable[..., tuple[PerExample, PyTree]]:
+    dtype: DTypeLike | None = None,
+    pre_clipping_transform: Transform | None = None,
+) -> ClippedGradient:
     r"""Differentiate a loss with every example's gradient clipped, without noise.
 
     There is no privacy accounting either. This is the first half of private training,
@@ -56,29 +61,36 @@ def clipped_value_and_grad(
       max_norm: the largest norm of an example's gradient, c >= 0. In a prefix tree of
         params, each number limits the leaves below it, so that ``{"body": 1.0, "head":
         0.5}`` limits two norms; an array has one limit per leaf of params.
+      argnums: which arguments of the loss are parameters, as in ``jax.grad``.
       has_aux: whether the loss returns a pair of a number and anything else.
       response: what happens to a gradient above the limit: `responses.shrink`,
         `drop`, `normalize`, `auto_s` or any other that multiplies it by a number.
       denominator: the divisor of the sum; by default the number of examples that count,
         on the whole mesh; 1 gives the sum.
-      in_axes: the axis of the examples in the arguments after the parameters: an int,
+      in_axes: the axis of the examples in the arguments besides the parameters: an int,
         None for shared arguments, or a tuple with a tree of these per argument, as in
-        ``jax.vmap``.
+        ``jax.vmap``. Arrays given by name have the examples along axis 0.
       microbatch_size: the number of examples in memory at a time; all by default.
       axis_name: mesh axes over which the examples are sharded inside
         ``jax.shard_map``; gradients are summed over them.
+      dtype: the dtype of the gradient; by default that of each parameter. To add noise,
+        give ``jnp.float32``.
+      pre_clipping_transform: a function of one example's gradient whose result is
+        clipped in its place. The gradients are then formed example by example; where
+        it only scales them, scale the parameters in the loss instead.
 
     Returns:
-      A function of the parameters, the batch and optionally ``mask``, with one bool per
-      example, False for padding. A single ``jax.random.key`` in the batch is split into
-      one key per example. It returns a `PerExample` and the gradient, like params.
-      An example whose gradient is not finite counts as zeros.
+      A `ClippedGradient`: a function of the arguments of the loss, for a batch, and
+      optionally ``mask``, with one bool per example, False for padding. A single
+      ``jax.random.key`` in the batch is split into one key per example. It returns a
+      `PerExample` and the gradient, like params. An example whose gradient is not
+      finite counts as zeros; a batch of no examples gives zeros.
 
     Raises:
-      TypeError: if `max_norm` or `response` has the wrong type; when called, if params
-        contains anything but floats, or the loss is not a number.
+      TypeError: if an argument has the wrong type; when called, if params contains
+        anything but floats, or the loss is not a number.
       ValueError: if `max_norm` is negative or NaN; when called, if the arguments have
-        different numbers of examples, or none.
+        different numbers of examples.
 
     Examples:
       >>> def loss(w, x, y):
@@ -94,7 +106,8 @@ def clipped_value_and_grad(
       With noise from Optax, for a batch of expected size 256:
 
       >>> gradient = optaxclip.clipped_grad(loss, 1.0, denominator=256)
-      >>> noise = optax.add_noise(eta=(1.1 / 256) ** 2, gamma=0.0, key=0)
+      >>> eta = (1.1 * gradient.sensitivity()) ** 2
+      >>> noise = optax.add_noise(eta=eta, gamma=0.0, key=0)
       >>> optimizer = optax.chain(noise, optax.sgd(0.1))
 
     References:
@@ -103,12 +116,9 @@ def clipped_value_and_grad(
       arXiv:2210.00038.
 
     Note:
-      Adding or removing one example changes the sum by at most c in norm, or by
-      $\sqrt{\sum_l c_l^2}$ for several limits, up to rounding; replacing one, by twice
-      that. A fixed `denominator` d divides these bounds. The default one is fixed
-      only for batches of one size; for batches sampled at random give the expected
-      size. With `normalize` and a single limit zero gradients stay zero, and the bounds
-      hold. Examples that are not finite still count in the denominator.
+      How far one example moves the gradient, its method `sensitivity` tells. For
+      batches sampled at random give the expected size as `denominator`. Examples that
+      are not finite still count in the default one.
       What is held are the inputs and cotangents of all layers, so that checkpoints save
       less memory than in a plain gradient; `microbatch_size` bounds it. Under ``jit``
       a multiple of the number of devices leaves all examples where they are on a mesh,
@@ -118,41 +128,59 @@ def clipped_value_and_grad(
     check_loss(loss)
     check_limits(max_norm)
     check_response(response)
+    check_argnums(argnums)
     if denominator is not None:
         check_denominator(denominator)
+    if dtype is not None:
+        check_dtype(dtype)
+    of_one = Loss(woven(loss, argnums), has_aux)
 
-    def clip_all(examples: Examples) -> tuple[PerExample, PyTree]:
+    def clip_all(of_one: Loss, examples: Examples) -> tuple[PerExample, PyTree]:
         limits = arrange(max_norm, examples.params).places(examples.params)
         given = denominator
         number = examples.number(axis_name) if given is None else as_number(given)
-        function = partial(add_up, Loss(loss, has_aux), limits, response, number)
+        function = partial(add_up, of_one, limits, response, number)
         told, sums = in_chunks(function, examples, microbatch_size)
         if axis_name is not None:
             sums = jax.lax.psum(sums, axis_name)
         leaves, treedef = jax.tree.flatten(examples.params)
-        grads = [s.astype(x.dtype) for s, x in zip(sums, leaves, strict=True)]
+        pairs = zip(sums, leaves, strict=True)
+        grads = [as_dtype(s, x.dtype if dtype is None else dtype) for s, x in pairs]
         return told, jax.tree.unflatten(treedef, grads)
 
     def value_and_grad(
-        params: PyTree, *batch: Any, mask: Any = None
+        *args: Any, mask: Any = None, **named: Any
     ) -> tuple[PerExample, PyTree]:
-        examples = prepare(params, batch, in_axes, mask, axis_name)
-        return on_any_mesh(clip_all, examples, lambda each, shared: (each, shared))
+        params, batch = chosen(argnums, args)
+        examples = prepare(params, batch, named, in_axes, mask, axis_name)
+        if pre_clipping_transform is None:
+            return on_any_mesh(partial(clip_all, of_one), examples, _pair)
+        product, examples = transformed(of_one, pre_clipping_transform, examples)
+        told, grads = on_any_mesh(partial(clip_all, product), examples, _pair)
+        return told_before(told), grads
 
-    return value_and_grad
+    return ClippedGradient(value_and_grad, max_norm, response, denominator)
+
+
+def _pair(each: Any, shared: PyTree) -> tuple[Any, PyTree]:
+    """Lay the examples' results out like the batch, and gradients like params."""
+    return each, shared
 
 
 def clipped_grad(
     loss: Callable[..., Any],
     max_norm: PyTree[ArrayLike],
     *,
+    argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     response: Response = shrink,
     denominator: ArrayLike | None = None,
     in_axes: Any = 0,
     microbatch_size: int | None = None,
     axis_name: AxisName = None,
-) -> Callable[..., Any]:
+    dtype: DTypeLike | None = None,
+    pre_clipping_transform: Transform | None = None,
+) -> ClippedGradient:
     r"""Differentiate a loss with every example's gradient clipped, like ``jax.grad``.
 
     It adds no noise and does no privacy accounting. The arguments are those of
@@ -163,17 +191,21 @@ def clipped_grad(
     Args:
       loss: the loss of ONE example, ``loss(params, *example)``.
       max_norm: the largest norm of an example's gradient, or several limits.
+      argnums: which arguments of the loss are parameters.
       has_aux: whether the loss returns a pair of a number and anything else.
       response: what happens to a gradient above the limit.
       denominator: the divisor of the sum; the number of examples by default.
       in_axes: the axis of the examples in each argument.
       microbatch_size: the number of examples in memory at a time; all by default.
       axis_name: mesh axes over which the examples are sharded.
+      dtype: the dtype of the gradient; by default that of each parameter.
+      pre_clipping_transform: a function of one example's gradient whose result is
+        clipped in its place.
 
     Returns:
-      A function of the parameters, the batch and optionally ``mask`` that returns the
-      gradient; with `has_aux`, a pair of the gradient and aux, with a leading axis of
-      examples.
+      A `ClippedGradient`: a function of the arguments of the loss, for a batch, and
+      optionally ``mask`` that returns the gradient; with `has_aux`, a pair of the
+      gradient and aux, with a leading axis of examples.
 
     Raises:
       TypeError: as in `clipped_value_and_grad`.
@@ -189,62 +221,19 @@ def clipped_grad(
     both = clipped_value_and_grad(
         loss,
         max_norm,
+        argnums=argnums,
         has_aux=has_aux,
         response=response,
         denominator=denominator,
         in_axes=in_axes,
         microbatch_size=microbatch_size,
         axis_name=axis_name,
+        dtype=dtype,
+        pre_clipping_transform=pre_clipping_transform,
     )
 
-    def grad(params: PyTree, *batch: Any, mask: Any = None) -> Any:
-        told, grads = both(params, *batch, mask=mask)
+    def grad(*args: Any, mask: Any = None, **named: Any) -> Any:
+        told, grads = both(*args, mask=mask, **named)
         return (grads, told.aux) if has_aux else grads
 
-    return grad
-
-
-def per_example_norms(
-    loss: Callable[..., Any],
-    *,
-    prefix: PyTree = 0,
-    has_aux: bool = False,
-    in_axes: Any = 0,
-) -> Callable[..., PyTree]:
-    r"""Compute every example's gradient norm, at the cost of one batch gradient.
-
-    This clips nothing, adds no noise and does no privacy accounting: norms reveal
-    information about examples, so limits based on them are not private.
-
-    Args:
-      loss: the loss of ONE example, ``loss(params, *example)``.
-      prefix: a prefix tree of params; the leaves below each entry are measured
-        together, by default all of params. The entries themselves do not matter.
-      has_aux: whether the loss returns a pair of a number and anything else.
-      in_axes: the axis of the examples in each argument.
-
-    Returns:
-      A function of the parameters and the batch that returns the norms, arranged like
-      `prefix`, with a leading axis of examples.
-
-    Raises:
-      TypeError: when called, as in `clipped_value_and_grad`.
-      ValueError: when called, as in `clipped_value_and_grad`.
-
-    Examples:
-      >>> norms = optaxclip.per_example_norms(lambda w, x: jnp.dot(x, w))
-      >>> norms(jnp.zeros(2), jnp.array([[3.0, 4.0], [0.0, 0.5]]))
-      Array([5. , 0.5], dtype=float32)
-    """
-
-    def measure_all(examples: Examples) -> PyTree:
-        zeros = jax.tree.map(lambda _: 0.0, prefix)
-        groups = arrange(zeros, examples.params, "prefix")
-        groups = groups.places(examples.params)
-        return measure_norms(Loss(loss, has_aux), groups, examples).norm
-
-    def norms(params: PyTree, *batch: Any) -> PyTree:
-        examples = prepare(params, batch, in_axes, None, None)
-        return on_any_mesh(measure_all, examples, lambda each, shared: each)
-
-    return norms
+    return ClippedGradient(grad, max_norm, response, denominator)

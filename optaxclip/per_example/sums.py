@@ -12,11 +12,14 @@ from jaxtyping import Array, Bool, Float, PyTree
 from optaxclip.arguments import check_named_axis
 from optaxclip.leaves import AxisName, as_tuple
 from optaxclip.mesh import check_axes, vary, varying_axes
+from optaxclip.norms import Magnitude
 from optaxclip.numbers import measuring_dtype
 from optaxclip.per_example import batches
 from optaxclip.per_example.decisions import decide, measure_examples
 from optaxclip.per_example.limits import Limits
+from optaxclip.per_example.microbatches import chunked, in_microbatches, joined
 from optaxclip.per_example.tracing import Recorded, Traced, checked_params, trace
+from optaxclip.per_example.twice import Twice, in_two_passes, runs_twice
 from optaxclip.responses import Response
 
 
@@ -26,8 +29,8 @@ class PerExample(NamedTuple):
     Attributes:
       value: the loss.
       aux: the auxiliary output of the loss.
-      norm: the norm of the gradient before clipping; for several limits, one norm for
-        each, arranged like the limits.
+      norm: the norm of the gradient before clipping, 0 where the mask excludes the
+        example; for several limits, one norm for each, arranged like the limits.
     """
 
     value: Float[Array, "examples"]
@@ -46,6 +49,11 @@ class Loss:
 
     function: Callable[..., Any]
     has_aux: bool
+
+    def alone(self, params: PyTree, *example: Any) -> Any:
+        """Return the loss without the auxiliary output."""
+        found = self.function(params, *example)
+        return found[0] if self.has_aux else found
 
 
 class Examples(NamedTuple):
@@ -66,7 +74,23 @@ class Examples(NamedTuple):
     def trace(self, loss: Loss) -> Traced:
         """Trace the gradient of one example."""
         example = batches.one_example(self.in_axes, self.batch)
-        return trace(loss.function, self.params, example, loss.has_aux)
+        traced = trace(loss.function, self.params, example, loss.has_aux, self.in_axes)
+        self._refuse_shared_keys(traced)
+        return traced
+
+    def _refuse_shared_keys(self, traced: Traced) -> None:
+        """Refuse random numbers that are the same for all examples by accident."""
+        program = traced.program
+        _, read = program.needs(program.outputs)
+        given = program.inputs[len(jax.tree.leaves(self.params)) :]
+        for position, name in batches.shared_keys(self.in_axes, self.batch).items():
+            if given[position] in read:
+                raise ValueError(
+                    f"{name} is a random key inside of what all examples share, so "
+                    "that all would draw the same numbers; hand over one key as an "
+                    "argument of its own, which is split, and let the loss use it, by "
+                    "nnx.reseed(module, dropout=key) in Flax NNX."
+                )
 
     def dtype(self) -> np.dtype:
         """Return the dtype in which norms are measured."""
@@ -81,13 +105,18 @@ class Examples(NamedTuple):
 
 
 def prepare(
-    params: PyTree, batch: tuple, in_axes: Any, mask: Any, axis_name: AxisName
+    params: PyTree,
+    batch: tuple,
+    named: dict[str, Any],
+    in_axes: Any,
+    mask: Any,
+    axis_name: AxisName,
 ) -> Examples:
-    """Check and arrange the user's arguments."""
+    """Check and arrange the user's arguments, also those given by name."""
     params = checked_params(params)
     check_named_axis("axis_name", axis_name)
     check_axes(as_tuple(axis_name))
-    axes = batches.axes_of(in_axes, batch)
+    axes, batch = batches.axes_of(in_axes, batch, named), (*batch, named)
     number = batches.number_of_examples(axes, batch)
     axes, batch = batches.examples_first(axes, batch, number, as_tuple(axis_name))
     mask = jnp.ones(number, bool) if mask is None else jnp.asarray(mask)
@@ -111,37 +140,60 @@ def add_up(
 ) -> tuple[PerExample, list[Array]]:
     """Clip each example's gradient, and sum them, divided by a number, leaf by leaf."""
     traced = examples.trace(loss)
-    recorded = traced.record(examples.params, examples.batch, examples.in_axes)
-    ways = [plan.way for plan in traced.plans]
-    mask, dtype = examples.mask, examples.dtype()
-    sizes = measure_examples(ways, recorded.kept, limits.groups, mask, dtype)
+    params, mask = examples.params, examples.mask
+    if runs_twice(traced, limits.groups):
+        found = in_two_passes(
+            traced, loss.alone, params, examples.batch, examples.in_axes
+        )
+    else:
+        found = traced.record(params, examples.batch, examples.in_axes)
+    sizes = _sizes(found, limits, examples)
     weights = decide(sizes, limits, response, mask)
     factors = limits.of_leaves(weights.divided(number))
-    leaves = jax.tree.leaves(examples.params)
-    totals = [
-        jnp.zeros_like(leaf)
-        if way is None
-        else way.total(held, factors[i], weights.good)
-        for i, (way, held, leaf) in enumerate(
-            zip(ways, recorded.kept, leaves, strict=True)
-        )
-    ]
-    return _told(recorded, limits.like_given([size.plain for size in sizes])), totals
+    totals = found.totals(factors, weights.good, params)
+    return _told(found, limits, sizes, mask), totals
 
 
-def _told(recorded: Recorded, norm: PyTree) -> PerExample:
-    return PerExample(recorded.value, recorded.aux, norm)
+def _sizes(
+    found: Recorded | Twice, limits: Limits, examples: Examples
+) -> list[Magnitude]:
+    return measure_examples(
+        found.squares(),
+        found.again,
+        found.kept,
+        limits.groups,
+        examples.mask,
+        examples.dtype(),
+    )
+
+
+def _told(
+    found: Recorded | Twice, limits: Limits, sizes: list[Magnitude], mask: Array
+) -> PerExample:
+    norms = [jnp.where(mask, size.plain, jnp.zeros_like(size.value)) for size in sizes]
+    return PerExample(found.value, found.aux, limits.like_given(norms))
 
 
 def measure_norms(loss: Loss, groups: Limits, examples: Examples) -> PerExample:
     """Measure each example's gradient."""
     traced = examples.trace(loss)
-    recorded = traced.record(examples.params, examples.batch, examples.in_axes)
-    ways = [plan.way for plan in traced.plans]
-    sizes = measure_examples(
-        ways, recorded.kept, groups.groups, examples.mask, examples.dtype()
-    )
-    return _told(recorded, groups.like_given([size.plain for size in sizes]))
+    params, batch, in_axes = examples.params, examples.batch, examples.in_axes
+    if traced.program.rematerializes:
+        found = in_two_passes(traced, loss.alone, params, batch, in_axes)
+    else:
+        found = traced.record(params, batch, in_axes)
+    sizes = _sizes(found, groups, examples)
+    return _told(found, groups, sizes, examples.mask)
+
+
+def _of_none(
+    function: Callable[[Examples], tuple[PerExample, list[Array]]], examples: Examples
+) -> tuple[PerExample, list[Array]]:
+    """Call a function for one example that does not count, and forget that one."""
+    batch = batches.with_one_of_zeros(examples.in_axes, examples.batch)
+    mask = vary(jnp.zeros(1, bool), varying_axes(examples.mask))
+    told, sums = function(examples._replace(batch=batch, mask=mask))
+    return jax.tree.map(lambda x: x[:0], told), sums
 
 
 def in_chunks(
@@ -150,9 +202,11 @@ def in_chunks(
     size: int | None,
 ) -> tuple[PerExample, list[Array]]:
     """Call a function for chunks of the examples, one after another, or for all."""
+    number = len(examples.mask)
+    if number == 0:
+        return _of_none(function, examples)
     if size is None:
         return function(examples)
-    number = len(examples.mask)
     if not isinstance(size, int | np.integer):
         raise TypeError(f"microbatch_size must be an int, not {size!r}.")
     if size < 1:
@@ -162,13 +216,13 @@ def in_chunks(
             f"microbatch_size must divide the batch of {number} examples, which "
             f"{size} does not; pad the batch and exclude the padding by mask."
         )
-    chunks, together = batches.in_microbatches(examples.in_axes, examples.batch, size)
+    chunks, together = in_microbatches(examples.in_axes, examples.batch, size)
 
     def one(chunk: Any) -> tuple[PerExample, list[Array]]:
         parts, mask = chunk
         return function(examples._replace(batch=together(parts), mask=mask))
 
-    chunks = (chunks, batches.chunked(examples.mask, size))
+    chunks = (chunks, chunked(examples.mask, size))
     totals = jax.eval_shape(one, jax.tree.map(lambda x: x[0], chunks))[1]
 
     def step(sums: list[Array], chunk: Any) -> tuple[list[Array], PerExample]:
@@ -178,4 +232,4 @@ def in_chunks(
     over = varying_axes(examples.mask)
     start = [vary(jnp.zeros(t.shape, t.dtype), over) for t in totals]
     sums, told = jax.lax.scan(step, start, chunks)
-    return jax.tree.map(batches.joined, told), sums
+    return jax.tree.map(joined, told), sums

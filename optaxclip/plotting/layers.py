@@ -54,7 +54,7 @@ def plot_groups(
       >>> print(ax.get_title(loc="left"))
       clip_tensor_norm: b is clipped most, in 50% of 2 steps
     """
-    name, track = the_track(later(history.columns, since), name, "name")
+    name, track = the_track(later(history.columns, since), name)
     cut = _cut(name, track)
     steps, groups = cut.shape
     ax = axes_for(ax)

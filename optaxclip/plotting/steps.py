@@ -62,7 +62,7 @@ def plot_history(
       clip_global_norm: 25% of 4 steps clipped
     """
     columns = later(history.columns, since)
-    name, track = the_track(columns, name, "name")
+    name, track = the_track(columns, name)
     ax = axes_for(ax)
     steps = since + np.arange(len(track.broken))
     _draw_norms(ax, steps, _worst(track))

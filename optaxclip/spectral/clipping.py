@@ -109,11 +109,8 @@ def soft_clip_singular_values(
     Args:
       max_value: the bound c >= 0: a number, an array, a schedule of the clipper's own
         step, a prefix tree of these, or a threshold.
-      leading_axes: the number of leading dimensions that stack matrices, such as
-        scanned layers: an int or a prefix tree of ints; 0 by default.
-      axis: the dimensions of a leaf that are the inputs of a matrix, the others being
-        its outputs: an int, a tuple, or a prefix tree of these; all but the last by
-        default.
+      leading_axes: as in `clip_singular_values`.
+      axis: as in `clip_singular_values`.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases, and

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Int32, PyTree
 
 from optaxclip import norms, responses, scopes
@@ -115,45 +116,51 @@ def scale_by_stable_adam(
     check_nonnegative(eps, "eps")
     scope = scopes.tensor(leading_axes=leading_axes, axis_name=axis_name)
     threshold = as_threshold(max_rms, "max_rms")
-    name = "scale_by_stable_adam"
     measured, response = ByNorm(norms.rms), ByResponse(responses.shrink)
-    clip = Clip(name, scope, threshold, measured, response)
+    clip = Clip("scale_by_stable_adam", scope, threshold, measured, response)
+    adam = _StableAdam(b1, b2, eps, clip)
+    return optax.GradientTransformationExtraArgs(adam.init, adam.update)
 
-    def init(params: PyTree) -> StableAdamState:
+
+@dataclass(frozen=True)
+class _StableAdam:
+    """The constants of Adam, and the clip of its steps."""
+
+    b1: ArrayLike
+    b2: ArrayLike
+    eps: ArrayLike
+    clip: Clip
+
+    def init(self, params: PyTree) -> StableAdamState:
         return StableAdamState(
-            jax.tree.map(_no_steps, scope.arrange(params).struct()),
+            jax.tree.map(_no_steps, self.clip.scope.arrange(params).struct()),
             zeros_for(params, lambda x: widest(x.dtype)),
             zeros_for(params, lambda x: jnp.finfo(widest(x.dtype)).dtype),
-            clip.init(params),
+            self.clip.init(params),
         )
 
     def update(
-        updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
+        self, updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, StableAdamState]:
-        check_state(name, state, StableAdamState)
-        check_updates(name, updates)
-        groups = scope.arrange(updates)
-        clip.check(state.clip, groups)
-        old = list(zip(*map(jax.tree.leaves, (state.mean, state.rms)), strict=True))
+        check_state(self.clip.name, state, StableAdamState)
+        check_updates(self.clip.name, updates)
+        groups = self.clip.scope.arrange(updates)
+        self.clip.check(state.clip, groups)
         number = jax.tree.map(increment, state.number)
-        numbers, dtype = jax.tree.leaves(number), groups.dtype
+        old = map(jax.tree.leaves, (number, state.mean, state.rms))
         new = [
-            _averaged(leaf, averages, *(newest_share(b, n, dtype) for b in (b1, b2)))
-            for leaf, averages, n in zip(groups.leaves, old, numbers, strict=True)
+            self._averaged(groups.dtype, *each)
+            for each in zip(groups.leaves, *old, strict=True)
         ]
         surprise = [
-            _over(modulus(leaf.astype(mean.dtype)), jnp.maximum(rms, eps))
+            _over(modulus(leaf.astype(mean.dtype)), jnp.maximum(rms, self.eps))
             for leaf, (mean, rms) in zip(groups.leaves, new, strict=True)
         ]
         size = measure(norms.rms, groups.with_leaves(surprise))
-        steps = [_over(mean, rms + eps) for mean, rms in new]
-        clipped, clip_state = clip.clip(
-            filled(updates, steps),
-            groups.with_leaves(steps),
-            size,
-            state.clip,
-            params,
-            extra,
+        steps = [_over(mean, rms + self.eps) for mean, rms in new]
+        groups, following = groups.with_leaves(steps), filled(updates, steps)
+        clipped, clip_state = self.clip.clip(
+            following, groups, size, state.clip, params, extra
         )
         finite = list(map(jnp.isfinite, jax.tree.leaves(size.plain)))
 
@@ -162,10 +169,8 @@ def scale_by_stable_adam(
             leaves, tree = jax.tree.flatten(before)
             return tree.unflatten(map(jnp.where, finite, after, leaves))
 
-        given = [
-            step.astype(leaf.dtype)
-            for step, leaf in zip(counted(clipped), groups.leaves, strict=True)
-        ]
+        found = zip(counted(clipped), counted(updates), strict=True)
+        given = (step.astype(leaf.dtype) for step, leaf in found)
         return filled(updates, given), StableAdamState(
             kept(state.number, jax.tree.leaves(number)),
             kept(state.mean, (mean for mean, _ in new)),
@@ -173,21 +178,20 @@ def scale_by_stable_adam(
             clip_state,
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    def _averaged(
+        self, dtype: DTypeLike, leaf: Leaf, number: Array, mean: Leaf, rms: Number
+    ) -> tuple[Leaf, Number]:
+        first, second = (
+            newest_share(decay, number, dtype).astype(rms.dtype)
+            for decay in (self.b1, self.b2)
+        )
+        wide = leaf.astype(mean.dtype)
+        mean = multiply(mean, 1 - first) + multiply(wide, first)
+        return mean, root_mean_square(rms, modulus(wide), second)
 
 
 def _no_steps(group: jax.ShapeDtypeStruct) -> Array:
     return full(group, 0, jnp.int32)
-
-
-def _averaged(
-    leaf: Leaf, averages: tuple[Leaf, Number], first: Number, second: Number
-) -> tuple[Leaf, Number]:
-    mean, rms = averages
-    first, second = first.astype(rms.dtype), second.astype(rms.dtype)
-    wide = leaf.astype(mean.dtype)
-    mean = multiply(mean, 1 - first) + multiply(wide, first)
-    return mean, root_mean_square(rms, modulus(wide), second)
 
 
 def _over(dividend: Leaf, divisor: Number) -> Leaf:

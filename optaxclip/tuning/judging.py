@@ -32,42 +32,47 @@ def clipper_words(track: Track, kept: np.ndarray, of_weights: bool) -> list[str]
       kept: which steps count.
       of_weights: whether it bounds parameters rather than updates.
     """
-    before, after, limit, clipped = (
-        track.before,
-        track.after,
-        track.limit,
-        track.clipped,
-    )
+    told = track.before, track.after, track.limit, track.clipped
+    before, after, limit, clipped = told
     if before is None or after is None or limit is None or clipped is None:
         return ["Its report lacks norms to judge by."]
-    limited = kept & np.isfinite(limit).any(axis=1)
-    if not limited.any():
+    limited = np.isfinite(limit).any(axis=1)
+    acts = kept & limited
+    if not acts.any():
         return _unlimited(before[kept])
-    first = int(np.argmax(limited))
-    said = [f"It had no limit until step {first}."] if first else []
-    acting = _Acting(*(x[limited] for x in (before, after, limit, clipped)))
-    if not acting.after.any() and acting.before.any():
-        return [
-            *said,
-            "Nothing is left of any update: a limit of 0 stops all learning.",
-        ]
-    if _sets_every_norm(acting):
-        return [
-            *said,
-            "It brings small norms up to its limit as well as large ones down: the "
-            "limit is the length of every step, as a learning rate would be.",
-        ]
-    if not clipped[limited].any():
-        over = acting.before / np.where(acting.limit > 0, acting.limit, np.nan)
-        largest = number(float(np.nanmax(over, initial=0)))
-        return [*said, f"It never acts: no norm was above {largest} times its limit."]
-    words = (
+    free = int(np.argmax(limited))
+    said = [f"It had no limit in the first {free} steps."] if free else []
+    acting = _Acting(before[acts], after[acts], limit[acts], clipped[acts])
+    if at_once := _plain_case(acting):
+        return [*said, at_once]
+    several = before.shape[1] > 1
+    said += (
         _several(acting, track.groups, of_weights)
-        if before.shape[1] > 1
-        else (_single(acting, of_weights))
+        if several
+        else _single(acting, of_weights)
     )
-    said += words + _otherwise(acting) + _moved(acting)
+    said += _otherwise(acting) + _moved(acting)
     return sorted(said, key=lambda words: words.endswith(_LOOK_AGAIN))
+
+
+def _plain_case(acting: _Acting) -> str:
+    """Say what needs one sentence, if anything."""
+    if not acting.after.any() and acting.before.any():
+        return "Nothing is left of any update: a limit of 0 stops all learning."
+    if _sets_every_norm(acting):
+        return (
+            "It brings small norms up to its limit as well as large ones down: the "
+            "limit is the length of every step, as a learning rate would be."
+        )
+    if not acting.clipped.any():
+        largest = number(float(np.nanmax(_excess(acting), initial=0)))
+        return f"It never acts: no norm was above {largest} times its limit."
+    return ""
+
+
+def _excess(acting: _Acting) -> np.ndarray:
+    """Return how many times as high as its limit each norm was."""
+    return acting.before / np.where(acting.limit > 0, acting.limit, np.nan)
 
 
 def _unlimited(norms: np.ndarray) -> list[str]:
@@ -115,8 +120,8 @@ def _single(acting: _Acting, of_weights: bool) -> list[str]:
             f"{share_of(steps)}: {role}."
         ]
         words += _lately(acting.clipped, whole)
-        over = acting.before / np.where(acting.limit > 0, acting.limit, np.nan)
-        better = f"A limit {number(float(np.nanquantile(over, 0.9)))} times as high"
+        times = number(float(np.nanquantile(_excess(acting), 0.9)))
+        better = f"A limit {times} times as high"
         would = "clipped something in 10% of the steps"
     if steps > GUARD and steady and not of_weights:
         words.append(f"{better} would have {would}. {_LOOK_AGAIN}")
@@ -186,17 +191,16 @@ def _otherwise(acting: _Acting) -> list[str]:
 
 
 def _steady(limit: np.ndarray) -> bool:
-    low, high = limit.min(axis=0), limit.max(axis=0)
-    return bool(np.all((high == low) | (high - low <= _SAME * high)))
+    return bool(np.all(limit.min(axis=0) >= (1 - _SAME) * limit.max(axis=0)))
 
 
 def _moved(acting: _Acting) -> list[str]:
     if _steady(acting.limit):
         return []
-    low, high = (number(float(f(acting.limit))) for f in (np.min, np.max))
-    words = f"Its limit moves, here from {low} to {high}"
-    if acting.limit.shape[1] > 1:
-        words = "Its limits move"
+    words = "Its limits move"
+    if acting.limit.shape[1] == 1:
+        low, high = (number(float(f(acting.limit))) for f in (np.min, np.max))
+        words = f"Its limit moves, here from {low} to {high}"
     if acting.clipped.mean() > GUARD:
         words += ": one that follows the norms clips such a share by design"
     return [f"{words}."]

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from optaxclip.arguments import check_decay, check_magnitude
 from optaxclip.sentences import shown
 from optaxclip.tuning.history import History
-from optaxclip.tuning.tracks import tracks_of
+from optaxclip.tuning.tracks import candidates, tracks_of
 
 
 def suggest_limit(
@@ -28,8 +28,10 @@ def suggest_limit(
     infinity count as norms above every limit. Norms of zero, as of a layer that has no
     gradient yet, are never clipped and do not count.
 
-    The promise is about the given norms. Norms move when the limit does, and in the
-    course of a run: measure again with the new limit, and look at `verdict`.
+    The promise is about the given norms. A limit for a tenth clips 8 to 12% of further
+    norms of the same kind if there were 1000, and 6 to 17% if there were 100. And norms
+    move when the limit does, and in the course of a run: measure again with the new
+    limit, and look at `verdict`.
 
     Args:
       norms: one norm a step, or steps x groups; or a `History` with a single clipper,
@@ -72,14 +74,14 @@ def norms_of(given: Any) -> np.ndarray:
     """Return norms as one number a step, or steps x groups."""
     if isinstance(given, History):
         tracks = tracks_of(given.columns)
-        found = {k: t.before for k, t in tracks.items() if t.before is not None}
+        found = candidates(tracks)
         if len(found) != 1:
             raise ValueError(
                 "norms must be those of one clipper, and the history has "
                 f"{', '.join(found) or 'none'}; give history[name]['pre_norm']."
             )
-        (given,) = found.values()
-        given = given[:, 0] if given.shape[1] == 1 else given
+        given = tracks[found[0]].before
+        given = given[:, 0] if np.shape(given)[1:] == (1,) else given
     norms = np.asarray(given)
     if norms.dtype.kind not in "iuf" and norms.dtype.name != "bfloat16":
         raise TypeError(f"norms must be numbers, not {shown(given)}.")

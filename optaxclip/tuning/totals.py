@@ -14,7 +14,7 @@ _GROUPS_SHOWN = 10
 
 
 class Total(NamedTuple):
-    """What a clipper did in all steps, or of one of its groups.
+    """What a clipper, or one of its groups, did in all steps.
 
     Attributes:
       steps: the number of steps.
@@ -114,7 +114,9 @@ def _above(norms: np.ndarray, limits: np.ndarray) -> np.ndarray:
 
 def _total(track: Track) -> Total:
     def share(steps: np.ndarray | None) -> float:
-        return float("nan") if steps is None else float(np.mean(steps > 0))
+        if steps is None or not steps.size:
+            return float("nan")
+        return float(np.mean(steps > 0))
 
     one = len(track.groups) == 1
     finite = np.array([])
@@ -122,11 +124,12 @@ def _total(track: Track) -> Total:
         finite = track.before[np.isfinite(track.before)]
     norms = np.quantile(finite, (0.5, 0.9, 0.99)) if finite.size else [np.nan] * 3
     limit = track.limit if one else None
+    limits = np.array([]) if limit is None else limit
     return Total(
         len(track.broken),
         share(track.clipped),
         share(track.skipped),
         int(track.broken.sum()),
         *map(float, norms),
-        limit=float("nan") if limit is None else float(np.median(limit)),
+        limit=float(np.median(limits)) if limits.size else float("nan"),
     )

@@ -1,5 +1,6 @@
 """What happened to one clipper or guard, whatever its report calls it."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -34,19 +35,22 @@ def tracks_of(columns: Columns) -> dict[str, Track]:
     return {name: _track(columns, name) for name in names_in(columns)}
 
 
-def the_track(columns: Columns, name: str | None, argument: str) -> tuple[str, Track]:
-    """Return the track of that name, or else the only one that has limits, or norms."""
+def candidates(tracks: dict[str, Track]) -> list[str]:
+    """Return the names that have norms: those with limits, or else the others."""
+    normed = [name for name, track in tracks.items() if track.before is not None]
+    return [name for name in normed if tracks[name].limit is not None] or normed
+
+
+def the_track(columns: Columns, name: str | None) -> tuple[str, Track]:
+    """Return the track of that name, or the only one there is to choose."""
     tracks = tracks_of(columns)
-    normed = [key for key, track in tracks.items() if track.before is not None]
-    if name is None:
-        limited = [key for key in normed if tracks[key].limit is not None]
-        found = limited or normed
-        name = found[0] if len(found) == 1 else None
-    if name not in normed:
-        known = ", ".join(normed) or "of which there are none"
+    found = candidates(tracks)
+    if name is None and len(found) == 1:
+        name = found[0]
+    if name is None or name not in tracks or tracks[name].before is None:
         raise ValueError(
-            f"{argument} must be a name in the history that has norms ({known}), not "
-            f"{name!r}."
+            "name must be one in the history that has norms "
+            f"({', '.join(found) or 'there is none'}), not {name!r}."
         )
     return name, tracks[name]
 
@@ -57,7 +61,10 @@ def _track(columns: Columns, name: str) -> Track:
 
     def side_by_side(*several: str) -> np.ndarray | None:
         found = [fields[field] for field in several if field in fields]
-        return found[0].reshape(steps, -1).astype(np.float64) if found else None
+        if not found:
+            return None
+        width = math.prod(found[0].shape[1:])
+        return found[0].reshape(steps, width).astype(np.float64)
 
     def by_step(field: str) -> np.ndarray | None:
         found = side_by_side(field)
@@ -74,6 +81,8 @@ def _track(columns: Columns, name: str) -> Track:
         broken = np.zeros(steps, bool) if counts is None else counts > 0
     width = 1 if before is None else before.shape[1]
     groups = groups_of(columns, name) if width > 1 else ("",)
+    if len(groups) != width:  # Several states at once, as under vmap.
+        groups = tuple(map(str, range(width)))
     return Track(
         groups,
         before,

@@ -83,6 +83,8 @@ def verdict(history: History, since: int = 0) -> Verdicts:
 
 
 def _words(name: str, track: Track, left_out: np.ndarray, since: int) -> list[str]:
+    if not track.broken.size:
+        return ["It has taken no step."]
     broken = np.flatnonzero(track.broken)
     said = []
     if broken.size:

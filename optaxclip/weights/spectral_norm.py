@@ -100,11 +100,8 @@ def clip_weight_spectral_norm(
     Args:
       max_norm: the largest singular value allowed, c >= 0: a number, an array, a
         schedule of the clipper's own step, a prefix tree of these, or a threshold.
-      leading_axes: the number of leading dimensions that stack matrices, such as
-        scanned layers: an int or a prefix tree of ints; 0 by default.
-      axis: the dimensions of a leaf that are the inputs of a matrix, the others being
-        its outputs: an int, a tuple, or a prefix tree of these; all but the last by
-        default.
+      leading_axes: as in `optaxclip.clip_singular_values`.
+      axis: as in `optaxclip.clip_singular_values`.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases. These and the report,
