@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax_privacy import clipping
 
 import optaxclip
+from optaxclip import responses
 
 
 def clipped_grad(
@@ -50,6 +51,12 @@ def clipped_grad(
     if overlap := set(params) & set(batched):
         raise ValueError(f"argnums and batch_argnums must not overlap in {overlap}.")
 
+    # Where the limit tends to 0, what is rescaled tends to the normalized gradient.
+    is_number = isinstance(l2_clip_norm, int | float)
+    is_normal = rescale_to_unit_norm and is_number and l2_clip_norm == 0
+    limit = 1.0 if is_normal else l2_clip_norm
+    response = responses.normalize if is_normal else responses.shrink
+
     def of_one(*args: Any, **named: Any) -> Any:
         return fun(*(one(i, x) for i, x in enumerate(args)), **named)
 
@@ -61,9 +68,10 @@ def clipped_grad(
     def clip(**options: Any) -> optaxclip.ClippedGradient:
         return optaxclip.clipped_value_and_grad(
             of_one,
-            l2_clip_norm,
+            limit,
             argnums=argnums,
             has_aux=has_aux,
+            response=response,
             denominator=normalize_by,
             microbatch_size=microbatch_size,
             dtype=dtype,
@@ -78,7 +86,7 @@ def clipped_grad(
         mask = None if is_padding_example is None else ~is_padding_example
         told, grads = clip(in_axes=axes)(*args, mask=mask, **named)
         if rescale_to_unit_norm:
-            grads = jax.tree.map(divided, l2_clip_norm, grads)
+            grads = jax.tree.map(divided, limit, grads)
         aux = clipping.AuxiliaryOutput(
             values=told.value if return_values else None,
             grad_norms=told.norm if return_grad_norms else None,

@@ -1,5 +1,6 @@
 """Checks of numbers: reject bad arguments early, with a one-sentence error."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -16,6 +17,15 @@ def check_named_axis(argument: str, spec: Any) -> None:
         raise TypeError(
             f"{argument} must be the name of a mesh axis, a tuple of names or a "
             f"prefix tree of these, not {shown(spec)}; give names as strings."
+        )
+
+
+def check_shared(argument: str, varying: Iterable[str]) -> None:
+    """Reject what differs between the devices of a mapped function."""
+    if varying:
+        raise ValueError(
+            f"{argument} must be the same on all devices, and varies over "
+            f"{sorted(varying)}; hand over its jax.lax.pmean."
         )
 
 

@@ -31,11 +31,11 @@ def program_of(eqn: JaxprEqn) -> TracedProgram:
     return eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
 
 
-def evaluate(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
-    """Evaluate an equation as JAX does, given the values of its operands."""
+def evaluate(eqn: JaxprEqn, values: Sequence[Any], **changed: Any) -> list[Any]:
+    """Evaluate an equation as JAX does, given its operands and changed parameters."""
     primitive = eqn.primitive
     # Traced parameters differ from those of `bind`; the primitive can convert them.
-    bound: Any = getattr(primitive, "get_bind_params", dict)(eqn.params)
+    bound: Any = getattr(primitive, "get_bind_params", dict)({**eqn.params, **changed})
     # Before JAX 0.11 the functions that a call takes are returned separately.
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
     result = primitive.bind(*functions, *values, **params)

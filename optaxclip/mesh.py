@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import jax
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 MeshAxes = tuple[str, ...]
@@ -35,6 +38,12 @@ def _index_along(axis: str) -> Array:
         ) from None
 
 
+def automatic_axes() -> MeshAxes:
+    """Return the axes that are left to XLA where a mapped function keeps others."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return (*mesh.auto_axes, *mesh.explicit_axes) if mesh.manual_axes else ()
+
+
 def check_axes(axes: Iterable[str]) -> None:
     """Refuse axes that are not those of a mapped function around us."""
     for axis in axes:
@@ -50,6 +59,19 @@ def vary(x: Array, axes: frozenset[str]) -> Array:
     """Mark a constant as varying over mesh axes, as loops require of initial values."""
     missing = tuple(axes - varying_axes(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def sharding_along(x: Any, dims: Iterable[int]) -> NamedSharding | None:
+    """Return how an array or its shape is known to be sharded along some dimensions.
+
+    Under ``jit`` this is known of explicit axes only.
+    """
+    traced = isinstance(x, Tracer)
+    kind = jax.typeof(x).sharding if traced else getattr(x, "sharding", None)
+    if not isinstance(kind, NamedSharding) or (traced and not kind.mesh.explicit_axes):
+        return None
+    kept = (axes if d in dims else None for d, axes in enumerate(kind.spec))
+    return NamedSharding(kind.mesh, PartitionSpec(*kept))
 
 
 def on_one_device(x: Array) -> bool:

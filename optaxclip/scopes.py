@@ -5,9 +5,10 @@ Only nonempty floating-point leaves, real or complex, count.
 Under ``jit``, meshes need no extra argument. Inside ``jax.shard_map`` and ``jax.pmap``,
 ``axis_name`` names the mesh axes over which the numbers of a group are sharded: one
 axis, a tuple of axes, or a prefix tree of these with one entry per leaf (None for a
-replicated leaf). Where JAX tracks varying axes (``check_vma=True``), replicated leaves
-are recognized, and every axis over which a leaf varies must be named. With ``()``, each
-device clips on its own.
+replicated leaf). An entry may also be the leaf's PartitionSpec, which tells whether an
+axis shards a unit, or a stack of whole ones. Where JAX tracks varying axes
+(``check_vma=True``), replicated leaves are recognized, and every axis over which a leaf
+varies must be named. With ``()``, each device clips on its own.
 """
 
 import math
@@ -106,7 +107,7 @@ class _Unit(_LeafScope):
     def arrange(self, tree: PyTree) -> PerLeaf:
         axes = of_leaves("axis", self.axis, tree, is_axes)
         dims = tuple(map(_unit_dims, shapes_of(tree), axes))
-        axes = mesh_axes(self.axis_name, tree)
+        axes = mesh_axes(self.axis_name, tree, dims)
         return PerLeaf(counted(tree), dims, axes, structure_of(tree))
 
 
@@ -127,7 +128,7 @@ class _Tensor(_LeafScope):
         given = 0 if self.leading_axes is None else self.leading_axes
         leading = of_leaves("leading_axes", given, tree)
         dims = tuple(map(trailing_dimensions, shapes_of(tree), leading))
-        axes = mesh_axes(self.axis_name, tree)
+        axes = mesh_axes(self.axis_name, tree, dims)
         return Tensors(counted(tree), dims, axes, structure_of(tree))
 
 

@@ -5,7 +5,6 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from trees import (
     assert_close,
     assert_same_bits,
@@ -18,24 +17,20 @@ from trees import (
     tree_of,
     wide,
 )
-from zoo import every_kind, every_strategy
+from zoo import every_kind, every_kind_with_params, every_scope, every_strategy
 
 
 def mixed_tree(size=1.0):
-    """Half, bfloat and single precision beside one another."""
+    """Half, bfloat, single and complex precision beside one another."""
     tree = tree_of(jnp.float32, size)
     tree["conv"] = tree["conv"].astype(jnp.bfloat16)
     tree["dense"]["kernel"] = tree["dense"]["kernel"].astype(jnp.float16)
+    tree["scale"] = tree_of(jnp.complex64, size, seed=1)["scale"]
     return tree
 
 
-TREES = {  # float32 alone is everywhere else
-    "mixed": mixed_tree,
-    "c64": lambda: tree_of(jnp.complex64),
-}
 KNOWN_LIMITS = [1000, np.float64(0.5)]
 TRACED_LIMITS = [jnp.asarray(0.5, jnp.bfloat16), jnp.asarray(1, jnp.int32)]
-every_tree = pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 
 
 def dtypes(tree):
@@ -43,10 +38,9 @@ def dtypes(tree):
     return jax.tree.map(lambda x: x.dtype, tree)
 
 
-@every_tree
 @every_strategy
-def test_each_leaf_keeps_its_dtype(strategy, tree):
-    updates = tree()
+def test_each_leaf_keeps_its_dtype(strategy):
+    updates = mixed_tree()
     for limit in (0.5, 0.0):
         clipped = traced_clip(strategy, updates, limit)
         assert dtypes(clipped) == dtypes(updates)
@@ -64,7 +58,7 @@ def mixed_clipped(strategy):
     return to_each(mixed_tree(), TRACED_LIMITS)
 
 
-@every_kind
+@every_scope
 def test_a_limit_of_any_dtype_works_on_leaves_of_any_dtype(strategy):
     updates = mixed_tree()
     limits = (*KNOWN_LIMITS, *TRACED_LIMITS)
@@ -74,19 +68,18 @@ def test_a_limit_of_any_dtype_works_on_leaves_of_any_dtype(strategy):
             assert_close(clipped, expected(strategy, updates, float(limit)))
 
 
-@every_tree
 @every_strategy
-def test_a_group_within_its_limit_keeps_its_bits_in_every_dtype(strategy, tree):
+def test_a_group_within_its_limit_keeps_its_bits_in_every_dtype(strategy):
     for limit in (1e3, np.inf):
-        assert_same_bits(traced_clip(strategy, tree(), limit), tree())
+        assert_same_bits(traced_clip(strategy, mixed_tree(), limit), mixed_tree())
 
 
-@every_kind
+@every_scope
 def test_a_mixed_tree_within_its_limit_keeps_its_bits(strategy):
     assert_same_bits(mixed_clipped(strategy)[KNOWN_LIMITS.index(1000)], mixed_tree())
 
 
-@every_kind
+@every_kind_with_params
 def test_params_may_have_another_dtype_than_the_updates(strategy):
     updates = tree_of(jnp.bfloat16)
     params = params_for(tree_of(jnp.float32))
@@ -95,7 +88,7 @@ def test_params_may_have_another_dtype_than_the_updates(strategy):
     assert_close(clipped, expected(strategy, updates, 0.3, params))
 
 
-@every_strategy
+@every_kind
 def test_float64_is_clipped_in_float64(strategy):
     with jax.enable_x64(True):
         for size in (1.0, 1e200, 1e-200):
@@ -107,7 +100,7 @@ def test_float64_is_clipped_in_float64(strategy):
             assert_close(clipped, wanted, working=jnp.float64)
 
 
-@every_kind
+@every_scope
 def test_float64_beside_float16_keeps_both(strategy):
     with jax.enable_x64(True):
         updates = mixed_tree()
@@ -122,7 +115,7 @@ def test_float64_beside_float16_keeps_both(strategy):
             assert_close(clipped, expected(strategy, updates, 0.3))
 
 
-@every_kind
+@every_scope
 def test_the_norm_of_many_small_leaves_is_not_rounded_to_their_dtype(strategy):
     """In bfloat16 a sum of ones stops at 256."""
     ones = [jnp.ones((), jnp.bfloat16)] * 8
@@ -138,23 +131,16 @@ def test_the_norm_of_many_small_leaves_is_not_rounded_to_their_dtype(strategy):
 
 @every_strategy
 def test_a_complex_number_is_clipped_by_its_modulus_and_keeps_its_phase(strategy):
+    updates = mixed_tree()
+    clipped = traced_clip(strategy, updates, 0.05)
+    ratio = wide(clipped["scale"]) / wide(updates["scale"])
+    assert (ratio.real < 1).all()
+    np.testing.assert_allclose(ratio.imag, 0.0, atol=1e-6)
+
+
+@every_scope
+def test_all_leaves_may_be_complex(strategy):
     updates = tree_of(jnp.complex64)
-    for got, had in zip(
-        jax.tree.leaves(traced_clip(strategy, updates, 0.05)),
-        jax.tree.leaves(updates),
-        strict=True,
-    ):
-        ratio = wide(got) / wide(had)
-        assert (ratio.real < 1).all()
-        np.testing.assert_allclose(ratio.imag, 0.0, atol=1e-6)
-
-
-@every_kind
-def test_a_complex_leaf_may_stand_beside_a_real_one(strategy):
-    updates = {
-        "real": tree_of(jnp.float32),
-        "complex": tree_of(jnp.complex64, seed=1),
-    }
-    clipped = constant_clip(strategy, updates, 0.3)
+    clipped = traced_clip(strategy, updates, 0.3)
     assert dtypes(clipped) == dtypes(updates)
     assert_close(clipped, expected(strategy, updates, 0.3))

@@ -40,53 +40,12 @@ def sharded_tree():
     )
 
 
-def placed(tree, mesh):
-    """The tree on the mesh, as SPECS say."""
-    return jax.tree.map(
-        lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), tree, SPECS
-    )
-
-
 @cache
 def on_one_device(strategy):
     """What clipping gives where there is no mesh: updates and state."""
     updates = sharded_tree()
     params = params_for(updates)
     return step(strategy, updates, start(strategy, params), params, as_limit(0.2))
-
-
-def assert_as_on_one_device(strategy, mesh):
-    """Clip what is spread over a mesh, whole groups and a broken one."""
-    updates = sharded_tree()
-    transformation = strategy.make(0.2)
-    wanted = expected(strategy, updates, 0.2)
-    wanted_state = jax.eval_shape(transformation.init, params_for(updates))
-    with jax.set_mesh(mesh):
-        on_mesh = placed(updates, mesh)
-        params = placed(params_for(updates), mesh)
-        first = jax.jit(transformation.init)(params)
-        update = jax.jit(transformation.update)
-        clipped, state = update(on_mesh, first, params)
-        jax.eval_shape(update, on_mesh, state, params)  # the state goes in again
-        updates["conv"] = updates["conv"].at[0, 3, 0].set(jnp.nan)
-        with_nan, _ = update(placed(updates, mesh), first, params)
-    assert_close(with_nan, expected(strategy, updates, 0.2))
-    assert_close(clipped, wanted)
-    for got, had in zip(
-        jax.tree.leaves(clipped), jax.tree.leaves(on_mesh), strict=True
-    ):
-        assert got.sharding.is_equivalent_to(had.sharding, had.ndim)
-    assert jax.tree.structure(state) == jax.tree.structure(wanted_state)
-
-
-@every_kind
-def test_under_jit_sharded_updates_are_clipped_as_on_one_device(strategy):
-    assert_as_on_one_device(strategy, mesh_of(AxisType.Explicit))
-
-
-@every_kind
-def test_under_jit_where_xla_chooses_shardings_it_is_as_on_one_device(strategy):
-    assert_as_on_one_device(strategy, mesh_of(AxisType.Auto))
 
 
 def all_reduces(compiled):

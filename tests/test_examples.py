@@ -72,6 +72,7 @@ def test_every_example_is_run():
     scripts = {f.stem for f in EXAMPLES.glob("*.py") if "__main__" in f.read_text()}
     assert scripts == {
         "demo",
+        "distributed",  # by test_distributed
         "gradient_vs_weight_clipping",
         "image_classification",
         "linear_regression",

@@ -1,5 +1,6 @@
 """Every example clipped where the batch is spread over a mesh, under jit."""
 
+import re
 from functools import partial
 
 import jax
@@ -78,3 +79,21 @@ def test_microbatches_leave_the_examples_on_their_devices(axis_type):
     assert "all-reduce" in text
     for gathered in ("all-gather", "all-to-all", "collective-permute"):
         assert gathered not in text
+
+
+def test_parameters_spread_like_the_batch_are_gathered_once_as_for_the_plain_gradient():
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    given = [random(0, 64, 64), random(1, 64, 64)], random(2, 16, 8, 64)
+    params, x = jax.device_put(given, NamedSharding(mesh, P("data")))
+
+    def of_one(params, x):
+        return jnp.sum(jnp.tanh(jnp.tanh(x @ params[0]) @ params[1]))
+
+    def mean(params, x):
+        return jnp.mean(jax.vmap(of_one, (None, 0))(params, x))
+
+    def gathered(gradient):
+        text = jax.jit(gradient).lower(params, x).compile().as_text() or ""
+        return len(re.findall(r"= f32\[64,64\]\S* all-gather\(", text))
+
+    assert gathered(optaxclip.clipped_grad(of_one, 1.0)) == gathered(jax.grad(mean)) > 0

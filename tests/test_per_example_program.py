@@ -19,7 +19,9 @@ def traced(loss, params, *batch):
     """A trace with its plans, and the batch's recorded evaluation as a jaxpr."""
     in_axes = (0,) * len(batch)
     found = trace(loss, params, one_example(in_axes, batch), False)
-    record = jax.make_jaxpr(lambda p, *b: found.record(p, b, in_axes))(params, *batch)
+    record = jax.make_jaxpr(lambda p, *b: found.record(p, b, in_axes).kept)(
+        params, *batch
+    )
     return found, record
 
 

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from benchmarks.stability.runner import Runner, outcomes, pairs_of
 from benchmarks.stability.strategies import STRATEGIES
 from benchmarks.stability.tasks import tasks
 
+ROOT = Path(__file__).parent.parent
 TASK = "regression"
 
 
@@ -41,8 +44,8 @@ def test_clipping_rescues_runs_that_explode(results):
             )
             for name in ("none", "global")
         )
-        assert measures.diverged(none, failed).all(), variant
-        assert not measures.diverged(clipped, failed).any(), variant
+        assert (measures.capped(none, failed) == failed).all(), variant
+        assert (measures.capped(clipped, failed) < failed / 2).all(), variant
 
 
 def test_a_file_says_what_was_run_and_where(results):
@@ -92,8 +95,8 @@ def test_only_what_is_missing_is_run(results, monkeypatch, capsys):
 
 
 def test_a_run_that_breaks_is_told_and_does_not_stop_the_others(capsys):
-    done = dict(outcomes(len, [("a", "b"), None], jobs=1))
-    assert done == {("a", "b"): 2, None: None}
+    pairs: list[Any] = [("a", "b"), None]
+    assert dict(outcomes("".join, pairs, jobs=1)) == {("a", "b"): "ab", None: None}
     assert "TypeError" in capsys.readouterr().err
 
 
@@ -138,10 +141,14 @@ def test_the_measures_of_scores():
     np.testing.assert_array_equal(
         measures.capped(scores, 1.0), [[0.1, 1.0, 1.0], [0.2, 0.3, 1.0]]
     )
-    assert measures.diverged(scores, 1.0).sum() == 3
+    # At the second rate, the best, one of three runs failed, and above it all.
+    rates = np.array([[2.0, 2.0, 2.0], [0.2, 0.3, 7.0], [np.nan, np.inf, 1.0]])
+    assert measures.diverged(rates, 1.0) == pytest.approx(4 / 6)
     medians, rates = np.array([0.9, 0.1, 0.15, 0.2, 0.5]), np.array([1, 3, 10, 30, 100])
-    assert measures.usable(medians, rates, solved=0.0) == 10.0
-    assert measures.usable(medians, rates, solved=0.5) == pytest.approx(100 / 3)
+    assert measures.usable(medians, rates, good=0.2) == 10.0
+    assert measures.usable(medians, rates, good=0.5) == pytest.approx(100 / 3)
+    assert measures.usable(medians, rates, good=0.1) == 1.0
+    assert measures.usable(medians, rates, good=0.05) == 0.0
     assert measures.sensitivity(medians) == pytest.approx(medians.mean() - 0.1)
     trials = np.array([[[0.4], [0.2]], [[0.9], [0.1]], [[0.3], [0.1]], [[2.0], [0.2]]])
     assert measures.best_trial(trials, failed=1.0) == 2
@@ -153,3 +160,9 @@ def test_a_spike_is_seven_deviations_above_the_last_hundred_losses():
     losses[2, 250:] = np.nan
     shares = measures.spike_share(losses)
     np.testing.assert_allclose(shares * 200, [0, 2, 50], atol=1e-9)
+
+
+def test_the_pictures_of_the_page_are_those_of_the_results():
+    for shown, drawn in ("profile", "profile"), ("recurrent", "recurrent50_clean"):
+        page = ROOT / "docs" / "images" / f"stability_{shown}.png"
+        assert page.read_bytes() == (command.RESULTS / f"{drawn}.png").read_bytes()

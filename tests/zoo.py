@@ -482,7 +482,7 @@ STRATEGIES += [
         ),
         exempt=WEIGHTS
         | exempt(
-            "its limit is of the fan-in of a shard",
+            "it takes PartitionSpecs inside shard_map, as test_shard_map has them",
             "test_in_shard_map_an_axis_name_counts_every_leaf_once",
             "test_in_shard_map_unchecked_a_tree_of_axis_names_counts_every_leaf_once",
             "test_in_shard_map_extremes_and_nan_are_as_on_one_device",
@@ -577,8 +577,16 @@ def every_kind(row):
     return pytest.mark.parametrize("strategy", kinds, ids=named)(row)
 
 
+def every_kind_with_params(row):
+    """Ask a row of one strategy of each kind that looks at params."""
+    ROWS[row.__name__] = row
+    kinds = [s for s in STRATEGIES if is_a_kind(s) and s.needs_params]
+    asked = [s for s in kinds if row.__name__ not in s.exempt]
+    return pytest.mark.parametrize("strategy", asked, ids=named)(row)
+
+
 # One of each scope, one that remembers, one that asks for params, one that turns.
-EAGER = (
+ONE_OF_EACH_SCOPE = (
     "clip_value",
     "clip_unit_norm",
     "clip_tensor_norm",
@@ -591,7 +599,8 @@ EAGER = (
 
 
 def every_scope(row):
-    """Ask a row, of clips without jit, of one strategy of each scope."""
+    """Ask a row of one strategy of each scope that is not exempt from it."""
     ROWS[row.__name__] = row
-    asked = [s for s in STRATEGIES if s.name in EAGER and row.__name__ not in s.exempt]
+    stand = [s for s in STRATEGIES if s.name in ONE_OF_EACH_SCOPE]
+    asked = [s for s in stand if row.__name__ not in s.exempt]
     return pytest.mark.parametrize("strategy", asked, ids=named)(row)

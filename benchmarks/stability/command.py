@@ -2,7 +2,7 @@
 
 python -m benchmarks.stability                        # everything, in some hours
 python -m benchmarks.stability --tasks recurrent20 --strategies none global
-python -m benchmarks.stability --reduced --output /tmp/reduced
+python -m benchmarks.stability --reduced --output reduced
 python -m benchmarks.stability --figures              # tables and pictures
 """
 

@@ -147,6 +147,10 @@ def rounded(numbers: Any) -> Any:
 def where_and_how() -> dict[str, Any]:
     device = jax.devices()[0]
     names = ("jax", "jaxlib", "numpy", "optax", "optaxclip")
+    arguments = sys.argv[1:]
+    if "--output" in arguments:  # where the files went does not matter
+        place = arguments.index("--output")
+        arguments = arguments[:place] + arguments[place + 2 :]
     return {
         "versions": {name: version(name) for name in names}
         | {"python": platform.python_version()},
@@ -155,5 +159,5 @@ def where_and_how() -> dict[str, Any]:
             "processor": platform.machine(),
             "cores": os.cpu_count(),
         },
-        "command": " ".join(["python", "-m", "benchmarks.stability", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", "benchmarks.stability", *arguments]),
     }

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.stability.strategies import STRATEGIES
 from benchmarks.stability.summary import Row, ratios, read
 from benchmarks.stability.task import Task
 
@@ -91,7 +92,9 @@ def standing(found: list[Row], tasks: dict[str, Task]) -> str:
         both = [p for p in tuned[name] if p in default[name]]
         same = sum(default[name][p] <= 1.1 * tuned[name][p] for p in both)
         cells = [f"{np.sum(r <= x)} of {len(r)}" for x in (1.1, 2.0) for r in near]
-        body.append([name, *cells, f"{same} of {len(both)}", widths(found, name)])
+        cells.append(f"{same} of {len(both)}" if STRATEGIES[name].trials else "")
+        cells = ["" if cell == "0 of 0" else cell for cell in cells]
+        body.append([name, *cells, widths(found, name)])
     head = ["strategy", "tuned, within 1.1", "default", "tuned, within 2", "default"]
     head += ["default within 1.1 of tuned", "range wider, narrower than none's"]
     return markdown(head, body)

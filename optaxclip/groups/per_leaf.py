@@ -12,7 +12,7 @@ from jax.tree_util import register_dataclass
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
-from optaxclip.groups.census import how_often, read
+from optaxclip.groups.census import how_often
 from optaxclip.groups.entries import Entry, packed, paths_of
 from optaxclip.groups.groups import (
     Groups,
@@ -23,10 +23,16 @@ from optaxclip.groups.groups import (
     map_groups,
 )
 from optaxclip.groups.ranking import most_above, top_and_count
-from optaxclip.groups.reduction import MAX, Reduction
+from optaxclip.groups.reduction import Reduction
 from optaxclip.leaves import is_one_leaf
-from optaxclip.mesh import MeshAxes, copies, spread_over, varying_axes
-from optaxclip.numbers import Leaf, Number, capped, modulus
+from optaxclip.mesh import (
+    MeshAxes,
+    copies,
+    sharding_along,
+    spread_over,
+    varying_axes,
+)
+from optaxclip.numbers import Number, capped
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class PerLeaf(Groups):
 
     def struct(self) -> PyTree[jax.ShapeDtypeStruct]:
         """See `Groups.struct`."""
-        of_leaf = functools.partial(_struct, dtype=self.dtype, local=self.local)
+        of_leaf = functools.partial(_struct, dtype=self.dtype)
         return self.tree.unflatten(list(map(of_leaf, self.leaves, self.dims)))
 
     @property
@@ -95,7 +101,7 @@ class PerLeaf(Groups):
             return Summary(*(jnp.zeros((), jnp.float32) for _ in range(3)))
         if self.local and not self.pointwise:
             top, bound, fraction = self._packed_summary(value, scale, limit)
-            return Summary(*most_above(top, bound), fraction)
+            return Summary(*most_above([(top, bound)]), fraction)
         unscaled = self.pointwise and not self.complex
         sizes = self.spread(value if unscaled else map_groups(capped, value, scale))
         chosen, total = [], jnp.zeros((), jnp.float32)
@@ -104,12 +110,13 @@ class PerLeaf(Groups):
                 top_and_count([sizes[i] for i in each], bound)
                 for each, bound in _by_limit(alike, limit)
             ]
-            top, bound, count = map(jnp.stack, zip(*found, strict=True))
-            chosen.append(most_above(read(top).astype(jnp.float32), bound, axes))
+            groups = [one for ranked, _ in found for one in ranked]
+            chosen.append(most_above(groups, axes))
+            count = jnp.stack([number for _, number in found])
             above = jnp.sum(count, dtype=jnp.float32)
             total += jax.lax.psum(above, axes) if axes else above
-        tops, bounds = map(jnp.stack, zip(*chosen, strict=True))
-        return Summary(*most_above(tops, bounds), total / self._number(sizes))
+        top, bound = most_above(chosen)
+        return Summary(top, bound, total / self._number(sizes))
 
     def _packed_summary(
         self, value: PerGroup, scale: PerGroup, limit: PerGroup
@@ -191,17 +198,12 @@ def _within(op: Reduction, term: Number, dims: tuple[int, ...]) -> Number:
     return op.within(term, axis=dims, keepdims=len(dims) < term.ndim)
 
 
-def _struct(leaf: Any, dims: tuple[int, ...], dtype: DTypeLike, local: bool) -> Any:
-    def number(leaf: Leaf) -> Number:
-        return _within(MAX, modulus(leaf), dims).astype(dtype)
-
-    if not local:
-        return jax.eval_shape(number, leaf)
+def _struct(leaf: Any, dims: tuple[int, ...], dtype: DTypeLike) -> Any:
     if len(dims) == len(leaf.shape):
         return jax.ShapeDtypeStruct((), dtype)
-    sides = enumerate(leaf.shape)
-    shape = tuple(1 if d in dims else size for d, size in sides)
-    return jax.ShapeDtypeStruct(shape, dtype)
+    shape = tuple(1 if d in dims else size for d, size in enumerate(leaf.shape))
+    along = [d for d in range(len(shape)) if d not in dims]
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding_along(leaf, along))
 
 
 def _by_limit(

@@ -13,11 +13,17 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from optaxclip import norms, scopes
-from optaxclip.arguments import check_between, check_nonnegative, check_window
+from optaxclip.arguments import (
+    check_between,
+    check_nonnegative,
+    check_shared,
+    check_window,
+)
 from optaxclip.guards.holding import keep_if
 from optaxclip.guards.measuring import apart
 from optaxclip.guards.skipping import Judge, skipping
 from optaxclip.leaves import AxisName
+from optaxclip.mesh import varying_axes
 from optaxclip.norms.norm import measure
 from optaxclip.thresholds.loss import loss_of
 from optaxclip.thresholds.window import Window
@@ -106,6 +112,8 @@ class _Spikes(Judge):
         seen = {"norm": norm}
         loss = loss_of(extra_args)
         if loss is not None:
+            if self.axis_name != ():
+                check_shared("value", varying_axes(loss))
             seen["loss"] = loss.astype(jnp.float32)
         scores = {name: self._score(getattr(memory, name), seen[name]) for name in seen}
         bad = jnp.stack([self._stands_out(scores[name], seen[name]) for name in seen])
@@ -178,7 +186,8 @@ def skip_spikes(
       min_std: the smallest standard deviation assumed, as a fraction f of the largest
         number in the window. A constant loss may rise by k times this fraction.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``;
-        ``value`` has to be the same on all devices there.
+        ``value`` has to be the same on all devices there. With ``()`` each device
+        decides by itself.
       name: what `optaxclip.report` calls it.
 
     Returns:
@@ -191,7 +200,8 @@ def skip_spikes(
       TypeError: if `inner` is no transformation, `window` is traced, or an argument
         has the wrong type; in the update, if the loss comes as ``loss``.
       ValueError: if `sigmas`, `sigmas_below` or `min_std` is negative or NaN, or not
-        1 <= `min_steps` <= `window`; in the update, if ``value`` is no scalar.
+        1 <= `min_steps` <= `window`; in the update, if ``value`` is no scalar, or
+        differs between devices.
 
     Examples:
       >>> optimizer = optaxclip.skip_spikes(optax.sgd(1.0), window=8, min_steps=4)

@@ -1,4 +1,4 @@
-"""Batches of examples: check them, split them, and split their random keys."""
+"""Batches of examples: check them, and split their random keys."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,6 @@ from jaxtyping import PyTree
 from optaxclip.mesh import vary, varying_axes
 
 Batch = tuple[PyTree, ...]
-_CUT = object()
 
 
 def arrays_of(tree: PyTree) -> list[Any]:
@@ -38,6 +37,14 @@ def _each_leaf(
         )
 
     return jax.tree.map_with_path(below, in_axes, argument, is_leaf=lambda a: a is None)
+
+
+def each_leaf(
+    visit: Callable[[int, str, Any], Any], in_axes: tuple[Any, ...], batch: Batch
+) -> Batch:
+    """Visit the leaves of all arguments that have an axis of examples."""
+    pairs = zip(in_axes, batch, strict=True)
+    return tuple(_each_leaf(visit, axes, argument, "") for axes, argument in pairs)
 
 
 def axes_of(in_axes: Any, batch: Batch, named: dict[str, Any]) -> tuple[Any, ...]:
@@ -138,10 +145,7 @@ def examples_first(
             return jax.random.split(x, number)
         return jnp.moveaxis(jnp.asarray(x), axis, 0)
 
-    moved = tuple(
-        _each_leaf(visit, axes, argument, "")
-        for axes, argument in zip(in_axes, batch, strict=True)
-    )
+    moved = each_leaf(visit, in_axes, batch)
     zero = jax.tree.map(lambda _: 0, in_axes)
     return zero, moved
 
@@ -149,8 +153,7 @@ def examples_first(
 def examples_of(in_axes: tuple[Any, ...], batch: Batch) -> list[Any]:
     """List the arrays that have the examples in front."""
     found: list[Any] = []
-    for axes, argument in zip(in_axes, batch, strict=True):
-        _each_leaf(lambda axis, name, x: found.append(x), axes, argument, "")
+    each_leaf(lambda axis, name, x: found.append(x), in_axes, batch)
     return found
 
 
@@ -163,10 +166,7 @@ def with_one_of_zeros(in_axes: tuple[Any, ...], batch: Batch) -> Batch:
             return jnp.broadcast_to(key, (1, *x.shape[1:]))
         return vary(jnp.zeros((1, *x.shape[1:]), x.dtype), varying_axes(x))
 
-    return tuple(
-        _each_leaf(visit, axes, argument, "")
-        for axes, argument in zip(in_axes, batch, strict=True)
-    )
+    return each_leaf(visit, in_axes, batch)
 
 
 def shared_keys(in_axes: tuple[Any, ...], batch: Batch) -> dict[int, str]:
@@ -197,51 +197,29 @@ def shared_keys(in_axes: tuple[Any, ...], batch: Batch) -> dict[int, str]:
     }
 
 
+def differing(in_axes: Any, batch: Batch) -> list[bool]:
+    """Return which leaves of a batch differ between its examples."""
+    own = object()
+    each = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(batch)
+    marks = each_leaf(lambda axis, name, x: own, each, batch)
+    return [mark is own for mark in jax.tree.leaves(marks)]
+
+
 def one_example(in_axes: tuple[Any, ...], batch: Batch) -> PyTree:
     """Return the shapes and dtypes of one example."""
 
     def first(axis: int, name: str, x: Any) -> Any:
         return jax.eval_shape(lambda x: x[0], x)
 
-    return tuple(
-        _each_leaf(first, axes, argument, "")
-        for axes, argument in zip(in_axes, batch, strict=True)
-    )
+    return each_leaf(first, in_axes, batch)
 
 
-def chunked(x: Any, size: int) -> Any:
-    """Put what has the examples in front into chunks of a size."""
-    return jnp.moveaxis(x.reshape(size, -1, *x.shape[1:]), 1, 0)
+def replaced(in_axes: tuple[Any, ...], batch: Batch, good: jax.Array) -> Batch:
+    """Put a good example in the place of each other one."""
+    first = jnp.argmax(good)
 
+    def visit(axis: int, name: str, x: Any) -> Any:
+        which = good.reshape(good.shape + (1,) * (x.ndim - 1))
+        return jnp.where(which, x, jnp.broadcast_to(x[first], x.shape))
 
-def joined(x: Any) -> Any:
-    """Put chunks of `chunked` together again."""
-    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
-
-
-def in_microbatches(
-    in_axes: tuple[Any, ...], batch: Batch, microbatch_size: int
-) -> tuple[Batch, Callable[[Batch], Batch]]:
-    """Cut the examples into chunks, to be looped over beside what all share.
-
-    A chunk takes examples at equal distances, so that each device of a mesh has as many
-    of every chunk as of the batch.
-    """
-    leaves, treedef = jax.tree.flatten(batch)
-    marks = tuple(
-        _each_leaf(lambda axis, name, x: _CUT, axes, argument, "")
-        for axes, argument in zip(in_axes, batch, strict=True)
-    )
-    split = [mark is _CUT for mark in jax.tree.leaves(marks)]
-    chunks = [
-        chunked(x, microbatch_size) for x, cut in zip(leaves, split, strict=True) if cut
-    ]
-
-    def together(chunk: Any) -> Batch:
-        cut = iter(chunk)
-        return jax.tree.unflatten(
-            treedef,
-            [next(cut) if s else x for x, s in zip(leaves, split, strict=True)],
-        )
-
-    return tuple(chunks), together
+    return each_leaf(visit, in_axes, batch)

@@ -17,23 +17,12 @@ import numpy as np
 from jaxtyping import Array
 
 from optaxclip.per_example.layouts import contract, inner_products
-from optaxclip.per_example.program import Atom
-from optaxclip.per_example.terms import Convolution, finish
-from optaxclip.per_example.ways import (
-    ExampleArray,
-    Factors,
-    Formed,
-    Good,
-    Kept,
-    Squares,
-    added,
-    in_units,
-    weigh_pair,
-)
+from optaxclip.per_example.terms import Convolution
+from optaxclip.per_example.ways import Squares, added
 
 
 @dataclass(frozen=True)
-class _Kernel:
+class Kernel:
     """The gradient of a kernel; names refer to the forward convolution.
 
     Attributes:
@@ -41,11 +30,6 @@ class _Kernel:
     """
 
     term: Convolution
-
-    @property
-    def atoms(self) -> tuple[Atom, ...]:
-        """See `Way.atoms`."""
-        return (self.term.image, self.term.cotangent)
 
     @property
     def _specs(self) -> tuple[Sequence[int], ...]:
@@ -71,7 +55,12 @@ class _Kernel:
         return self._sizes(2)[2:]
 
     @property
-    def positions(self) -> tuple[int, ...]:
+    def positions(self) -> int:
+        """The number of positions of an example."""
+        return math.prod(self.extents)
+
+    @property
+    def extents(self) -> tuple[int, ...]:
         """The images within an example, and the spatial extent of the result."""
         return self._sizes(1)[1:]
 
@@ -110,7 +99,7 @@ class _Kernel:
         """Return the image as seen from a place of the kernel, like the cotangent."""
         strides = self.term.params["rhs_dilation"]
         extents = [
-            (n - 1) * s + 1 for n, s in zip(self.positions[1:], strides, strict=True)
+            (n - 1) * s + 1 for n, s in zip(self.extents[1:], strides, strict=True)
         ]
         sizes = (*image.shape[:2], *extents, *image.shape[-2:])
         none = np.int32(0)
@@ -119,8 +108,8 @@ class _Kernel:
         view = view.reshape(len(view), -1, self.groups, self.channels[0])
         return jnp.moveaxis(view, 2, 1)
 
-    def _assemble(self, total: Array) -> Array:
-        """Rearrange (places, groups, in, out) to the parameter's shape."""
+    def arranged(self, total: Array) -> Array:
+        """Rearrange (places, groups, in, out) like the convolution's result."""
         inputs, outputs = self.channels
         total = total.reshape(*self.places, self.groups, inputs, outputs)
         total = jnp.moveaxis(total, -2, 0)
@@ -128,36 +117,42 @@ class _Kernel:
         order = (0, total.ndim - 1, *range(1, total.ndim - 1))
         total = jnp.transpose(total, order)
         back = [self._specs[2].index(d) for d in range(total.ndim)]
-        return finish(self.term.steps, jnp.transpose(total, back))
+        return jnp.transpose(total, back)
+
+    def added(self, image: Array, cotangent: Array) -> Array:
+        """Add up the gradients; the examples are merged into one batch of images."""
+        specs = self._specs
+        image = _in_one(image, specs[0][1])
+        cotangent = _in_one(cotangent, specs[1][1])
+        params = dict(self.term.params)
+        params["preferred_element_type"] = None
+        if np.min(params["padding"]) < 0:
+            # On CPU, JAX 0.8 reads out of bounds if a convolution crops the image.
+            image = self._padded(image, specs[0][2:])
+            params["padding"] = [(0, 0)] * len(self.places)
+            params["lhs_dilation"] = [1] * len(self.places)
+        params.pop("out_sharding", None)
+        return jax.lax.conv_general_dilated(image, cotangent, **params)
 
 
-class KernelGram(_Kernel):
+class KernelGram(Kernel):
     """Norms from the inner products between positions."""
 
     @property
     def cost(self) -> int:
-        """See `Way.cost`."""
+        """The number of multiplications for the norm of one example."""
         inputs, outputs = self.channels
         entries = math.prod(self.places) * inputs + outputs
-        return self.groups * math.prod(self.positions) ** 2 * entries
+        return self.groups * self.positions**2 * entries
 
     @property
     def memory(self) -> int:
-        """See `Way.memory`."""
-        return 2 * self.groups * math.prod(self.positions) ** 2
+        """The numbers stored for one example."""
+        return 2 * self.groups * self.positions**2
 
-    def hold(self, values: Sequence[Array]) -> Kept:
-        """See `Way.hold`."""
-        return values[0], values[1]
-
-    def rescale(self, kept: Kept) -> tuple[Kept, ExampleArray]:
-        """See `Way.rescale`."""
-        (image, unit), (cotangent, other) = map(in_units, kept)
-        return (image, cotangent), unit * other
-
-    def squares(self, kept: Kept) -> Squares:
-        """See `Way.squares`."""
-        image, cotangent = self._image(kept[0]), self._cotangent(kept[1])
+    def squares(self, values: Sequence[Array]) -> Squares:
+        """Compute the squared norm of each example."""
+        image, cotangent = self._image(values[0]), self._cotangent(values[1])
         starts = jnp.asarray(self._starts)
 
         def seen_from(place: Any, seen: Array | float) -> Array:
@@ -170,43 +165,30 @@ class KernelGram(_Kernel):
         inputs, outputs = self.channels
         return added([terms], len(starts) * inputs + outputs)
 
-    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
-        """See `Way.total`; the examples are merged into the images of one batch."""
-        specs = self._specs
-        pair = weigh_pair(kept[0], kept[1], weights, good)
-        image = _in_one(pair[0], specs[0][1])
-        cotangent = _in_one(pair[1], specs[1][1])
-        params = dict(self.term.params)
-        params["preferred_element_type"] = None
-        if np.min(params["padding"]) < 0:
-            # On CPU, JAX 0.8 reads out of bounds if a convolution crops the image.
-            image = self._padded(image, specs[0][2:])
-            params["padding"] = [(0, 0)] * len(self.places)
-            params["lhs_dilation"] = [1] * len(self.places)
-        params.pop("out_sharding", None)
-        total = jax.lax.conv_general_dilated(image, cotangent, **params)
-        return finish(self.term.steps, total)
 
-
-class KernelDirect(_Kernel, Formed):
+class KernelDirect(Kernel):
     """The gradient of each example, multiplied out."""
 
     @property
     def cost(self) -> int:
-        """See `Way.cost`."""
-        return self.memory * math.prod(self.positions)
+        """The number of multiplications for the norm of one example."""
+        return self.memory * self.positions
 
     @property
     def memory(self) -> int:
-        """See `Way.memory`."""
+        """The numbers stored for one example."""
         return math.prod(self.places) * self.groups * math.prod(self.channels)
 
-    def hold(self, values: Sequence[Array]) -> Kept:
-        """See `Way.hold`."""
+    def formed(self, values: Sequence[Array]) -> Array:
+        """Multiply out the gradient of each example, one place after another."""
         image, cotangent = self._image(values[0]), self._cotangent(values[1])
-        views = [self._view(image, list(start)) for start in self._starts]
-        found = [contract("ngti,ngto->ngio", view, cotangent) for view in views]
-        return (jnp.stack(found, 1),)
+        starts = jnp.asarray(self._starts)
+
+        def at_place(start: Array) -> Array:
+            view = self._view(image, list(start))
+            return contract("ngti,ngto->ngio", view, cotangent)
+
+        return jnp.moveaxis(jax.lax.map(at_place, starts), 0, 1)
 
 
 def _in_one(x: Array, axis: int) -> Array:

@@ -1,24 +1,19 @@
 """The norm of each example's gradient, and the factors that clip it."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool
 
 from optaxclip.mesh import vary, varying_axes
 from optaxclip.norms import Magnitude
 from optaxclip.per_example.limits import Limits
-from optaxclip.per_example.ways import (
-    PRECISION,
-    Factors,
-    Kept,
-    Squares,
-    Way,
-    in_precise_units,
-)
+from optaxclip.per_example.ways import Factors, Squares, precision_of
 from optaxclip.responses import Response
 from optaxclip.responses.apply import nonnegative
 
@@ -47,9 +42,25 @@ class Decisions(NamedTuple):
         ]
 
 
+@custom_vmap
+def for_any_member(decision: Array) -> Array:
+    """Decide for all members of an ensemble at once, so that one branch is taken."""
+    return decision
+
+
+@for_any_member.def_vmap
+def _(size: int, batched: Any, decision: Array) -> tuple[Array, bool]:
+    return jnp.any(decision), False
+
+
+# Squares and units of each leaf, given which of its examples are doubtful.
+Again = Callable[[list[Array], Any], Sums]
+
+
 def measure_examples(
-    ways: list[Way | None],
-    kept: list[Kept],
+    plain: list[Squares],
+    again: Again,
+    kept: Any,
     groups: LeafGroups,
     mask: Array,
     dtype: np.dtype,
@@ -57,8 +68,16 @@ def measure_examples(
     """Measure each group of leaves.
 
     If a square overflows or nearly underflows, or its terms cancel so much that
-    rounding errors matter, everything is measured again by a method that avoids this.
-    Ordinary gradients are measured once.
+    rounding errors matter, it is measured again by a method that avoids this. Ordinary
+    gradients are measured once.
+
+    Args:
+      plain: the squared norms of each leaf's gradients.
+      again: measures leaves again, given the examples for each leaf, and `kept`.
+      kept: what `again` needs.
+      groups: the leaves that are measured together.
+      mask: the examples that count.
+      dtype: the dtype of norms.
     """
     over = varying_axes(mask)
     zero = vary(jnp.zeros(mask.shape, dtype), over)
@@ -69,23 +88,32 @@ def measure_examples(
     def in_group(terms: list[Array], group: tuple[int, ...]) -> Array:
         return functools.reduce(jnp.add, (terms[i] for i in group), zero)
 
-    plain = [
-        Squares(zero) if way is None else way.squares(held)
-        for way, held in zip(ways, kept, strict=True)
-    ]
-    errors = [zero if s.error is None else s.error.astype(dtype) for s in plain]
-    found = [in_group([s.total.astype(dtype) for s in plain], g) for g in groups]
-    usual = [
-        (s >= faint) & (s < jnp.inf) & (in_group(errors, g) <= PRECISION * s)
-        for s, g in zip(found, groups, strict=True)
+    def doubtful(total: Array, error: Array) -> Array:
+        trusted = (total >= faint) & (total < jnp.inf)
+        return mask & ~(trusted & (error <= precision_of(dtype) * total))
+
+    totals = [jnp.broadcast_to(s.total.astype(dtype), mask.shape) for s in plain]
+    errors = [zero if s.error is None else zero + s.error.astype(dtype) for s in plain]
+    found = [in_group(totals, g) for g in groups]
+    unusual = [
+        doubtful(total, in_group(errors, g))
+        for total, g in zip(found, groups, strict=True)
     ]
 
-    def precisely(kept: list[Kept]) -> Sums:
-        squares, units = [], []
-        for way, held in zip(ways, kept, strict=True):
-            total, unit = (zero, zero) if way is None else in_precise_units(way, held)
-            squares.append(total.astype(dtype))
-            units.append(jnp.where(squares[-1] == 0, zero, unit.astype(dtype)))
+    def precisely(kept: Any) -> Sums:
+        asked = [vary(jnp.zeros(mask.shape, bool), over)] * len(plain)
+        for group, which in zip(groups, unusual, strict=True):
+            for i in group:
+                asked[i] = which & doubtful(totals[i], errors[i])
+        squares, units = again(asked, kept)
+        squares = [
+            jnp.where(which, square.astype(dtype), total)
+            for which, square, total in zip(asked, squares, totals, strict=True)
+        ]
+        units = [
+            jnp.where(square == 0, zero, jnp.where(which, unit.astype(dtype), one))
+            for which, unit, square in zip(asked, units, squares, strict=True)
+        ]
         common = [
             functools.reduce(jnp.maximum, (units[i] for i in group), zero)
             for group in groups
@@ -103,25 +131,12 @@ def measure_examples(
         return sums, common
 
     sums, units = jax.lax.cond(
-        _agreed(jnp.all(jnp.stack(usual) | ~mask[None])),
-        lambda _: (found, [one for _ in groups]),
+        for_any_member(jnp.any(jnp.stack(unusual))),
         precisely,
+        lambda _: (found, [one for _ in groups]),
         kept,
     )
     return [Magnitude(jnp.sqrt(s), 1 / u) for s, u in zip(sums, units, strict=True)]
-
-
-@jax.custom_batching.custom_vmap
-def _agreed(flag: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Decide as one for all members of a ``jax.vmap``, which else take both ways."""
-    return flag
-
-
-@_agreed.def_vmap
-def _of_members(
-    size: int, mapped: list[bool], flags: Bool[Array, "members"]
-) -> tuple[Bool[Array, ""], bool]:
-    return _agreed(jnp.all(flags, axis=0)), False
 
 
 def decide(

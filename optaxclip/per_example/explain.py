@@ -75,7 +75,9 @@ def explain(
       sequence or an image; the gradient of an example is not formed.
     - ``rows``: the same, for a table of which an example reads only a few rows.
     - ``example by example``: the gradient of each example is formed, because that is
-      cheaper or because there is no rule.
+      no larger than what it is made of, or because there is no rule.
+    - ``one by one``: the same, but only one is in memory at a time.
+    - ``shared``: all examples have the same gradient, as that of a penalty.
     - ``none``: the loss does not depend on the leaf.
 
     Args:
@@ -96,7 +98,7 @@ def explain(
       >>> params = {"w": jnp.ones((64, 32)), "scale": jnp.ones(32)}
       >>> optaxclip.explain(loss, params, jnp.ones(64))
       leaf       shape  way                 norm costs  held  why
-      ['scale']  32     example by example          32    32  it is made by mul
+      ['scale']  32     example by example          32    32  it is no product
       ['w']      64x32  inner products              96     0  64 by 32 on 1 position
 
       The costs are the multiplications and the numbers stored for one example.

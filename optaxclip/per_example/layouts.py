@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from optaxclip.per_example.terms import Axes, Factor, Product, finish, size
+from optaxclip.numbers import widest
+from optaxclip.per_example.terms import Axes, Axis, Factor, Product, size
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -54,26 +55,26 @@ def matrices(x: Array, factor: Factor, product: Product) -> Array:
     return x.reshape(len(x), *map(size, parts))
 
 
-def assemble(total: Array, product: Product) -> Array:
-    """Rearrange a sum (shared, first's own, second's own) to the parameter's shape."""
-    order = [axis for block in blocks(product) for axis in block]
-    total = total.reshape([axis.size for axis in order])
-    total = jnp.transpose(total, [order.index(axis) for axis in product.axes])
-    return finish(product.steps, total)
-
-
 def join(arrays: list[Array], axis: int) -> Array:
     """Concatenate the positions of several products."""
     return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis)
 
 
-def contract(subscripts: str, a: Array, b: Array, **options: Any) -> Array:
+def contract(subscripts: str, *arrays: Array, **options: Any) -> Array:
     """Contract in at least float32."""
+    dtype = widest(*(x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)))
     with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
-        return jnp.einsum(subscripts, a, b, preferred_element_type=dtype, **options)
+        return jnp.einsum(subscripts, *arrays, preferred_element_type=dtype, **options)
 
 
 def inner_products(a: Array, b: Array) -> Array:
     """Return all inner products between positions of two arrays, in full precision."""
     return contract("...ta,...sa->...ts", a, b, precision=HIGHEST)
+
+
+def letters_of(*parts: Axes) -> list[str]:
+    """Name axes by letters, as `jnp.einsum` does."""
+    names: dict[Axis, str] = {}
+    for axis in (axis for part in parts for axis in part):
+        names.setdefault(axis, chr(ord("a") + len(names)))
+    return ["".join(names[axis] for axis in part) for part in parts]

@@ -1,120 +1,211 @@
-"""Trace a gradient back to the products of which it is a sum.
+"""Follow the values of a program, and find the terms of which each is made.
 
-Anything that no rule recognizes is opaque, and the gradient is used as JAX computes it;
-so a missing rule costs time and memory, but never gives a wrong result.
+What no rule recognizes is used as JAX computes it; so a missing rule costs time and
+memory, but never gives a wrong result.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+import math
+from collections.abc import Iterable, Sequence
 
-from jax.extend.core import JaxprEqn, Literal
+from optaxclip.per_example.calls import Atom, Choice, Equation, Fixed, Loop, Value
+from optaxclip.per_example.loops import out_of_branches, out_of_loop
+from optaxclip.per_example.program import Program
+from optaxclip.per_example.rules import RULES, is_float, is_linear, is_literal_zero
+from optaxclip.per_example.terms import (
+    Convolution,
+    Given,
+    Made,
+    Shared,
+    Sum,
+    Term,
+    in_order,
+    is_zero,
+    numbers_in,
+)
 
-from optaxclip.jaxprs import is_call
-from optaxclip.per_example.program import Atom, Choice, Inlined, Loop, Program
-from optaxclip.per_example.rules import RULES, is_float, is_zero
-from optaxclip.per_example.terms import Axis, Convolution, Opaque, Passed, Product, Term
-
-SUMS = ("add_any", "add")
-
-
-def origins(program: Program, atom: Atom) -> list[Term]:
-    """Find the terms that add up to a gradient."""
-    found: list[Term] = []
-    ahead = [atom]
-    while ahead:
-        atom = ahead.pop()
-        eqn = None if isinstance(atom, Literal) else program.producer.get(atom)
-        if eqn is not None and eqn.primitive.name in SUMS:
-            ahead += reversed(eqn.invars)
-        else:
-            found += _origins_of_summand(program, atom, eqn)
-    return found
+SUMS = ("add", "add_any")
 
 
-def _origins_of_summand(
-    program: Program, atom: Atom, eqn: JaxprEqn | None
-) -> list[Term]:
-    if isinstance(atom, Literal):
-        return [] if is_zero(atom) else [Opaque("it is a constant")]
-    if eqn is None:
-        known = atom in program.jaxpr.invars
-        return [Passed(atom) if known else Opaque("it is a constant")]
-    call = program.call(eqn)
-    position = next(i for i, out in enumerate(eqn.outvars) if out is atom)
-    if isinstance(call, Inlined):
-        return _through_call(program, call, position)
-    if isinstance(call, Loop):
-        return _through_loop(program, call, position)
-    if isinstance(call, Choice):
-        return _through_choice(call, position)
-    rule = RULES.get(eqn.primitive.name)
-    if rule is None and is_call(eqn):
-        name = eqn.primitive.name
-        return [Opaque(f"it comes out of the call {name}, whose inside is not known")]
-    if rule is None or not is_float(eqn.outvars[0]):
-        return [Opaque(f"it is made by {eqn.primitive.name}, which has no rule")]
-    return rule(eqn, partial(origins, program))
+class Origins:
+    """The terms of the values of a program.
+
+    Attributes:
+      program: the program.
+      term: the term of each value.
+      inside: what a loop stacks step by step: the loop, the value inside, and its term.
+    """
+
+    def __init__(
+        self, program: Program, inputs: Sequence[Term], wanted: Iterable[Atom]
+    ):
+        self.program = program
+        self.term: dict[Atom, Term] = dict(zip(program.inputs, inputs, strict=True))
+        self.inside: dict[Atom, tuple[Equation, Atom, Term]] = {}
+        self.term |= {value: Shared(value) for value in program.constants}
+        self._producer: dict[Atom, Equation] = {}
+        for equation in program.equations:
+            self._producer |= dict.fromkeys(equation.outputs, equation)
+        self._varies = self._varying()
+        self._linear = {
+            id(e): is_linear(e, [a in self._varies for a in e.inputs])
+            for e in program.equations
+        }
+        # The most numbers that computing a value takes, beside what is needed anyway.
+        self._peak: dict[Atom, int] = {}
+        self._needed = {
+            atom
+            for e in program.equations
+            if not self._linear[id(e)]
+            for atom in e.inputs
+            if isinstance(atom, Value)
+        }
+        self._follow(self._on_the_way(wanted))
+
+    def of(self, atom: Atom) -> Term:
+        """Return the term of an atom."""
+        if isinstance(atom, Fixed):
+            return Shared(None if is_literal_zero(atom) else atom)
+        return self.term[atom]
+
+    def _varying(self) -> set[Atom]:
+        """Find the values that differ between examples."""
+        found = {a for a, term in self.term.items() if not isinstance(term, Shared)}
+        for equation in self.program.equations:
+            if found.intersection(a for a in equation.inputs if isinstance(a, Value)):
+                found.update(equation.outputs)
+        return found
+
+    def _on_the_way(self, wanted: Iterable[Atom]) -> set[Atom]:
+        """Find the values whose terms are asked for."""
+        found = set(wanted)
+        for equation in reversed(self.program.equations):
+            follows = self._linear[id(equation)] or equation.call is not None
+            follows |= equation.name in RULES
+            if follows and not found.isdisjoint(equation.outputs):
+                found.update(a for a in equation.inputs if isinstance(a, Value))
+        return found
+
+    def _follow(self, asked: set[Atom]) -> None:
+        for equation in self.program.equations:
+            outputs = equation.outputs
+            if self._varies.isdisjoint(outputs):
+                terms: list[Term] = [self._of_shared(equation, o) for o in outputs]
+            elif asked.isdisjoint(outputs):
+                terms = [Given(out) for out in outputs]
+            else:
+                terms = [
+                    self._cheaper(equation, out, term)
+                    for out, term in zip(outputs, self._made(equation), strict=True)
+                ]
+            self.term |= zip(outputs, terms, strict=True)
+
+    def _of_shared(self, equation: Equation, out: Value) -> Shared:
+        if equation.name != "broadcast_in_dim":
+            return Shared(out)
+        atom = equation.inputs[0]
+        if is_zero(self.of(atom)):
+            return Shared(None)
+        dims = equation.params["broadcast_dimensions"]
+        return Shared(out, (atom, tuple(map(int, dims))))
+
+    def _made(self, equation: Equation) -> Sequence[Term | None]:
+        """Return the terms of which an equation makes its results."""
+        unknown = [None] * len(equation.outputs)
+        operands = tuple(map(self.of, equation.inputs))
+        if self._linear[id(equation)]:
+            if equation.name in SUMS:
+                return [_total(operands)]
+            if any(_carries(term) for term in operands):
+                return unknown
+            return [
+                Shared(None)
+                if all(map(is_zero, operands))
+                else Made(equation, operands, i)
+                for i in range(len(equation.outputs))
+            ]
+        if isinstance(equation.call, Loop):
+            return self._of_loop(equation, equation.call, operands)
+        if isinstance(equation.call, Choice):
+            return self._of_choice(equation, equation.call, operands)
+        rule = RULES.get(equation.name)
+        if rule is None or not is_float(equation.outputs[0]):
+            return unknown
+        return [rule(equation, operands, self._producer)]
+
+    def _cheaper(self, equation: Equation, out: Value, term: Term | None) -> Term:
+        """Choose between holding a value and holding what it is made of."""
+        whole = math.prod(out.aval.shape)
+        below = [
+            self._peak.get(atom, 0) for atom in equation.inputs if atom in self._peak
+        ]
+        if any(isinstance(each, Convolution) for each in in_order(term or Given(out))):
+            return term or Given(out)  # Planned with the whole leaf in view.
+        late = out not in self._needed
+        if late and (self._linear[id(equation)] or equation.name in RULES):
+            self._peak[out] = max(whole, *below, 0)
+        if term is None:
+            return Given(out)
+        if _carries(term):
+            return term if isinstance(term, Sum) else Given(out)
+        if not late or max(whole, self._peak.get(out, 0)) <= numbers_in(term.held):
+            return Given(out)
+        return term
+
+    def _of_loop(
+        self, equation: Equation, loop: Loop, operands: tuple[Term, ...]
+    ) -> Sequence[Term | None]:
+        start = operands[loop.constant : loop.constant + loop.carried]
+        varies = [not isinstance(term, Shared) for term in start]
+        program = loop.program
+        while True:
+            inputs = [
+                Shared(value) if isinstance(term, Shared) else Given(value)
+                for term, value in zip(operands, program.inputs, strict=True)
+            ]
+            for i, value in enumerate(loop.carries):
+                given = Given(value, carried=True) if varies[i] else Shared(value)
+                inputs[loop.constant + i] = given
+            inside = Origins(program, inputs, program.outputs)
+            ends = [inside.of(a) for a in program.outputs[: loop.carried]]
+            more = [
+                v or not isinstance(term, Shared)
+                for v, term in zip(varies, ends, strict=True)
+            ]
+            if more == varies:
+                break
+            varies = more
+        terms = [inside.of(atom) for atom in program.outputs]
+        each = zip(equation.outputs, program.outputs, terms, strict=True)
+        for out, atom, term in list(each)[loop.carried :]:
+            self.inside[out] = equation, atom, term
+        return out_of_loop(equation, loop, terms, start)
+
+    def _of_choice(
+        self, equation: Equation, choice: Choice, operands: tuple[Term, ...]
+    ) -> Sequence[Term | None]:
+        branches = []
+        for program in choice.programs:
+            inputs = [
+                Shared(value) if isinstance(term, Shared) else Given(value)
+                for term, value in zip(operands[1:], program.inputs, strict=True)
+            ]
+            inside = Origins(program, inputs, program.outputs)
+            branches.append([inside.of(atom) for atom in program.outputs])
+        return out_of_branches(equation, branches)
 
 
-def _through_call(program: Program, call: Inlined, position: int) -> list[Term]:
-    found: list[Term] = []
-    for term in origins(call.program, call.program.jaxpr.outvars[position]):
-        if isinstance(term, Passed):
-            found += origins(program, call.outside(term.atom))
-        else:
-            found.append(_renamed(term, call.outside))
-    return found
+def _total(operands: tuple[Term, ...]) -> Term:
+    """Add terms up."""
+    flat: list[Term] = []
+    for term in operands:
+        flat += term.operands if isinstance(term, Sum) else [term]
+    flat = [term for term in flat if not is_zero(term)]
+    if not flat:
+        return Shared(None)
+    return flat[0] if len(flat) == 1 else Sum(tuple(flat))
 
 
-def _renamed(term: Term, outside: Callable[[Atom], Atom]) -> Term:
-    if isinstance(term, Product):
-        left = replace(term.left, atom=outside(term.left.atom))
-        right = replace(term.right, atom=outside(term.right.atom))
-        return replace(term, left=left, right=right)
-    if isinstance(term, Convolution):
-        return replace(
-            term, image=outside(term.image), cotangent=outside(term.cotangent)
-        )
-    return term
-
-
-def _through_choice(call: Choice, position: int) -> list[Term]:
-    found: list[Term] = []
-    for branch, program in enumerate(call.programs):
-        for term in origins(program, program.jaxpr.outvars[position]):
-            if isinstance(term, Passed):
-                return [Opaque("a branch passes it on")]
-            found.append(_renamed(term, partial(call.outside, branch)))
-    return found
-
-
-def _through_loop(program: Program, call: Loop, position: int) -> list[Term]:
-    """Find the terms of a gradient that a loop sums, or stacks step by step."""
-    inside = call.program.jaxpr
-    axis = Axis(call.length)
-    summed = position < call.carried
-    terms = origins(call.program, inside.outvars[position])
-    found: list[Term] = []
-    if summed:
-        index = call.constant + position
-        carry = inside.invars[index]
-        start = [t for t in terms if isinstance(t, Passed) and t.atom is carry]
-        if len(start) != 1:
-            return [Opaque("a loop changes it from step to step")]
-        terms = [t for t in terms if t is not start[0]]
-        found += origins(program, call.eqn.invars[index])
-    for term in terms:
-        if not isinstance(term, Product):
-            reason = term.reason if isinstance(term, Opaque) else "it is in a loop"
-            return [Opaque(reason)]
-        left = term.left.stacked(axis, call.outside)
-        right = term.right.stacked(axis, call.outside)
-        if axis not in left.axes and axis not in right.axes:
-            return [Opaque("a loop finds the same at every step")]
-        term = replace(term, left=left, right=right)
-        if not summed:
-            steps = tuple(replace(s, stacked=s.stacked + 1) for s in term.steps)
-            term = replace(term, axes=(axis, *term.axes), steps=steps)
-        found.append(term)
-    return found
+def _carries(term: Term) -> bool:
+    """Return whether a term is a sum with something that a loop carries."""
+    parts = term.operands if isinstance(term, Sum) else (term,)
+    return any(isinstance(part, Given) and part.carried for part in parts)

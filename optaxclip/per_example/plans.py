@@ -1,22 +1,27 @@
 """Choose how each leaf's gradients are clipped."""
 
-import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from optaxclip.per_example.assembly import constant_of, cuts_of
+from optaxclip.per_example.calls import Atom, Equation
 from optaxclip.per_example.convolutions import KernelDirect, KernelGram
-from optaxclip.per_example.layouts import layout, sizes_of
-from optaxclip.per_example.origins import origins
-from optaxclip.per_example.products import Direct, Gram
-from optaxclip.per_example.program import Atom, Program, aval_of
-from optaxclip.per_example.rules import is_float
+from optaxclip.per_example.formed import FormedKernel, FullGradient
+from optaxclip.per_example.layouts import sizes_of
+from optaxclip.per_example.linear import Linear, Part
+from optaxclip.per_example.pieces import pieces_of
+from optaxclip.per_example.places import Piece
+from optaxclip.per_example.products import Gram
 from optaxclip.per_example.tables import Table
 from optaxclip.per_example.terms import (
     Convolution,
-    Opaque,
-    Passed,
+    Given,
     Product,
+    Shared,
+    Term,
+    is_zero,
 )
-from optaxclip.per_example.ways import FullGradient, Way
+from optaxclip.per_example.ways import Way
 
 
 @dataclass(frozen=True)
@@ -27,67 +32,85 @@ class Plan:
       way: the method; None if no gradient reaches the leaf.
       name: its name.
       reason: why it was chosen.
+      inside: the loop that stacks the gradient step by step, and the plan for a step.
     """
 
     way: Way | None
     name: str
     reason: str
+    inside: "tuple[Equation, Plan] | None" = None
 
 
-def plan_leaf(program: Program, gradient: Atom) -> Plan:
-    """Choose the way of a leaf, given the atom of its gradient."""
-    terms = origins(program, gradient)
-    whole = FullGradient(gradient)
-    if not terms or not aval_of(gradient).size:
+def plan_leaf(term: Term, gradient: Atom) -> Plan:
+    """Choose the way of a leaf, given its gradient and of what this is made."""
+    if is_zero(term) or not gradient.aval.size:
         return Plan(None, "none", "no gradient reaches it")
-    if not is_float(gradient):
-        return Plan(whole, "example by example", "it holds complex numbers")
-    for term in terms:
-        if isinstance(term, Opaque):
-            return Plan(whole, "example by example", term.reason)
-        if isinstance(term, Passed):
-            return Plan(whole, "example by example", "it is an input of the loss")
-    convolutions = [t for t in terms if isinstance(t, Convolution)]
-    if len(terms) == len(convolutions) == 1:
-        return _of_kernel(convolutions[0])
-    if convolutions:
-        reason = "a convolution's kernel is used more than once"
-        return Plan(whole, "example by example", reason)
-    return _of_products(whole, [t for t in terms if isinstance(t, Product)])
+    whole = Plan(FullGradient(gradient), "example by example", "it is no product")
+    if isinstance(term, Shared):
+        return Plan(Linear(term, ()), "shared", "it is the same for all examples")
+    if isinstance(term, Given):
+        return whole
+    groups = pieces_of(term)
+    if any(isinstance(cut, Convolution) for cut in cuts_of(term)):
+        return _of_kernel(term, groups) or whole
+    norms = None if groups is None else _norms(groups)
+    if norms is None:
+        reason = "its products are not measured apart"
+        return Plan(Linear(term, None), "one by one", reason)
+    reads = any(isinstance(norm, Table) for norm in norms)
+    return Plan(
+        Linear(term, norms), "rows" if reads else "inner products", _told(norms)
+    )
 
 
-def _of_kernel(term: Convolution) -> Plan:
-    gram, direct = KernelGram(term), KernelDirect(term)
-    shape = f"a kernel of {direct.memory} numbers on {_told(math.prod(gram.positions))}"
+def _of_kernel(term: Term, groups: Sequence[Sequence[Piece]] | None) -> Plan | None:
+    """Plan a single use of a kernel."""
+    if groups is None or len(groups) > 1 or constant_of(term):
+        return None
+    cut = groups[0][0].cut
+    if len(groups[0]) > 1 or not isinstance(cut, Convolution):
+        return None
+    gram, direct = KernelGram(cut), KernelDirect(cut)
+    on = positions_told(gram.positions)
+    shape = f"a kernel of {direct.memory} numbers on {on}"
     if gram.cost < direct.cost:
-        return Plan(gram, "inner products", shape)
-    return Plan(direct, "example by example", shape)
+        return Plan(Linear(term, (gram,)), "inner products", shape)
+    formed = FormedKernel(direct, Linear(term, None))
+    return Plan(formed, "example by example", shape)
 
 
-def _of_products(whole: FullGradient, products: list[Product]) -> Plan:
-    reads = tuple(_index_first(p) for p in products if p.left.rows or p.right.rows)
-    others = tuple(p for p in products if not (p.left.rows or p.right.rows))
-    model = products[0]
-    if any(layout(p) != layout(model) or p.steps != model.steps for p in products):
-        reason = "its uses have different layouts"
-        return Plan(whole, "example by example", reason)
-    shared, positions, a, b = sizes_of(products)
+def _norms(groups: Sequence[Sequence[Piece]]) -> tuple[Part, ...] | None:
+    """Choose how each group of pieces is measured; None if one has to be formed."""
+    found: list[Part] = []
+    for group in groups:
+        cuts = [piece.cut for piece in group]
+        if isinstance(cuts[0], Given):
+            found.append(cuts[0])
+            continue
+        products = [cut for cut in cuts if isinstance(cut, Product)]
+        reads = tuple(p for p in products if p.left.rows)
+        others = tuple(p for p in products if not p.left.rows)
+        norm = Table(reads, others) if reads else Gram(others)
+        if not norm.cheap:
+            return None
+        found.append(norm)
+    return tuple(found)
+
+
+def _told(norms: Sequence[Part]) -> str:
+    """Describe the first of the norms."""
+    parts = f"{len(norms)} parts, the first " if len(norms) > 1 else ""
+    first = norms[0] if norms else None
+    if not isinstance(first, Gram | Table):
+        return f"{parts}a value as it is"
+    products = (
+        first.products if isinstance(first, Gram) else (*first.reads, *first.products)
+    )
+    _, positions, a, b = sizes_of(products)
     uses = f"{len(products)} uses, " if len(products) > 1 else ""
-    shape = f"{uses}{a} by {b} on {_told(positions)}"
-    if reads:
-        if shared > 1 or positions * (a + b) >= a * b:
-            return Plan(whole, "example by example", shape)
-        return Plan(Table(reads, others), "rows", shape)
-    if positions * (a + b) < a * b or positions == 1:
-        return Plan(Gram(others), "inner products", shape)
-    return Plan(Direct(others), "example by example", shape)
+    return f"{parts}{uses}{a} by {b} on {positions_told(positions)}"
 
 
-def _index_first(product: Product) -> Product:
-    if product.left.rows:
-        return product
-    return replace(product, left=product.right, right=product.left)
-
-
-def _told(positions: int) -> str:
+def positions_told(positions: int) -> str:
+    """Count positions in words."""
     return f"{positions} position" + "s" * (positions != 1)

@@ -1,10 +1,10 @@
-r"""Gradients that are products of two arrays, measured without multiplying them out.
+r"""Products that are measured without multiplying them out.
 
 The gradient of one example is $G = \sum_t a_t b_t^\top$, with T positions t. Its
 squared norm is $\sum_{s, t} (a_s \cdot a_t) (b_s \cdot b_t)$, which takes
 $T^2 (A + B)$ multiplications for a matrix of A by B, while G itself takes T A B. The
-cheaper method is used. Either way, the result is no larger than a and b themselves: G
-is multiplied out if $A B \le T (A + B)$, and otherwise $T^2 < T \min(A, B)$.
+former is used where it is cheaper, which is where $T < \min(A, B)$: so the inner
+products are no more numbers than a and b.
 """
 
 from collections.abc import Sequence
@@ -17,27 +17,14 @@ from jaxtyping import Array
 from optaxclip.numbers import widen
 from optaxclip.per_example.layouts import (
     HIGHEST,
-    assemble,
-    blocks,
     contract,
     join,
     matrices,
     ordered,
     sizes_of,
 )
-from optaxclip.per_example.program import Atom
-from optaxclip.per_example.terms import Product
-from optaxclip.per_example.ways import (
-    ExampleArray,
-    Factors,
-    Formed,
-    Good,
-    Kept,
-    Squares,
-    added,
-    in_units,
-    weigh_pair,
-)
+from optaxclip.per_example.terms import Factor, Product
+from optaxclip.per_example.ways import Squares, added
 
 
 class Letters(NamedTuple):
@@ -48,31 +35,51 @@ class Letters(NamedTuple):
       second: the axes of the second factor.
       shared: the axes that both factors and the product have.
       summed: the axes that both factors have and that are summed over.
-      result: the axes of the product: shared ones, those only in the first factor,
-        those only in the second, each in the order of the product.
     """
 
     first: str
     second: str
     shared: str
     summed: str
-    result: str
 
 
 @dataclass(frozen=True)
-class _Products:
-    """Products with the same layout, concatenated along their positions.
+class Gram:
+    """The norm of a sum of products with the same layout, from inner products.
 
     Attributes:
-      products: the products.
+      products: the products, which are joined along their positions.
     """
 
     products: tuple[Product, ...]
 
     @property
-    def atoms(self) -> tuple[Atom, ...]:
-        """See `Way.atoms`."""
-        return tuple(f.atom for p in self.products for f in ordered(p))
+    def factors(self) -> tuple[Factor, ...]:
+        """The factors whose arrays `squares` takes."""
+        return tuple(f for p in self.products for f in ordered(p))
+
+    @property
+    def positions(self) -> int:
+        """The number of products that are added up."""
+        return sizes_of(self.products)[1]
+
+    @property
+    def cost(self) -> int:
+        """The number of multiplications for the norm of one example."""
+        shared, positions, a, b = sizes_of(self.products)
+        return shared * positions**2 * (a + b)
+
+    @property
+    def memory(self) -> int:
+        """The numbers stored for one example."""
+        shared, positions, _, _ = sizes_of(self.products)
+        return 2 * shared * positions**2 if positions > 1 else 0
+
+    @property
+    def cheap(self) -> bool:
+        """Whether multiplying out would cost more."""
+        _, positions, a, b = sizes_of(self.products)
+        return positions == 1 or positions * (a + b) < a * b
 
     @property
     def _in_place(self) -> bool:
@@ -85,15 +92,15 @@ class _Products:
     def _letters(self) -> Letters:
         """The names of the factors' axes as stored."""
         if not self._in_place:
-            return Letters("zta", "ztb", "z", "t", "zab")
+            return Letters("zta", "ztb", "z", "t")
         product = self.products[0]
         order = (*product.axes, *product.summed)
         name = {axis: chr(ord("a") + i) for i, axis in enumerate(order)}
         parts = [f.axes for f in ordered(product)]
-        parts += [product.shared, product.summed, sum(blocks(product), ())]
+        parts += [product.shared, product.summed]
         return Letters(*("".join(name[axis] for axis in part) for part in parts))
 
-    def _factors(self, values: Sequence[Array]) -> tuple[Array, Array]:
+    def _joined(self, values: Sequence[Array]) -> tuple[Array, Array]:
         found: tuple[list[Array], list[Array]] = ([], [])
         pairs = zip(values[::2], values[1::2], strict=True)
         for product, (a, b) in zip(self.products, pairs, strict=True):
@@ -101,45 +108,15 @@ class _Products:
                 first, second = ordered(product)
                 a, b = matrices(a, first, product), matrices(b, second, product)
             found[0].append(a)
-            found[1].append(b if product.scale == 1 else b * product.scale)
+            found[1].append(b)
         return join(found[0], 2), join(found[1], 2)
 
-    def _assemble(self, total: Array) -> Array:
-        return assemble(total, self.products[0])
-
-
-class Gram(_Products):
-    """Norms from inner products between positions, without multiplying out."""
-
-    @property
-    def cost(self) -> int:
-        """See `Way.cost`."""
-        shared, positions, a, b = sizes_of(self.products)
-        return shared * positions**2 * (a + b)
-
-    @property
-    def memory(self) -> int:
-        """See `Way.memory`."""
-        shared, positions, _, _ = sizes_of(self.products)
-        return 2 * shared * positions**2 if positions > 1 else 0
-
-    def hold(self, values: Sequence[Array]) -> Kept:
-        """See `Way.hold`."""
-        return self._factors(values)
-
-    def rescale(self, kept: Kept) -> tuple[Kept, ExampleArray]:
-        """See `Way.rescale`."""
-        (a, unit), (b, other) = map(in_units, kept)
-        return (a, b), unit * other
-
-    def squares(self, kept: Kept) -> Squares:
-        """See `Way.squares`."""
+    def squares(self, values: Sequence[Array]) -> Squares:
+        """Compute the squared norm of each example."""
         letters = self._letters
-        grams = [
-            self._gram(x, axes, letters)
-            for x, axes in zip(kept, (letters.first, letters.second), strict=True)
-        ]
-        terms = grams[0] * grams[1]
+        pairs = zip(self._joined(values), letters[:2], strict=True)
+        a, b = (self._gram(x, axes, letters) for x, axes in pairs)
+        terms = a * b
         _, positions, first, second = sizes_of(self.products)
         if positions == 1:
             return Squares(jnp.sum(terms.reshape(len(terms), -1), axis=1))
@@ -158,33 +135,3 @@ class Gram(_Products):
         other = "".join(a.upper() if a in letters.summed else a for a in axes)
         out = letters.shared + letters.summed + letters.summed.upper()
         return contract(f"N{axes},N{other}->N{out}", x, x, precision=HIGHEST)
-
-    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
-        """See `Way.total`."""
-        a, b = weigh_pair(kept[0], kept[1], weights, good)
-        letters = self._letters
-        return self._assemble(
-            contract(f"N{letters.first},N{letters.second}->{letters.result}", a, b)
-        )
-
-
-class Direct(_Products, Formed):
-    """The gradient of each example multiplied out, if smaller than its factors."""
-
-    @property
-    def cost(self) -> int:
-        """See `Way.cost`."""
-        shared, positions, a, b = sizes_of(self.products)
-        return shared * positions * a * b
-
-    @property
-    def memory(self) -> int:
-        """See `Way.memory`."""
-        shared, _, a, b = sizes_of(self.products)
-        return shared * a * b
-
-    def hold(self, values: Sequence[Array]) -> Kept:
-        """See `Way.hold`."""
-        letters = self._letters
-        subscripts = f"N{letters.first},N{letters.second}->N{letters.result}"
-        return (contract(subscripts, *self._factors(values)),)

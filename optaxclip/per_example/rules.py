@@ -1,42 +1,78 @@
-"""One rule per primitive: its output as a sum of products."""
+"""What is known of primitives: which are products, and which are linear."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn, Literal
 from jax.lax import GatherScatterMode
 
-from optaxclip.per_example.program import Atom, aval_of
+from optaxclip.per_example.calls import Atom, Equation, Fixed
 from optaxclip.per_example.terms import (
     Axis,
+    Change,
     Convolution,
     Factor,
-    Opaque,
     Product,
-    Step,
+    Sum,
     Term,
+    is_zero,
 )
 
-Walk = Callable[[Atom], list[Term]]
-Rule = Callable[[JaxprEqn, Walk], list[Term]]
+# The operands in which a primitive is linear, taken together; the others are shared.
+JOINTLY: dict[str, slice] = {
+    **dict.fromkeys(
+        (
+            "add", "add_any", "sub", "neg", "copy", "concatenate", "split", "stack",
+            "unstack", "reduce_sum", "cumsum", "transpose", "reshape", "squeeze",
+            "expand_dims", "broadcast_in_dim", "convert_element_type", "slice", "rev",
+        ),
+        slice(None),
+    ),
+    "pad": slice(None),
+    "dynamic_slice": slice(1),
+    "dynamic_update_slice": slice(2),
+    "gather": slice(1),
+    "scatter-add": slice(0, None, 2),
+    "select_n": slice(1, None),
+    "div": slice(1),
+}  # fmt: skip
+# Those that are linear in each of two operands.
+SEPARATELY = ("mul", "dot_general", "conv_general_dilated")
 
 
 def is_float(atom: Atom) -> bool:
     """Return whether an atom holds real floating-point numbers."""
-    return jnp.issubdtype(aval_of(atom).dtype, jnp.floating)
+    return jnp.issubdtype(atom.aval.dtype, jnp.floating)
 
 
-def is_zero(atom: Atom) -> bool:
-    """Return whether an atom is known to be zero."""
-    return isinstance(atom, Literal) and bool(np.all(np.asarray(atom.val) == 0))
+def is_linear(equation: Equation, varying: Sequence[bool]) -> bool:
+    """Return whether an equation is linear in the operands that vary."""
+    own = [atom for atom, v in zip(equation.inputs, varying, strict=True) if v]
+    if not all(map(is_float, (*own, *equation.outputs))):
+        return False
+    if equation.name in SEPARATELY:
+        return sum(varying) == 1
+    among = JOINTLY.get(equation.name)
+    return among is not None and sum(varying[among]) == sum(varying)
 
 
-def _dot_general(eqn: JaxprEqn, walk: Walk) -> list[Term]:
-    (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
-    left = [Axis(n) for n in aval_of(eqn.invars[0]).shape]
-    right = [Axis(n) for n in aval_of(eqn.invars[1]).shape]
+def is_literal_zero(atom: Atom) -> bool:
+    """Return whether an atom is the number zero."""
+    return isinstance(atom, Fixed) and bool(np.all(np.asarray(atom.val) == 0))
+
+
+Producer = Mapping[Atom, Equation]
+Rule = Callable[[Equation, Sequence[Term], Producer], Term | None]
+
+
+def _dot_general(
+    equation: Equation, operands: Sequence[Term], producer: Producer
+) -> Term:
+    (left_sum, right_sum), (left_batch, right_batch) = equation.params[
+        "dimension_numbers"
+    ]
+    left = [Axis(n) for n in equation.inputs[0].aval.shape]
+    right = [Axis(n) for n in equation.inputs[1].aval.shape]
     for mine, yours in zip(
         (*left_sum, *left_batch), (*right_sum, *right_batch), strict=True
     ):
@@ -44,19 +80,41 @@ def _dot_general(eqn: JaxprEqn, walk: Walk) -> list[Term]:
     axes = [left[d] for d in left_batch]
     axes += [a for d, a in enumerate(left) if d not in (*left_sum, *left_batch)]
     axes += [a for d, a in enumerate(right) if d not in (*right_sum, *right_batch)]
-    return [
-        Product(
-            Factor(eqn.invars[0], tuple(left)),
-            Factor(eqn.invars[1], tuple(right)),
-            tuple(axes),
-        )
-    ]
+    first = Factor(equation.inputs[0], tuple(left))
+    second = Factor(equation.inputs[1], tuple(right))
+    return Product(first, second, tuple(axes), equation.params["precision"])
 
 
-def _scatter_add(eqn: JaxprEqn, walk: Walk) -> list[Term]:
+def _mul(
+    equation: Equation, operands: Sequence[Term], producer: Producer
+) -> Term | None:
+    """An element-wise product of arrays that are repeated along other axes."""
+    axes = tuple(Axis(n) for n in equation.outputs[0].aval.shape)
+    factors: list[Factor] = []
+    for atom in equation.inputs:
+        made = producer.get(atom)
+        if made is None or made.name != "broadcast_in_dim":
+            return None
+        dims = made.params["broadcast_dimensions"]
+        shape: tuple[int, ...] = made.inputs[0].aval.shape
+        pairs = zip(dims, shape, strict=True)
+        # An axis of one entry is repeated, unless the result has no more.
+        own = tuple(axes[d] if n == axes[d].size else Axis(1) for d, n in pairs)
+        if len(made.inputs) > 1 or not is_float(made.inputs[0]):
+            return None
+        factors.append(Factor(made.inputs[0], own))
+    left, right = factors
+    if not {*axes} <= {*left.axes, *right.axes}:
+        return None
+    return Product(left, right, axes)
+
+
+def _scatter_add(
+    equation: Equation, operands: Sequence[Term], producer: Producer
+) -> Term | None:
     """Adding rows to a table is a product: one-hot indices times the rows."""
-    table, indices, rows = (aval_of(atom) for atom in eqn.invars)
-    numbers = eqn.params["dimension_numbers"]
+    table, indices, rows = (atom.aval for atom in equation.inputs)
+    numbers = equation.params["dimension_numbers"]
     into = numbers.scatter_dims_to_operand_dims
     window = [d for d in range(table.ndim) if d not in numbers.inserted_window_dims]
     whole = all(
@@ -68,9 +126,9 @@ def _scatter_add(eqn: JaxprEqn, walk: Walk) -> list[Term]:
         or set(into) != set(numbers.inserted_window_dims)
         or not whole
     ):
-        return [Opaque("only whole rows of a table have a rule")]
+        return None
     axes = [Axis(n) for n in table.shape]
-    times = iter(Axis(n) for n in indices.shape[:-1])
+    times = iter([Axis(n) for n in indices.shape[:-1]])
     found = iter(window)
     among = [
         axes[next(found)] if d in numbers.update_window_dims else next(times)
@@ -78,109 +136,46 @@ def _scatter_add(eqn: JaxprEqn, walk: Walk) -> list[Term]:
     ]
     where = [a for d, a in enumerate(among) if d not in numbers.update_window_dims]
     index = Factor(
-        eqn.invars[1],
+        equation.inputs[1],
         (*where, Axis(len(into))),
         rows=tuple(axes[d] for d in into),
-        drops=eqn.params["mode"] != GatherScatterMode.CLIP,
+        drops=equation.params["mode"] != GatherScatterMode.CLIP,
     )
-    product = Product(index, Factor(eqn.invars[2], tuple(among)), tuple(axes))
-    return [*walk(eqn.invars[0]), product]
+    product = Product(index, Factor(equation.inputs[2], tuple(among)), tuple(axes))
+    return Sum((operands[0], product))
 
 
-def _convolution(eqn: JaxprEqn, walk: Walk) -> list[Term]:
-    if eqn.params["feature_group_count"] != 1:
-        return [Opaque("a convolution of grouped batches has no rule")]
-    shapes = tuple(aval_of(atom).shape for atom in (*eqn.invars, *eqn.outvars))
-    return [Convolution(eqn.invars[0], eqn.invars[1], shapes, eqn.params)]
+def _dynamic_update_slice(
+    equation: Equation, operands: Sequence[Term], producer: Producer
+) -> Term | None:
+    """Writing one row into zeros is a product, too."""
+    table, row, *starts = equation.inputs
+    axes = tuple(Axis(n) for n in table.aval.shape)
+    part = [d for d, axis in enumerate(axes) if row.aval.shape[d] != axis.size]
+    if not is_zero(operands[0]) or len(part) != 1 or row.aval.shape[part[0]] != 1:
+        return None
+    (among,) = part
+    start = Change(lambda index: index[..., None])
+    index = Factor(starts[among], (Axis(1),), (axes[among],), False, (start,))
+    own = tuple(Axis(1) if d == among else axis for d, axis in enumerate(axes))
+    return Product(index, Factor(row, own), axes)
 
 
-def _each(
-    terms: list[Term], change: Callable[[Product], Term], step: Step | None
-) -> list[Term]:
-    """Change the terms of another gradient: products by `change`, or else by a step."""
-    found: list[Term] = []
-    for term in terms:
-        if isinstance(term, Product) and not term.steps:
-            found.append(change(term))
-        elif isinstance(term, Product | Convolution) and step is not None:
-            found.append(replace(term, steps=(*term.steps, step)))
-        elif isinstance(term, Opaque):
-            found.append(term)
-        else:
-            found.append(Opaque("its products cannot be told apart"))
-    return found
+def _convolution(
+    equation: Equation, operands: Sequence[Term], producer: Producer
+) -> Term | None:
+    if equation.params["feature_group_count"] != 1:
+        return None  # A convolution of grouped batches.
+    image, cotangent = equation.inputs
+    shapes = tuple(atom.aval.shape for atom in (*equation.inputs, *equation.outputs))
+    return Convolution(image, cotangent, shapes, equation.params)
 
 
-def _step(eqn: JaxprEqn, walk: Walk) -> list[Term]:
-    """Operations that keep the norm are applied once, to the sum over all examples."""
-    (inside,), (outside,) = eqn.invars[:1], eqn.outvars
-    if aval_of(inside).size != aval_of(outside).size:
-        return _zeros(eqn, walk)
-    if not is_float(inside):
-        return [Opaque("it is not made of floating-point numbers")]
-    step = Step(eqn.primitive, eqn.params)
-    return _each(walk(inside), lambda p: replace(p, steps=(step,)), step)
-
-
-def _zeros(eqn: JaxprEqn, walk: Walk) -> list[Term]:
-    made_of = [is_zero(atom) for atom in eqn.invars]
-    return (
-        []
-        if all(made_of)
-        else [Opaque(f"it is made by {eqn.primitive.name}, which has no rule")]
-    )
-
-
-def _transpose(eqn: JaxprEqn, walk: Walk) -> list[Term]:
-    order = eqn.params["permutation"]
-    return _each(
-        walk(eqn.invars[0]),
-        lambda p: replace(p, axes=tuple(p.axes[d] for d in order)),
-        Step(eqn.primitive, eqn.params),
-    )
-
-
-def _reduce_sum(eqn: JaxprEqn, walk: Walk) -> list[Term]:
-    """Summing a product over an axis makes it another summed axis of its factors."""
-    gone = eqn.params["axes"]
-    found = _each(
-        walk(eqn.invars[0]),
-        lambda p: replace(
-            p, axes=tuple(a for d, a in enumerate(p.axes) if d not in gone)
-        ),
-        None,
-    )
-    if all(isinstance(term, Opaque) for term in found):
-        return [Opaque("it is a sum over positions, as of a bias or a scale")]
-    return found
-
-
-def _scaled(eqn: JaxprEqn, walk: Walk) -> list[Term]:
-    first, second = eqn.invars
-    number, atom = (first, second) if isinstance(first, Literal) else (second, first)
-    if not isinstance(number, Literal) or np.ndim(number.val) != 0:
-        return [Opaque(f"it is made by {eqn.primitive.name}")]
-    factor = float(number.val)
-    if eqn.primitive.name == "div":
-        if number is first or factor == 0:
-            return [Opaque("it is made by div")]
-        factor = 1 / factor
-    return _each(walk(atom), lambda p: replace(p, scale=p.scale * factor), None)
-
-
+# How a product is made, if several operands vary.
 RULES: dict[str, Rule] = {
     "dot_general": _dot_general,
+    "mul": _mul,
     "scatter-add": _scatter_add,
+    "dynamic_update_slice": _dynamic_update_slice,
     "conv_general_dilated": _convolution,
-    "transpose": _transpose,
-    "reduce_sum": _reduce_sum,
-    "mul": _scaled,
-    "div": _scaled,
-    "reshape": _step,
-    "squeeze": _step,
-    "expand_dims": _step,
-    "broadcast_in_dim": _step,
-    "convert_element_type": _step,
-    "copy": _step,
-    "neg": _step,
 }

@@ -52,6 +52,11 @@ class ClippedGradient:
         """Compute the gradient."""
         return self.function(*args, mask=mask, **batch)
 
+    @property
+    def __name__(self) -> str:
+        """Name the program that ``jax.jit`` makes of it."""
+        return self.function.__name__
+
     def sensitivity(
         self, relation: Any = NeighboringRelation.ADD_OR_REMOVE_ONE
     ) -> ArrayLike:

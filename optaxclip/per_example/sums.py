@@ -17,7 +17,9 @@ from optaxclip.numbers import measuring_dtype
 from optaxclip.per_example import batches
 from optaxclip.per_example.decisions import decide, measure_examples
 from optaxclip.per_example.limits import Limits
+from optaxclip.per_example.microbatches import chunked, in_microbatches, joined
 from optaxclip.per_example.tracing import Recorded, Traced, checked_params, trace
+from optaxclip.per_example.twice import Twice, in_two_passes, runs_twice
 from optaxclip.responses import Response
 
 
@@ -48,6 +50,11 @@ class Loss:
     function: Callable[..., Any]
     has_aux: bool
 
+    def alone(self, params: PyTree, *example: Any) -> Any:
+        """Return the loss without the auxiliary output."""
+        found = self.function(params, *example)
+        return found[0] if self.has_aux else found
+
 
 class Examples(NamedTuple):
     """A checked batch, with a leading axis of examples.
@@ -67,15 +74,15 @@ class Examples(NamedTuple):
     def trace(self, loss: Loss) -> Traced:
         """Trace the gradient of one example."""
         example = batches.one_example(self.in_axes, self.batch)
-        traced = trace(loss.function, self.params, example, loss.has_aux)
+        traced = trace(loss.function, self.params, example, loss.has_aux, self.in_axes)
         self._refuse_shared_keys(traced)
         return traced
 
     def _refuse_shared_keys(self, traced: Traced) -> None:
         """Refuse random numbers that are the same for all examples by accident."""
         program = traced.program
-        _, read = program.needs(program.jaxpr.outvars)
-        given = program.jaxpr.invars[len(jax.tree.leaves(self.params)) :]
+        _, read = program.needs(program.outputs)
+        given = program.inputs[len(jax.tree.leaves(self.params)) :]
         for position, name in batches.shared_keys(self.in_axes, self.batch).items():
             if given[position] in read:
                 raise ValueError(
@@ -133,40 +140,50 @@ def add_up(
 ) -> tuple[PerExample, list[Array]]:
     """Clip each example's gradient, and sum them, divided by a number, leaf by leaf."""
     traced = examples.trace(loss)
-    recorded = traced.record(examples.params, examples.batch, examples.in_axes)
-    ways = [plan.way for plan in traced.plans]
-    mask, dtype = examples.mask, examples.dtype()
-    sizes = measure_examples(ways, recorded.kept, limits.groups, mask, dtype)
+    params, mask = examples.params, examples.mask
+    if runs_twice(traced, limits.groups):
+        found = in_two_passes(
+            traced, loss.alone, params, examples.batch, examples.in_axes
+        )
+    else:
+        found = traced.record(params, examples.batch, examples.in_axes)
+    sizes = _sizes(found, limits, examples)
     weights = decide(sizes, limits, response, mask)
     factors = limits.of_leaves(weights.divided(number))
-    leaves = jax.tree.leaves(examples.params)
-    totals = [
-        jnp.zeros_like(leaf)
-        if way is None
-        else way.total(held, factors[i], weights.good)
-        for i, (way, held, leaf) in enumerate(
-            zip(ways, recorded.kept, leaves, strict=True)
-        )
-    ]
-    return _told(recorded, limits, sizes, mask), totals
+    totals = found.totals(factors, weights.good, params)
+    return _told(found, limits, sizes, mask), totals
+
+
+def _sizes(
+    found: Recorded | Twice, limits: Limits, examples: Examples
+) -> list[Magnitude]:
+    return measure_examples(
+        found.squares(),
+        found.again,
+        found.kept,
+        limits.groups,
+        examples.mask,
+        examples.dtype(),
+    )
 
 
 def _told(
-    recorded: Recorded, limits: Limits, sizes: list[Magnitude], mask: Array
+    found: Recorded | Twice, limits: Limits, sizes: list[Magnitude], mask: Array
 ) -> PerExample:
     norms = [jnp.where(mask, size.plain, jnp.zeros_like(size.value)) for size in sizes]
-    return PerExample(recorded.value, recorded.aux, limits.like_given(norms))
+    return PerExample(found.value, found.aux, limits.like_given(norms))
 
 
 def measure_norms(loss: Loss, groups: Limits, examples: Examples) -> PerExample:
     """Measure each example's gradient."""
     traced = examples.trace(loss)
-    recorded = traced.record(examples.params, examples.batch, examples.in_axes)
-    ways = [plan.way for plan in traced.plans]
-    sizes = measure_examples(
-        ways, recorded.kept, groups.groups, examples.mask, examples.dtype()
-    )
-    return _told(recorded, groups, sizes, examples.mask)
+    params, batch, in_axes = examples.params, examples.batch, examples.in_axes
+    if traced.program.rematerializes:
+        found = in_two_passes(traced, loss.alone, params, batch, in_axes)
+    else:
+        found = traced.record(params, batch, in_axes)
+    sizes = _sizes(found, groups, examples)
+    return _told(found, groups, sizes, examples.mask)
 
 
 def _of_none(
@@ -199,13 +216,13 @@ def in_chunks(
             f"microbatch_size must divide the batch of {number} examples, which "
             f"{size} does not; pad the batch and exclude the padding by mask."
         )
-    chunks, together = batches.in_microbatches(examples.in_axes, examples.batch, size)
+    chunks, together = in_microbatches(examples.in_axes, examples.batch, size)
 
     def one(chunk: Any) -> tuple[PerExample, list[Array]]:
         parts, mask = chunk
         return function(examples._replace(batch=together(parts), mask=mask))
 
-    chunks = (chunks, batches.chunked(examples.mask, size))
+    chunks = (chunks, chunked(examples.mask, size))
     totals = jax.eval_shape(one, jax.tree.map(lambda x: x[0], chunks))[1]
 
     def step(sums: list[Array], chunk: Any) -> tuple[list[Array], PerExample]:
@@ -215,4 +232,4 @@ def in_chunks(
     over = varying_axes(examples.mask)
     start = [vary(jnp.zeros(t.shape, t.dtype), over) for t in totals]
     sums, told = jax.lax.scan(step, start, chunks)
-    return jax.tree.map(batches.joined, told), sums
+    return jax.tree.map(joined, told), sums

@@ -8,32 +8,21 @@ table, so the table is never stored per example.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
 from optaxclip.numbers import widen
 from optaxclip.per_example.layouts import (
-    assemble,
-    contract,
     inner_products,
     join,
     matrices,
     ordered,
+    sizes_of,
 )
-from optaxclip.per_example.program import Atom
 from optaxclip.per_example.terms import Factor, Product, size
-from optaxclip.per_example.ways import (
-    ExampleArray,
-    Factors,
-    Good,
-    Kept,
-    Squares,
-    added,
-    in_units,
-    weigh,
-    weigh_pair,
-)
+from optaxclip.per_example.ways import Squares, added
 
 
 def read_rows(indices: Array, read: Product) -> Int[Array, "examples positions"]:
@@ -87,10 +76,10 @@ class Table:
         return (first, second) if rows_first else (second, first)
 
     @property
-    def atoms(self) -> tuple[Atom, ...]:
-        """See `Way.atoms`."""
+    def factors(self) -> tuple[Factor, ...]:
+        """The factors whose arrays `squares` takes."""
         pairs = [self._pair(p) for p in (*self.reads, *self.products)]
-        return tuple(factor.atom for pair in pairs for factor in pair)
+        return tuple(factor for pair in pairs for factor in pair)
 
     @property
     def _positions(self) -> tuple[int, int]:
@@ -98,26 +87,45 @@ class Table:
         return sum(size(p.summed) for p in reads), sum(size(p.summed) for p in others)
 
     @property
+    def positions(self) -> int:
+        """The number of products that are added up."""
+        return sum(self._positions)
+
+    @property
     def cost(self) -> int:
-        """See `Way.cost`."""
+        """The number of multiplications for the norm of one example."""
         read, multiplied = self._positions
+        if self._sorts:
+            return read * self._entries
         both = (read + multiplied) ** 2 * self._entries
         return both + multiplied**2 * self._rows
 
     @property
     def memory(self) -> int:
-        """See `Way.memory`."""
+        """The numbers stored for one example."""
         read, multiplied = self._positions
+        if self._sorts:
+            return read * self._entries
         return (read + multiplied) ** 2 + multiplied**2
 
-    def hold(self, values: Sequence[Array]) -> Kept:
-        """See `Way.hold`."""
+    @property
+    def _sorts(self) -> bool:
+        """Whether rows are sorted, which takes no inner products of all reads."""
+        return not self.products and self._positions[0] > self._entries
+
+    @property
+    def cheap(self) -> bool:
+        """Whether multiplying out would cost more, or as many numbers."""
+        shared, positions, a, b = sizes_of((*self.reads, *self.products))
+        tied = bool(self.products)
+        return shared == 1 and (not tied or positions * (a + b) < a * b)
+
+    def _arranged(self, values: Sequence[Array]) -> list[Array]:
         found: list[list[Array]] = [[], [], [], []]
         pairs = zip(values[::2], values[1::2], strict=True)
         for product, (a, b) in zip((*self.reads, *self.products), pairs, strict=True):
             first, second = self._pair(product)
             b = matrices(b, second, product)[:, 0]
-            b = b if product.scale == 1 else b * product.scale
             if first.rows:
                 row = read_rows(a, product)
                 here = (row < self._rows)[..., None]
@@ -126,22 +134,14 @@ class Table:
             else:
                 found[2].append(matrices(a, first, product)[:, 0])
                 found[3].append(b)
-        return tuple(join(x, 1) for x in found if x)
+        return [join(x, 1) for x in found if x]
 
-    def rescale(self, kept: Kept) -> tuple[Kept, ExampleArray]:
-        """See `Way.rescale`."""
-        rows, read = kept[0], kept[1]
-        read, unit = in_units(read)
-        if len(kept) == 2:
-            return (rows, read), unit
-        (a, of_a), (b, of_b) = map(in_units, kept[2:])
-        common = jnp.maximum(unit, of_a * of_b)
-        read = read * (unit / common)[:, None, None]
-        return (rows, read, a, b * (of_a * of_b / common)[:, None, None]), common
-
-    def squares(self, kept: Kept) -> Squares:
-        """See `Way.squares`."""
-        rows, read = kept[0], kept[1]
+    def squares(self, values: Sequence[Array]) -> Squares:
+        """Compute the squared norm of each example."""
+        kept = self._arranged(values)
+        rows, read = kept[0], widen(kept[1])
+        if self._sorts:
+            return Squares(jax.vmap(_squares_of_rows)(rows, read))
         same = rows[:, :, None] == rows[:, None, :]
         inner = inner_products(read, read)
         terms = [jnp.where(same, inner, jnp.zeros_like(inner))]
@@ -156,16 +156,24 @@ class Table:
         tied = self._rows if self.products else 0
         return added(terms, self._entries + tied)
 
-    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
-        """See `Way.total`."""
-        rows, read = kept[0], widen(weigh(kept[1], weights, good))
-        if len(kept) == 4:
-            a, b = weigh_pair(kept[2], kept[3], weights, good)
-            table = contract("nta,ntb->ab", a, b)
-        else:
-            table = jnp.zeros((self._rows, self._entries), read.dtype)
-        added = read.reshape(-1, self._entries)
-        table = table.at[rows.ravel()].add(added, mode="drop")
-        model = self.reads[0]
-        in_order = ordered(model)[0] is model.left
-        return assemble(table if in_order else table.T, model)
+
+def _squares_of_rows(rows: Array, read: Array) -> Array:
+    """Add up what is read in the same row, and square."""
+    order = jnp.argsort(rows)
+    ordered_rows = rows[order]
+    fresh = jnp.concatenate([jnp.zeros(1, bool), ordered_rows[1:] != ordered_rows[:-1]])
+    slots = jnp.zeros_like(rows).at[order].set(jnp.cumsum(fresh, dtype=rows.dtype))
+    sums = jnp.zeros_like(read).at[slots].add(read)
+    return jnp.sum(jnp.square(sums))
+
+
+def rows_added(product: Product, indices: Array, read: Array) -> Array:
+    """Add the rows of all examples to a table of zeros."""
+    rows, entries = product.own(product.left), product.own(product.right)
+    where = read_rows(indices, product)
+    read = matrices(read, product.right, product)[:, 0].reshape(-1, size(entries))
+    table = jnp.zeros((size(rows), size(entries)), read.dtype)
+    table = table.at[where.ravel()].add(read, mode="drop")
+    order = (*rows, *entries)
+    table = table.reshape([axis.size for axis in order])
+    return jnp.transpose(table, [order.index(axis) for axis in product.axes])

@@ -1,19 +1,16 @@
-"""The terms of one example's gradient, before they are multiplied out.
+"""One example's gradient before it is put together: a graph of linear steps.
 
-Axes are objects: an axis of both factors that is not in the result is summed over. The
-positions of a sequence, an image or a loop are such axes.
+Its leaves are what is held for each example: values of the traced gradient, and the two
+factors of products. The steps above them have no values of a single example but these,
+so that they can be applied to a sum over examples just as well.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
-from jax.extend.core import Primitive
-from jaxtyping import Array
-
-from optaxclip.per_example.program import Atom
+from optaxclip.per_example.calls import Atom, Equation
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +25,7 @@ class Axis:
 
 
 Axes = tuple[Axis, ...]
+Held = frozenset[Atom]
 
 
 def size(axes: Axes) -> int:
@@ -35,37 +33,54 @@ def size(axes: Axes) -> int:
     return math.prod(axis.size for axis in axes)
 
 
-@dataclass(frozen=True)
-class Step:
-    """A change of a gradient's shape, type or sign that keeps its norm.
+def numbers_in(held: Held) -> int:
+    """Count the numbers in held values."""
+    return sum(math.prod(atom.aval.shape) for atom in held)
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """A value as the traced gradient computes it.
 
     Attributes:
-      primitive: the primitive that changes it.
-      params: the primitive's parameters.
-      stacked: the number of leading axes over which it is mapped.
+      atom: the value.
+      carried: whether it is what a loop carries.
     """
 
-    primitive: Primitive
-    params: dict[str, Any] = field(hash=False)
-    stacked: int = 0
+    atom: Atom
+    carried: bool = False
 
-    def __call__(self, gradient: Array) -> Array:
-        """Apply the step to a gradient."""
-
-        def once(x: Array) -> Array:
-            return self.primitive.bind(x, **self.params)
-
-        change: Callable[[Array], Array] = once
-        for _ in range(self.stacked):
-            change = jax.vmap(change)
-        return change(gradient)
+    @property
+    def held(self) -> Held:
+        """The values that are held for each example."""
+        return frozenset() if self.carried else frozenset((self.atom,))
 
 
-def finish(steps: tuple[Step, ...], gradient: Array) -> Array:
-    """Apply the steps that bring a gradient to its parameter's shape."""
-    for step in steps:
-        gradient = step(gradient)
-    return gradient
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """A value that is the same for all examples.
+
+    Attributes:
+      atom: the value; None for zeros.
+      repeated: the value that is repeated to make it, and the axes that this has.
+    """
+
+    atom: Atom | None
+    repeated: tuple[Atom, tuple[int, ...]] | None = None
+    held: Held = frozenset()
+
+
+@dataclass(frozen=True)
+class Change:
+    """A linear change of an array, with values that all examples share.
+
+    Attributes:
+      run: takes the array and these values.
+      shared: the values.
+    """
+
+    run: Callable[..., Any]
+    shared: tuple[Atom, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,16 +89,18 @@ class Factor:
 
     Attributes:
       atom: the array.
-      axes: the array's axes.
+      axes: the array's axes, after the changes.
       rows: if the array holds indices, the axes of the result that they index; it then
         stands for their one-hot encoding.
       drops: whether out-of-range indices are dropped, not clamped.
+      changes: what is done to the array before it is multiplied.
     """
 
     atom: Atom
     axes: Axes
     rows: Axes = ()
     drops: bool = False
+    changes: tuple[Change, ...] = ()
 
     @property
     def spans(self) -> Axes:
@@ -97,23 +114,26 @@ class Factor:
         return replace(self, atom=atom, axes=front + self.axes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Product:
-    """A gradient that is the product of two arrays, summed over shared axes.
+    """The product of two arrays, summed over shared axes.
 
     Attributes:
       left: one array.
       right: the other array.
       axes: the axes of the product, in order.
-      scale: a constant factor.
-      steps: the steps applied to the product.
+      precision: the precision for which the loss asks.
     """
 
     left: Factor
     right: Factor
     axes: Axes
-    scale: float = 1.0
-    steps: tuple[Step, ...] = ()
+    precision: Any = None
+
+    @property
+    def held(self) -> Held:
+        """The values that are held for each example."""
+        return frozenset((self.left.atom, self.right.atom))
 
     @property
     def summed(self) -> Axes:
@@ -133,7 +153,7 @@ class Product:
         return tuple(a for a in self.axes if a in factor.spans and a not in shared)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Convolution:
     """The gradient of a convolution's kernel, itself a convolution.
 
@@ -142,36 +162,83 @@ class Convolution:
       cotangent: the cotangent of its result.
       shapes: the shapes of these two and of the gradient.
       params: the parameters of the convolution that computes the gradient.
-      steps: the steps applied to the gradient.
     """
 
     image: Atom
     cotangent: Atom
     shapes: tuple[tuple[int, ...], ...]
-    params: dict[str, Any]
-    steps: tuple[Step, ...] = ()
+    params: dict[str, Any] = field(repr=False)
+
+    @property
+    def held(self) -> Held:
+        """The values that are held for each example."""
+        return frozenset((self.image, self.cotangent))
 
 
-@dataclass(frozen=True)
-class Passed:
-    """A gradient that is an input of the call, unchanged.
-
-    Attributes:
-      atom: the input, seen from inside.
-    """
-
-    atom: Atom
-
-
-@dataclass(frozen=True)
-class Opaque:
-    """A gradient that is not known to be a sum of products.
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A result of an equation that is linear in those operands that are not shared.
 
     Attributes:
-      reason: why not.
+      equation: the equation.
+      operands: its operands.
+      output: which of its results this is.
+      levels: for each loop around it, from the innermost, which operands are stacked;
+        the equation is mapped over these.
     """
 
-    reason: str
+    equation: Equation
+    operands: tuple["Term", ...]
+    output: int = 0
+    levels: tuple[tuple[bool, ...], ...] = ()
+    held: Held = field(init=False)
+
+    def __post_init__(self):
+        together = frozenset().union(*(term.held for term in self.operands))
+        object.__setattr__(self, "held", together)
 
 
-Term = Product | Convolution | Passed | Opaque
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """A sum of terms.
+
+    Attributes:
+      operands: the terms.
+    """
+
+    operands: tuple["Term", ...]
+    held: Held = field(init=False)
+
+    def __post_init__(self):
+        together = frozenset().union(*(term.held for term in self.operands))
+        object.__setattr__(self, "held", together)
+
+
+Cut = Given | Product | Convolution
+Term = Given | Shared | Product | Convolution | Made | Sum
+
+
+def is_zero(term: Term) -> bool:
+    """Return whether a term is known to be zero."""
+    return isinstance(term, Shared) and term.atom is None
+
+
+def in_order(term: Term) -> list[Term]:
+    """List a term and all below it, each after its operands."""
+    found: dict[int, Term] = {}
+    ahead: list[tuple[Term, Iterator[Term]]] = [(term, _operands(term))]
+    begun = {id(term)}
+    while ahead:
+        last, rest = ahead[-1]
+        below = next(rest, None)
+        if below is None:
+            found[id(last)] = last
+            ahead.pop()
+        elif id(below) not in begun:
+            begun.add(id(below))
+            ahead.append((below, _operands(below)))
+    return list(found.values())
+
+
+def _operands(term: Term) -> Iterator[Term]:
+    return iter(getattr(term, "operands", ()))

@@ -1,7 +1,7 @@
 """Trace the gradient of one example, and evaluate the trace for a batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +10,14 @@ import numpy as np
 from jaxtyping import PyTree
 
 from optaxclip.leaves import counts
-from optaxclip.per_example.batches import Batch, arrays_of
+from optaxclip.per_example.batches import Batch, arrays_of, differing
+from optaxclip.per_example.calls import Atom
+from optaxclip.per_example.decisions import Sums
+from optaxclip.per_example.origins import Origins
 from optaxclip.per_example.plans import Plan, plan_leaf
 from optaxclip.per_example.program import Program
-from optaxclip.per_example.ways import Kept
+from optaxclip.per_example.terms import Given, Shared
+from optaxclip.per_example.ways import Factors, Kept, Squares, Way, measured_again
 
 
 class Recorded(NamedTuple):
@@ -22,12 +26,42 @@ class Recorded(NamedTuple):
     Attributes:
       value: the loss.
       aux: the auxiliary output of the loss.
+      ways: the way of each leaf.
       kept: the arrays that each leaf's way keeps.
     """
 
     value: jax.Array
     aux: PyTree
+    ways: list[Way | None]
     kept: list[Kept]
+
+    def squares(self) -> list[Squares]:
+        """Square the norm of each leaf's gradients."""
+        zero = jnp.zeros(self.value.shape, jnp.float32)
+        return [
+            Squares(zero) if way is None else way.squares(held)
+            for way, held in zip(self.ways, self.kept, strict=True)
+        ]
+
+    def again(self, asked: list[jax.Array], kept: list[Kept]) -> Sums:
+        """Square again, where that is asked for, the gradients themselves."""
+        found = [
+            (jnp.zeros_like(which, jnp.float32),) * 2
+            if way is None
+            else measured_again(way, held, which)
+            for way, held, which in zip(self.ways, kept, asked, strict=True)
+        ]
+        return [square for square, _ in found], [unit for _, unit in found]
+
+    def totals(
+        self, factors: dict[int, Factors], good: jax.Array, params: PyTree
+    ) -> list[jax.Array]:
+        """Sum each leaf's gradients, multiplied by the factors."""
+        leaves = enumerate(jax.tree.leaves(params))
+        return [
+            jnp.zeros_like(leaf) if way is None else way.total(held, factors[i], good)
+            for (i, leaf), way, held in zip(leaves, self.ways, self.kept, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -42,24 +76,33 @@ class Traced:
         self, params: PyTree, batch: Batch, in_axes: tuple[Any, ...]
     ) -> Recorded:
         """Evaluate one forward and backward pass, up to the factors of products."""
-        outvars = self.program.jaxpr.outvars
-        known = outvars[: len(outvars) - len(self.plans)]
+        outputs = self.program.outputs
+        known = outputs[: len(outputs) - len(self.plans)]
         ways = [plan.way for plan in self.plans]
-        wanted = [atom for way in ways if way is not None for atom in way.atoms]
+        atoms = [atom for way in ways if way is not None for atom in way.atoms]
 
         def evaluate(*example: Any) -> list[Any]:
             args = arrays_of((params, *example))
-            found = self.program.evaluate(args, [*known, *wanted])
+            found = self.program.evaluate(args, [*known, *atoms])
             return [jnp.asarray(x) for x in found]
 
         found = jax.vmap(evaluate, in_axes)(*batch)
-        values = iter(found[len(known) :])
+        values = self.shared_values(params, batch)
+        ways = [None if way is None else way.knowing(values) for way in ways]
+        held = iter(found[len(known) :])
         kept = [
-            () if way is None else way.hold([next(values) for _ in way.atoms])
+            () if way is None else way.hold([next(held) for _ in way.atoms])
             for way in ways
         ]
         aux = jax.tree.unflatten(self.aux, found[1 : len(known)])
-        return Recorded(found[0], aux, kept)
+        return Recorded(found[0], aux, ways, kept)
+
+    def shared_values(self, params: PyTree, batch: Batch) -> dict[Atom, Any]:
+        """Evaluate what all examples share; no example is read."""
+        ways = [plan.way for plan in self.plans if plan.way is not None]
+        atoms = list(dict.fromkeys(atom for way in ways for atom in way.shared))
+        found = self.program.evaluate(arrays_of((params, *batch)), atoms)
+        return dict(zip(atoms, map(jnp.asarray, found), strict=True))
 
 
 def _is_number(x: Any) -> bool:
@@ -73,7 +116,11 @@ def _told(x: Any) -> str:
 
 
 def trace(
-    loss: Callable[..., Any], params: PyTree, example: Batch, has_aux: bool
+    loss: Callable[..., Any],
+    params: PyTree,
+    example: Batch,
+    has_aux: bool,
+    in_axes: Any = 0,
 ) -> Traced:
     """Trace the gradient of one example, and plan each leaf."""
     leaves, treedef = jax.tree.flatten(example)
@@ -110,10 +157,26 @@ def trace(
     )
     (_, aux), grads = shape
     program = Program(closed)
-    outs = program.jaxpr.outvars
     number = len(jax.tree.leaves(grads))
-    plans = [plan_leaf(program, atom) for atom in outs[len(outs) - number :]]
+    gradients = program.outputs[len(program.outputs) - number :]
+    shared = len(program.inputs) - len(arrays_of(example))
+    pairs = zip(leaves, differing(in_axes, example), strict=True)
+    varies = [False] * shared + [own for x, own in pairs if hasattr(x, "dtype")]
+    inputs = [
+        Given(value) if v else Shared(value)
+        for value, v in zip(program.inputs, varies, strict=True)
+    ]
+    terms = Origins(program, inputs, gradients)
+    plans = [_plan(terms, atom) for atom in gradients]
     return Traced(program, plans, jax.tree.structure(aux))
+
+
+def _plan(terms: Origins, gradient: Atom) -> Plan:
+    plan = plan_leaf(terms.of(gradient), gradient)
+    if gradient not in terms.inside or plan.way is None:
+        return plan
+    loop, atom, term = terms.inside[gradient]
+    return replace(plan, inside=(loop, plan_leaf(term, atom)))
 
 
 def checked_params(params: PyTree) -> PyTree:

@@ -1,22 +1,24 @@
 """The ways in which a leaf's gradients are measured, scaled and summed."""
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from optaxclip.mesh import vary, varying_axes
 from optaxclip.numbers import modulus, multiply, widen
+from optaxclip.per_example.calls import Atom
 from optaxclip.per_example.layouts import HIGHEST, contract
-from optaxclip.per_example.program import Atom, aval_of
 
 Kept = tuple[Array, ...]
 ExampleArray = Float[Array, "examples"]
 Factors = tuple[ExampleArray, ExampleArray]  # Their product may underflow.
 Good = Bool[Array, "examples"]
+InUnits = tuple[ExampleArray, ExampleArray]  # Squares, and the units of their roots.
 
 
 class Squares(NamedTuple):
@@ -31,9 +33,13 @@ class Squares(NamedTuple):
     error: ExampleArray | None = None
 
 
-# A square with a larger relative error is measured again, so that norms are accurate to
-# 1e-5, or as accurate as the gradient that is then multiplied out.
-PRECISION = 2e-5
+def precision_of(dtype: np.dtype) -> float:
+    """Return the largest relative error of a square that is not measured again.
+
+    In float32, norms are accurate to 1e-5, or as accurate as the gradient that is
+    multiplied out.
+    """
+    return 168 * float(jnp.finfo(dtype).eps)
 
 
 @runtime_checkable
@@ -42,7 +48,12 @@ class Way(Protocol):
 
     @property
     def atoms(self) -> tuple[Atom, ...]:
-        """The values of the traced gradient that are needed."""
+        """The values of the traced gradient that are held for each example."""
+        ...
+
+    @property
+    def shared(self) -> tuple[Atom, ...]:
+        """The values that all examples share."""
         ...
 
     @property
@@ -55,16 +66,20 @@ class Way(Protocol):
         """The numbers stored for one example, in addition to the traced values."""
         ...
 
-    def hold(self, values: Sequence[Array]) -> Kept:
-        """Arrange the traced values for the three methods below."""
+    def knowing(self, values: Mapping[Atom, Array]) -> "Way":
+        """Return the same way, with the shared values."""
         ...
 
-    def rescale(self, kept: Kept) -> tuple[Kept, ExampleArray]:
-        """Divide by units, also returned, so that no square over- or underflows."""
+    def hold(self, values: Sequence[Array]) -> Kept:
+        """Arrange the traced values for the two methods below."""
         ...
 
     def squares(self, kept: Kept) -> Squares:
         """Compute the squared norm of each example's gradient."""
+        ...
+
+    def squares_in_units(self, kept: Kept) -> InUnits | None:
+        """Compute them so that no square over- or underflows, if that is cheap."""
         ...
 
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
@@ -132,87 +147,61 @@ def _summed(x: Array) -> ExampleArray:
     return jnp.sum(x, tuple(range(1, x.ndim)))
 
 
-def in_precise_units(way: "Way", kept: Kept) -> tuple[ExampleArray, ExampleArray]:
-    """Compute squared norms and their units accurately for any numbers.
+def multiplied_out(way: Way, held: Kept) -> Array:
+    """Return the gradient of a single example, held without an axis of examples."""
+    one = jnp.ones((1,), jnp.float32)
+    alone = tuple(x[None] for x in held)
+    return way.total(alone, (one, one), jnp.ones((1,), bool))
 
-    Where the terms of a square cancel, the gradients themselves are squared, one
-    example at a time, so that only one is in memory.
+
+def squares_one_by_one(way: Way, kept: Kept) -> ExampleArray:
+    """Square the gradients themselves; only one at a time is in memory."""
+
+    def of_one(held: Kept) -> Array:
+        return sum_of_squares(multiplied_out(way, held)[None])[0]
+
+    return jax.lax.map(of_one, kept)
+
+
+def squared_in_units(x: Array) -> InUnits:
+    """Sum the squares of each example, in units so that none over- or underflows."""
+    scaled, unit = in_units(x)
+    square = sum_of_squares(scaled)
+    return square, unit.astype(square.dtype)
+
+
+def measured_again(way: Way, kept: Kept, asked: Bool[Array, "examples"]) -> InUnits:
+    """Square again, at least those examples that are asked for.
+
+    Where terms can cancel each other, that takes the gradients themselves.
     """
-    rescaled, unit = way.rescale(kept)
-    total, error = way.squares(rescaled)
-    if error is None:
-        return total, unit
-    cancelled = error > PRECISION * total
+    found = way.squares_in_units(kept)
+    if found is not None:
+        return found
 
-    def of_one(one: tuple[Kept, Array, Array]) -> Array:
-        held, total, cancelled = one
-        weight = jnp.ones((1,), total.dtype)
+    def of_one(one: tuple[Kept, Array]) -> tuple[Array, Array]:
+        held, asked = one
 
-        def multiplied_out(held: Kept) -> Array:
-            alone, _ = way.rescale(tuple(x[None] for x in held))
-            gradient = way.total(alone, (weight, weight), jnp.ones((1,), bool))
-            return sum_of_squares(gradient[None])[0].astype(total.dtype)
+        def precisely(held: Kept) -> tuple[Array, Array]:
+            square, unit = squared_in_units(multiplied_out(way, held)[None])
+            return square[0], unit[0]
 
-        return jax.lax.cond(cancelled, multiplied_out, lambda _: total, held)
+        shapes = jax.eval_shape(precisely, held)
+        over = varying_axes(asked)
+        none = [vary(jnp.zeros(x.shape, x.dtype), over) for x in shapes]
+        none = none[0], none[1]
+        return jax.lax.cond(asked, precisely, lambda _: none, held)
 
-    def again(kept: Kept) -> ExampleArray:
-        with jax.default_matmul_precision("highest"):
-            return jax.lax.map(of_one, (kept, total, cancelled))
-
-    return jax.lax.cond(jnp.any(cancelled), again, lambda _: total, kept), unit
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(of_one, (kept, asked))
 
 
-class Formed:
-    """Base class of ways that form the gradient of each example."""
+def weighted_sum(x: Array, weights: Factors, good: Good) -> Array:
+    """Sum an array over good examples.
 
-    def rescale(self, kept: Kept) -> tuple[Kept, ExampleArray]:
-        """See `Way.rescale`."""
-        x, unit = in_units(kept[0])
-        return (x,), unit
-
-    def squares(self, kept: Kept) -> Squares:
-        """See `Way.squares`."""
-        return Squares(sum_of_squares(kept[0]))
-
-    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
-        """See `Way.total`.
-
-        The gradient of a bias is the cotangent that the matrix of the same layer keeps,
-        scaled by the same second factor; XLA computes this once for both.
-        """
-        x = weigh(kept[0], weights[1:], good)
-        first = jnp.where(good, weights[0], jnp.ones_like(weights[0]))
-        return self._assemble(contract("n,n...->...", first, x, precision=HIGHEST))
-
-    def _assemble(self, total: Array) -> Array:
-        return total
-
-
-@dataclass(frozen=True)
-class FullGradient(Formed):
-    """The gradient of each example as JAX computes it: small, or without a rule.
-
-    Attributes:
-      gradient: the leaf's gradient.
+    The gradient of a bias is the cotangent that the matrix of the same layer keeps,
+    scaled by the same second factor; XLA computes this once for both.
     """
-
-    gradient: Atom
-
-    @property
-    def atoms(self) -> tuple[Atom, ...]:
-        """See `Way.atoms`."""
-        return (self.gradient,)
-
-    @property
-    def cost(self) -> int:
-        """See `Way.cost`."""
-        return aval_of(self.gradient).size
-
-    @property
-    def memory(self) -> int:
-        """See `Way.memory`."""
-        return aval_of(self.gradient).size
-
-    def hold(self, values: Sequence[Array]) -> Kept:
-        """See `Way.hold`."""
-        return (values[0],)
+    x = weigh(x, weights[1:], good)
+    first = jnp.where(good, weights[0], jnp.ones_like(weights[0]))
+    return contract("n,n...->...", first, x, precision=HIGHEST)

@@ -15,7 +15,7 @@ _FIELDS = {
 }
 
 
-class Place(NamedTuple):
+class Heading(NamedTuple):
     """What a key of a report stands for.
 
     Attributes:
@@ -29,11 +29,11 @@ class Place(NamedTuple):
     group: str
 
 
-def place_of(key: str) -> Place:
+def heading_of(key: str) -> Heading:
     """Split a key such as ``clip_tensor_norm/pre_norm/body/kernel``."""
     parts = key.split("/")
     at = next((i for i, part in enumerate(parts) if i and part in _FIELDS), 1)
-    return Place(
+    return Heading(
         "/".join(parts[:at]), "/".join(parts[at : at + 1]), "/".join(parts[at + 1 :])
     )
 
@@ -51,8 +51,8 @@ def later(columns: Columns, since: int) -> Columns:
 
 def names_in(columns: Columns) -> tuple[str, ...]:
     """Return the names of the clippers and guards, in their order."""
-    places = map(place_of, columns)
-    return tuple(dict.fromkeys(place.name for place in places if place.field))
+    headings = map(heading_of, columns)
+    return tuple(dict.fromkeys(heading.name for heading in headings if heading.field))
 
 
 def fields_of(columns: Columns, name: str) -> Columns:
@@ -60,13 +60,13 @@ def fields_of(columns: Columns, name: str) -> Columns:
     wholes: Columns = {}
     parts: dict[str, list[np.ndarray]] = {}
     for key, column in columns.items():
-        place = place_of(key)
-        if place.name != name or not place.field:
+        heading = heading_of(key)
+        if heading.name != name or not heading.field:
             continue
-        if place.group in ("", "each"):
-            wholes["/".join(filter(None, place[1:]))] = column
+        if heading.group in ("", "each"):
+            wholes["/".join(filter(None, heading[1:]))] = column
         else:
-            parts.setdefault(place.field, []).append(column)
+            parts.setdefault(heading.field, []).append(column)
     stacked = {
         f"{field}/each" if field in wholes else field: np.stack(several, axis=-1)
         for field, several in parts.items()
@@ -76,8 +76,8 @@ def fields_of(columns: Columns, name: str) -> Columns:
 
 def groups_of(columns: Columns, name: str) -> tuple[str, ...]:
     """Return the names of a clipper's groups: paths, labels or, unnamed, numbers."""
-    places = [place for place in map(place_of, columns) if place.name == name]
-    named = dict.fromkeys(p.group for p in places if p.group not in ("", "each"))
+    headings = [heading for heading in map(heading_of, columns) if heading.name == name]
+    named = dict.fromkeys(p.group for p in headings if p.group not in ("", "each"))
     if named:
         return tuple(named)
     sizes = [np.prod(x.shape[1:], dtype=int) for x in fields_of(columns, name).values()]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
 from optaxclip import norms, responses, scopes
+from optaxclip.axis_names import axis_names, names_along
 from optaxclip.clipper import clipper
 from optaxclip.groups import PerGroup, map_groups
 from optaxclip.leaves import AxisName, counts, dimensions, is_axes, of_leaves
@@ -29,8 +32,8 @@ def _home(path: tuple[Any, ...]) -> tuple[Any, ...]:
     return path[:-2] if is_value else path[:-1]
 
 
-def _fan_ins(tree: PyTree, axis: Any) -> list[int | None]:
-    """Return the fan-in of each leaf that counts, or None."""
+def _fan_ins(tree: PyTree, axis: Any, axis_name: AxisName) -> list[int | None]:
+    """Return the fan-in of each leaf that counts on the whole mesh, or None."""
     paths = [
         (_home(path), jnp.shape(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -39,17 +42,29 @@ def _fan_ins(tree: PyTree, axis: Any) -> list[int | None]:
     axes = of_leaves("axis", axis, tree, is_axes)
     own: list[int | None] = []
     largest: dict[tuple[Any, ...], int] = {}
-    for (home, shape), dims in zip(paths, axes, strict=True):
+    for (home, shape), dims, names in zip(
+        paths, axes, axis_names(axis_name, tree), strict=True
+    ):
         if len(shape) < 2:
             own.append(None)
             continue
-        sides = (
-            shape[:-1] if dims is None else [shape[d] for d in dimensions(dims, shape)]
-        )
-        own.append(math.prod(sides))
-        largest[home] = max(largest.get(home, 0), math.prod(sides))
+        inputs = range(len(shape) - 1) if dims is None else dimensions(dims, shape)
+        fan_in = math.prod(shape[d] for d in inputs) * _shards(names, inputs, shape)
+        own.append(fan_in)
+        largest[home] = max(largest.get(home, 0), fan_in)
     pairs = zip(own, paths, strict=True)
     return [fan_in or largest.get(home) for fan_in, (home, _) in pairs]
+
+
+def _shards(names: Any, inputs: Iterable[int], shape: tuple[int, ...]) -> int:
+    """Return over how many devices the inputs of a kernel are sharded."""
+    if names and not isinstance(names, PartitionSpec):
+        raise ValueError(
+            "axis_name must be a PartitionSpec for kernels of clip_weights_to_init, "
+            f"which tells whether their inputs are sharded, not {names!r} for one of "
+            f"shape {shape}; give a tree of PartitionSpecs."
+        )
+    return math.prod(map(jax.lax.axis_size, names_along(names, inputs)))
 
 
 @dataclass(frozen=True)
@@ -96,8 +111,9 @@ def clip_weights_to_init(
         prefix tree of these; all but the last by default, since JAX stores kernels as
         ``(..., inputs, outputs)``. A kernel of attention heads
         ``(inputs, heads, features)`` needs ``axis=0``.
-      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
-        report needs it. The fan-in is that of the shard.
+      axis_name: how leaves are sharded inside ``jax.shard_map``: a prefix tree of
+        PartitionSpecs, which tell over how many devices the fan-in is spread. With
+        ``()`` it is that of the device's own kernel.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases. These and the report
@@ -106,7 +122,8 @@ def clip_weights_to_init(
     Raises:
       TypeError: if `kappa` has the wrong type.
       ValueError: if `kappa` is negative or NaN, or a kernel has no dimension `axis`; in
-        the update, if ``params`` do not match the updates.
+        the update, if ``params`` do not match the updates, or `axis_name` is the name
+        of an axis for a kernel.
 
     Examples:
       >>> sgd = optax.chain(optax.sgd(0.1), optaxclip.clip_weights_to_init(1.0))
@@ -126,19 +143,20 @@ def clip_weights_to_init(
     """
     scale = as_threshold(kappa, "kappa")
 
-    def bound(tree: PyTree) -> optax.GradientTransformationExtraArgs:
+    def bound(tree: PyTree, names: AxisName) -> optax.GradientTransformationExtraArgs:
         name = "clip_weights_to_init"
-        limits = _PerRootFanIn(scale, _fan_ins(tree, axis))
+        limits = _PerRootFanIn(scale, _fan_ins(tree, axis, names))
         scope = scopes.element(axis_name=axis_name)
         clip = clipper(scope, norms.linf, limits, responses.clamp, name=name)
         return bound_weights(clip, name=name)
 
     def init(params: PyTree) -> Any:
-        return bound(params).init(params)
+        # The state is often made outside of the mapped function, which has the axes.
+        return bound(params, None).init(params)
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, Any]:
-        return bound(updates).update(updates, state, params, **extra)
+        return bound(updates, axis_name).update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,149 @@
+"""Terms of values inside a loop or a branch, seen from outside."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from optaxclip.per_example.calls import Atom, Equation, Fixed, Inner, Loop
+from optaxclip.per_example.terms import (
+    Axis,
+    Convolution,
+    Given,
+    Made,
+    Product,
+    Shared,
+    Sum,
+    Term,
+    in_order,
+    is_zero,
+)
+
+Seen = tuple[Term, bool]  # A term, and whether it is stacked.
+
+
+def out_of_loop(
+    equation: Equation, loop: Loop, terms: Sequence[Term], start: Sequence[Term]
+) -> list[Term | None]:
+    """Convert the terms of a scan's results, given those of what it starts with."""
+    outside = partial(loop.outside, equation)
+    axis = Axis(loop.length)
+    found: list[Term | None] = []
+    for i, term in enumerate(terms):
+        if i >= loop.carried:
+            seen = _seen(term, axis, outside, stack=True)
+            found.append(seen[0] if seen is not None and seen[1] else None)
+        else:
+            found.append(_summed(term, loop.carries[i], start[i], axis, outside))
+    return found
+
+
+def _summed(
+    term: Term, carry: Atom, start: Term, axis: Axis, outside: Callable
+) -> Term | None:
+    """Convert a sum that grows from step to step."""
+    parts = list(term.operands) if isinstance(term, Sum) else [term]
+    mine = [p for p in parts if isinstance(p, Given) and p.carried and p.atom is carry]
+    if len(mine) != 1:
+        return None
+    parts.remove(mine[0])
+    found: list[Term] = [start]
+    for part in parts:
+        seen = _seen(part, axis, outside, stack=False)
+        if seen is None or isinstance(part, Shared):
+            return None
+        found.append(seen[0])
+    found = [term for term in found if not is_zero(term)]
+    return Sum(tuple(found)) if len(found) > 1 else found[0]
+
+
+def _seen(term: Term, axis: Axis, outside: Callable, stack: bool) -> Seen | None:
+    """Convert a term, with an axis of steps in front or summed over the steps."""
+    known: dict[int, Seen] = {}
+    for each in in_order(term):
+        below = [known[id(x)] for x in getattr(each, "operands", ())]
+        seen = _one_seen(each, below, axis, outside, stack)
+        if seen is None:
+            return None
+        known[id(each)] = seen
+    return known[id(term)]
+
+
+def _one_seen(
+    term: Term, below: list[Seen], axis: Axis, outside: Callable, stack: bool
+) -> Seen | None:
+    if isinstance(term, Shared):
+        if term.atom is None:
+            return term, False
+        atom, stacked = outside(term.atom)
+        return (Shared(atom), stacked) if stack or not stacked else None
+    if isinstance(term, Given):
+        atom, stacked = outside(term.atom)
+        return (Given(atom), stacked) if stack and not term.carried else None
+    if isinstance(term, Product):
+        left = term.left.stacked(axis, outside)
+        right = term.right.stacked(axis, outside)
+        if axis not in left.axes and axis not in right.axes:
+            return None  # A loop finds the same at every step.
+        axes = (axis, *term.axes) if stack else term.axes
+        return replace(term, left=left, right=right, axes=axes), stack
+    if isinstance(term, Made | Sum):
+        operands = tuple(operand for operand, _ in below)
+        stacked = tuple(stacked for _, stacked in below)
+        if not stack or not any(stacked):
+            return _with_operands(term, operands, None), False
+        if isinstance(term, Sum):
+            return (Sum(operands), True) if all(stacked) else None
+        return _with_operands(term, operands, stacked), True
+    return None
+
+
+def _with_operands(
+    term: Made | Sum, operands: tuple[Term, ...], level: tuple[bool, ...] | None
+) -> Term:
+    if isinstance(term, Sum):
+        return Sum(operands)
+    levels = term.levels if level is None else (*term.levels, level)
+    return Made(term.equation, operands, term.output, levels)
+
+
+def out_of_branches(
+    equation: Equation, branches: Sequence[Sequence[Term]]
+) -> list[Term | None]:
+    """Convert the terms of a conditional's results; all are zero but one branch's."""
+    found: list[Term | None] = []
+    for terms in zip(*branches, strict=True):
+        parts = [_in_branch(equation, *each) for each in enumerate(terms)]
+        if any(part is None for part in parts):
+            found.append(None)
+            continue
+        kept = tuple(part for part in parts if part is not None and not is_zero(part))
+        found.append(Sum(kept) if kept else Shared(None))
+    return found
+
+
+def _in_branch(equation: Equation, branch: int, term: Term) -> Term | None:
+    def outside(atom: Atom) -> Inner:
+        return Inner(equation, atom, atom.aval, branch)
+
+    known: dict[int, Term] = {}
+    for each in in_order(term):
+        seen: Any
+        if isinstance(each, Product):
+            left = replace(each.left, atom=outside(each.left.atom))
+            right = replace(each.right, atom=outside(each.right.atom))
+            seen = replace(each, left=left, right=right)
+        elif isinstance(each, Convolution):
+            image, cotangent = outside(each.image), outside(each.cotangent)
+            seen = replace(each, image=image, cotangent=cotangent)
+        elif isinstance(each, Given):
+            seen = Given(outside(each.atom))
+        elif isinstance(each, Shared) and isinstance(each.atom, Fixed | None):
+            seen = each
+        elif isinstance(each, Shared):
+            return None  # It would have to be zero where its branch is not taken.
+        else:
+            operands = tuple(known[id(x)] for x in each.operands)
+            seen = _with_operands(each, operands, None)
+        known[id(each)] = seen
+    return known[id(term)]

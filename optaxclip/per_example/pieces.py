@@ -1,0 +1,83 @@
+"""Products whose squared norms add up to that of a gradient.
+
+The norm of a sum is that of products with the same place, joined along their positions,
+and products whose places do not overlap add nothing to each other.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from optaxclip.per_example.places import Piece, UnknownStepError, everywhere
+from optaxclip.per_example.steps import PARTS, STACKED, STEPS
+from optaxclip.per_example.terms import (
+    Convolution,
+    Made,
+    Product,
+    Shared,
+    Sum,
+    Term,
+    in_order,
+    is_zero,
+)
+
+
+def pieces_of(term: Term) -> list[list[Piece]] | None:
+    """Split a term into groups of pieces with the same place; None if not known.
+
+    What all examples add alike is left out.
+    """
+    known: dict[int, list[Piece]] = {}
+    try:
+        for each in in_order(term):
+            below = [known[id(x)] for x in getattr(each, "operands", ())]
+            known[id(each)] = _pieces(each, below)
+    except UnknownStepError:
+        return None
+    return list(_grouped(known[id(term)]).values())
+
+
+def _grouped(pieces: Sequence[Piece]) -> dict[Any, list[Piece]]:
+    groups: dict[Any, list[Piece]] = {}
+    for piece in pieces:
+        groups.setdefault(piece.key, []).append(piece)
+    return groups
+
+
+def _pieces(term: Term, below: Sequence[list[Piece]]) -> list[Piece]:
+    if isinstance(term, Shared):
+        return []
+    if isinstance(term, Sum):
+        return _together([piece for pieces in below for piece in pieces])
+    if isinstance(term, Made):
+        return _changed(term, below)
+    if isinstance(term, Product):
+        shape = tuple(axis.size for axis in term.axes)
+    else:
+        shape = (
+            term.shapes[2] if isinstance(term, Convolution) else term.atom.aval.shape
+        )
+    return [Piece(term, shape, everywhere(shape), isinstance(term, Product))]
+
+
+def _changed(made: Made, below: Sequence[list[Piece]]) -> list[Piece]:
+    name, stacked = made.equation.name, len(made.levels)
+    if name in PARTS and not stacked:
+        return [PARTS[name](made, i, p) for i, each in enumerate(below) for p in each]
+    coefficients = [
+        x for x in made.operands if isinstance(x, Shared) and not is_zero(x)
+    ]
+    if name not in STEPS or (stacked and (coefficients or name not in STACKED)):
+        raise UnknownStepError
+    return [STEPS[name](made, stacked, p) for each in below for p in each]
+
+
+def _together(pieces: list[Piece]) -> list[Piece]:
+    """Check that pieces either have the same place, or do not overlap."""
+    groups = list(_grouped(pieces).values())
+    firsts = [group[0] for group in groups]
+    for i, first in enumerate(firsts):
+        if len(groups[i]) > 1 and not isinstance(first.cut, Product):
+            raise UnknownStepError
+        if not all(first.apart(other) for other in firsts[:i]):
+            raise UnknownStepError
+    return pieces

@@ -1,0 +1,190 @@
+"""Two passes for losses that rematerialize: first the norms, then the weighted sum.
+
+A loss that computes its layers again holds little. If their inputs and cotangents were
+kept for the sum, all of that would be lost. Instead each layer's gradient is measured
+where it arises, also inside a loop, and kept nowhere; the plain gradient of the losses,
+each multiplied by its factor, is the sum. That takes about twice the time.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from optaxclip.mesh import vary, varying_axes
+from optaxclip.numbers import widen
+from optaxclip.per_example.batches import Batch, arrays_of, replaced
+from optaxclip.per_example.calls import Atom, Inner, Reduced
+from optaxclip.per_example.decisions import LeafGroups, Sums
+from optaxclip.per_example.linear import Linear
+from optaxclip.per_example.microbatches import in_microbatches
+from optaxclip.per_example.plans import Plan
+from optaxclip.per_example.tracing import Traced
+from optaxclip.per_example.ways import Factors, Squares, Way, squared_in_units
+
+
+@dataclass(frozen=True)
+class Twice:
+    """The norms of a first pass, and what the second takes.
+
+    Attributes:
+      loss: the loss of one example, without an auxiliary output.
+      params: the parameters.
+      batch: the examples.
+      in_axes: which arguments have an axis of examples.
+      value: the losses.
+      aux: the auxiliary outputs.
+      found: the squared norms of each leaf's gradients.
+    """
+
+    loss: Callable[..., Any]
+    params: PyTree
+    batch: Batch
+    in_axes: tuple[Any, ...]
+    value: jax.Array
+    aux: PyTree
+    found: list[Squares]
+    kept: tuple = ()
+
+    def squares(self) -> list[Squares]:
+        """Return the squared norms of each leaf's gradients."""
+        return self.found
+
+    def again(self, asked: list[jax.Array], kept: Any) -> Sums:
+        """Square again the gradients of examples for which that is asked."""
+        chunks, together = in_microbatches(self.in_axes, self.batch, 1)
+        axes = (None, *self.in_axes)
+
+        def of_one(one: tuple[Any, jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
+            def precisely(parts: Any) -> list[tuple[jax.Array, jax.Array]]:
+                gradient = jax.vmap(jax.grad(self.loss), axes)
+                grads = gradient(self.params, *together(parts))
+                found = [squared_in_units(g) for g in jax.tree.leaves(grads)]
+                return [(square[0], unit[0]) for square, unit in found]
+
+            parts, asked = one
+            shapes = jax.eval_shape(precisely, parts)
+            over = varying_axes(asked)
+            none = jax.tree.map(
+                lambda x: vary(jnp.zeros(x.shape, x.dtype), over), shapes
+            )
+            return jax.lax.cond(asked, precisely, lambda _: none, parts)
+
+        which = jnp.any(jnp.stack(asked), axis=0)
+        with jax.default_matmul_precision("highest"):
+            found = jax.lax.map(of_one, (chunks, which))
+        return [square for square, _ in found], [unit for _, unit in found]
+
+    def totals(
+        self, factors: dict[int, Factors], good: jax.Array, params: PyTree
+    ) -> list[jax.Array]:
+        """Sum each leaf's gradients, multiplied by the factors.
+
+        What is not finite would spoil the sum even if it were multiplied by 0, so that
+        a good example takes the place of a bad one.
+        """
+        batch = replaced(self.in_axes, self.batch, good)
+
+        def losses(params: PyTree) -> jax.Array:
+            return jax.vmap(self.loss, (None, *self.in_axes))(params, *batch)
+
+        values, back = jax.vjp(losses, self.params)
+        sums: dict[int, list[jax.Array]] = {}
+        found = []
+        for i, leaf in enumerate(jax.tree.leaves(params)):
+            pair = factors.get(i)
+            if pair is None:
+                found.append(jnp.zeros_like(leaf))
+                continue
+            if id(pair) not in sums:
+                weights = jnp.where(good, pair[0] * pair[1], 0).astype(values.dtype)
+                sums[id(pair)] = jax.tree.leaves(back(weights)[0])
+            total = widen(sums[id(pair)][i])
+            found.append(jnp.where(jnp.any(good), total, jnp.zeros_like(total)))
+        return found
+
+
+def runs_twice(traced: Traced, groups: LeafGroups) -> bool:
+    """Return whether a loss is better clipped in two passes.
+
+    Each limit takes a backward pass; and a loss in less than float32 would round the
+    factors.
+    """
+    value: Any = traced.program.outputs[0]
+    wide = jnp.finfo(value.aval.dtype).bits >= 32
+    return traced.program.rematerializes and len(groups) <= 2 and wide
+
+
+def in_two_passes(
+    traced: Traced,
+    loss: Callable[..., Any],
+    params: PyTree,
+    batch: Batch,
+    in_axes: tuple[Any, ...],
+) -> Twice:
+    """Measure the gradients of a batch, holding none of them."""
+    outputs = traced.program.outputs
+    known = outputs[: len(outputs) - len(traced.plans)]
+    parts = [_parts(plan) for plan in traced.plans]
+    wanted = [atom for atoms, _ in parts for atom in atoms]
+    shared = traced.shared_values(params, batch)
+
+    def evaluate(*example: Any) -> list[Any]:
+        args = arrays_of((params, *example))
+        return [
+            jnp.asarray(x) for x in traced.program.evaluate(args, [*known, *wanted])
+        ]
+
+    found = jax.vmap(evaluate, in_axes)(*batch)
+    values = iter(found[len(known) :])
+    zero = jnp.zeros(found[0].shape, jnp.float32)
+    squares = []
+    for atoms, way in parts:
+        here = [next(values) for _ in atoms]
+        if way is not None:
+            way = way.knowing(shared)
+            squares.append(way.squares(way.hold(here)))
+        else:
+            squares.append(
+                Squares(here[0][:, 0], here[0][:, 1]) if here else Squares(zero)
+            )
+    aux = jax.tree.unflatten(traced.aux, found[1 : len(known)])
+    return Twice(loss, params, batch, in_axes, found[0], aux, squares)
+
+
+def _parts(plan: Plan) -> tuple[tuple[Atom, ...], Way | None]:
+    """Return what is to be evaluated, and the way by which it is squared afterwards."""
+    way = plan.way
+    if way is None:
+        return (), None
+    if plan.inside is not None:
+        loop, each = plan.inside
+        if each.way is not None and not _forms(each.way):
+            inner = Inner(loop, _squares_of(each.way), None)
+            return (Reduced((inner,), lambda x: jnp.sum(x, axis=0)),), None
+    if _forms(way):
+        return way.atoms, way
+    return (_squares_of(way),), None
+
+
+def _forms(way: Way) -> bool:
+    """Return whether a way forms gradients one after another."""
+    return isinstance(way, Linear) and way.norms is None
+
+
+def _squares_of(way: Way) -> Reduced:
+    """Square the gradient of one example as soon as its factors are known."""
+    number = len(way.atoms)
+
+    def run(*values: Any) -> jax.Array:
+        arrays: Sequence[Any] = [jnp.asarray(x)[None] for x in values[:number]]
+        shared = dict(zip(way.shared, map(jnp.asarray, values[number:]), strict=True))
+        knowing = way.knowing(shared)
+        found = knowing.squares(knowing.hold(arrays))
+        error = jnp.zeros_like(found.total) if found.error is None else found.error
+        return jnp.stack([jnp.ravel(found.total)[0], jnp.ravel(error)[0]])
+
+    return Reduced((*way.atoms, *way.shared), run)
