@@ -16,7 +16,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from zoo import EAGER, STRATEGIES
+from zoo import ONE_OF_EACH_SCOPE, STRATEGIES
 
 import optaxclip
 
@@ -128,7 +128,7 @@ def update_of(clips):
 # Explicit axes fail while a program is traced. Those that run there are one of each
 # scope, those that remember something of numbers or units, and what wraps another.
 RUN_THERE = {
-    *EAGER,
+    *ONE_OF_EACH_SCOPE,
     *(name for name in (*CLIPS, *MAPS) if "_of_" in name or "guard" in name),
     "error_feedback",
     "hyperball",
