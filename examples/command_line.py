@@ -1,52 +1,71 @@
 """The command line of an example: what is wrong with it is said before training."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return a type of argument: whole numbers from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        expected = f"at least {low}" if high is None else f"from {low} to {high}"
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or number < low or (high is not None and number > high):
+            raise argparse.ArgumentTypeError(
+                f"it must be a whole number, {expected}, not {text}"
+            )
+        return number
+
+    return parse
+
+
 class Parser(argparse.ArgumentParser):
-    """Shows the example's docstring as help, and reports errors in one sentence.
+    """Shows an example's docstring as help, and reports errors in one sentence.
 
     Args:
       docstring: of the example.
-      picture: where the example draws unless `--output` says otherwise; None if it
-        draws nothing.
+      picture: the file that is drawn if `--output` names no other; None if none is.
+      seeded: whether there is a `--seed`.
     """
 
-    def __init__(self, docstring: str | None, picture: str | None = None):
+    def __init__(
+        self, docstring: str | None, picture: str | None = None, seeded: bool = False
+    ):
         layout = argparse.RawDescriptionHelpFormatter
         super().__init__(description=docstring, formatter_class=layout)
         if picture is not None:
+            told = f"the picture; by default {picture}"
             self.add_argument(
-                "--output",
-                type=Path,
-                default=Path(picture),
-                metavar="FILE",
-                help=f"the picture, by default {picture}",
+                "--output", type=Path, default=picture, metavar="FILE", help=told
             )
-
-    def add_seed(self) -> None:
-        """Let the user choose the seed of all that is random."""
-        self.add_argument("--seed", type=int, default=0, metavar="N")
+        if seeded:
+            kind, told = (
+                whole_number(0, 2**32 - 1),
+                "of all that is random; 0 by default",
+            )
+            self.add_argument("--seed", type=kind, default=0, metavar="N", help=told)
 
     def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end the program."""
         self.exit(2, f"{self.prog}: {message.removesuffix('.')}.\n")
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        """Parse, and check the seed and that the picture can be written."""
+        """Parse, and see whether the picture can be written."""
         parsed = super().parse_args(*args, **kwargs)
-        if not 0 <= getattr(parsed, "seed", 0) < 2**32:
-            self.error(f"--seed must be from 0 to 2**32 - 1, not {parsed.seed}")
         if hasattr(parsed, "output"):
-            self._check_writable(parsed.output)
+            self._try_to_write(parsed.output)
         return parsed
 
-    def _check_writable(self, file: Path) -> None:
+    def _try_to_write(self, file: Path) -> None:
+        is_new = not file.exists()
         try:
-            is_new = not file.exists()
             file.open("ab").close()
-            if is_new:
-                file.unlink()
         except OSError as error:
             self.error(f"--output {file} cannot be written: {error.strerror}")
+        if is_new:
+            file.unlink()
