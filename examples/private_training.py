@@ -15,20 +15,18 @@ are not cryptographic: where it matters, take noise and samples from a library s
 jax-privacy; jax_privacy_clipping.py hands these gradients to its training plans.
 """
 
-from command_line import Parser
+from command_line import Parser, whole_number
 
 
 def main() -> None:
     parser = Parser(__doc__, picture="private_training.png")
     parser.add_argument("--epsilon", type=float, nargs="+", default=[1.0, 3.0, 8.0])
     parser.add_argument("--delta", type=float, default=1e-5)
-    parser.add_argument("--steps", type=int, default=200, metavar="N")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N")
+    parser.add_argument("--steps", type=whole_number(5), default=200, metavar="N")
+    parser.add_argument("--seeds", type=whole_number(1), default=3, metavar="N")
     args = parser.parse_args()
     if not (min(args.epsilon) > 0 and 0 < args.delta < 1):
         parser.error("--epsilon must be above 0, and --delta between 0 and 1")
-    if args.steps < 5 or args.seeds < 1:
-        parser.error("--steps must be at least 5, and --seeds at least 1")
 
     # Only now: JAX takes seconds to import, and a wrong argument is told at once.
     from image_data import digits
