@@ -532,9 +532,8 @@ def cnn() -> Model:
         return cross_entropy(x.reshape(-1) @ p["out"], label)
 
     sizes = (3, 32, 64, 128, 256)
-    convs = [
-        normal(i, 3, 3, a, b) for i, (a, b) in enumerate(itertools.pairwise(sizes))
-    ]
+    pairs = enumerate(itertools.pairwise(sizes))
+    convs = [normal(i, 3, 3, *pair) for i, pair in pairs]
     p = {"convs": convs, "out": normal(9, 1024, 10)}
     return loss, p, (IMAGES, integers(10, 16))
 
@@ -739,9 +738,8 @@ def main() -> None:
     parser.add_argument("--losses", nargs="*", choices=LOSSES, default=list(LOSSES))
     options = parser.parse_args()
     print(f"JAX {jax.__version__} on {jax.devices()[0].device_kind}")
-    print(
-        f"{'':24} {'error':>7} {'plain':>7} {'ours':>7} {'vmap':>7}  flops  trace  ways"
-    )
+    heads = "".join(f"{head:>8}" for head in ("error", "plain", "ours", "vmap"))
+    print(f"{'':24}{heads}   flops  trace  ways")
     found = [measure(name) for name in options.losses]
     memory, traces = zip(*found, strict=True)
     print(f"median memory {median(memory):.2f}, tracing {median(traces):.2f} of plain")

@@ -46,7 +46,7 @@ def of_loop(p, x):
 # Each takes a parameter and the numbers of an example; then the way of its leaf.
 SHAPE = (WIDE, NARROW)
 KINDS = {
-    "penalty": (lambda p, x: x @ p + 0.01 * jnp.sum(p**2), SHAPE, "inner products"),
+    "penalty": (lambda p, x: x @ p + 0.01 * jnp.sum(p**2), SHAPE, "one by one"),
     "mask": (lambda p, x: x @ (p * MASK), SHAPE, "one by one"),
     "scaled columns": (lambda p, x: x @ (p * ALONG[None]), SHAPE, "inner products"),
     "divided": (lambda p, x: x @ (p / ALONG[0]), SHAPE, "inner products"),
@@ -61,9 +61,9 @@ KINDS = {
     "concatenated": (
         lambda p, x: x @ jnp.concatenate([p, FROZEN.T @ FROZEN], axis=0)[:WIDE],
         SHAPE,
-        "inner products",
+        "one by one",
     ),
-    "padded": (lambda p, x: x @ jnp.pad(p, ((0, 0), (1, 2))), SHAPE, "inner products"),
+    "padded": (lambda p, x: x @ jnp.pad(p, ((0, 0), (1, 2))), SHAPE, "one by one"),
     "reversed": (lambda p, x: x @ p[:, ::-1], SHAPE, "inner products"),
     "low rank": (lambda p, x: x @ (p @ FROZEN), (WIDE, 4), "inner products"),
     "summed": (lambda p, x: x @ p.sum(0), (3, *SHAPE), "one by one"),
@@ -80,7 +80,7 @@ KINDS = {
         "rows",
     ),
     "steps": (of_steps, (50, 4), "rows"),
-    "scan": (of_scan, (2, WIDE, WIDE), "inner products"),
+    "scan": (of_scan, (2, WIDE, WIDE), "one by one"),
     "loop": (of_loop, (WIDE, WIDE), "inner products"),
     "two uses": (lambda p, x: jnp.tanh(x @ p) @ p.T, SHAPE, "inner products"),
 }

@@ -54,7 +54,7 @@ def _(size: int, batched: Any, decision: Array) -> tuple[Array, bool]:
 
 
 # Squares and units of each leaf, given which of its examples are doubtful.
-Again = Callable[[list[Array], Any], Sums]
+Again = Callable[[list[Array], Any, np.dtype], Sums]
 
 
 def measure_examples(
@@ -73,7 +73,8 @@ def measure_examples(
 
     Args:
       plain: the squared norms of each leaf's gradients.
-      again: measures leaves again, given the examples for each leaf, and `kept`.
+      again: measures leaves again, given the examples for each leaf, `kept` and
+        the dtype.
       kept: what `again` needs.
       groups: the leaves that are measured together.
       mask: the examples that count.
@@ -105,7 +106,7 @@ def measure_examples(
         for group, which in zip(groups, unusual, strict=True):
             for i in group:
                 asked[i] = which & doubtful(totals[i], errors[i])
-        squares, units = again(asked, kept)
+        squares, units = again(asked, kept, dtype)
         squares = [
             jnp.where(which, square.astype(dtype), total)
             for which, square, total in zip(asked, squares, totals, strict=True)

@@ -141,7 +141,7 @@ class Origins:
         if any(isinstance(each, Convolution) for each in in_order(term or Given(out))):
             return term or Given(out)  # Planned with the whole leaf in view.
         late = out not in self._needed
-        if late and (self._linear[id(equation)] or equation.name in RULES):
+        if late and (self._linear[id(equation)] or term is not None):
             self._peak[out] = max(whole, *below, 0)
         if term is None:
             return Given(out)

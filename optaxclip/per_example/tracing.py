@@ -43,12 +43,12 @@ class Recorded(NamedTuple):
             for way, held in zip(self.ways, self.kept, strict=True)
         ]
 
-    def again(self, asked: list[jax.Array], kept: list[Kept]) -> Sums:
+    def again(self, asked: list[jax.Array], kept: list[Kept], dtype: np.dtype) -> Sums:
         """Square again, where that is asked for, the gradients themselves."""
         found = [
             (jnp.zeros_like(which, jnp.float32),) * 2
             if way is None
-            else measured_again(way, held, which)
+            else measured_again(way, held, which, dtype)
             for way, held, which in zip(self.ways, kept, asked, strict=True)
         ]
         return [square for square, _ in found], [unit for _, unit in found]

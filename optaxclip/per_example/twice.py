@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from optaxclip.mesh import vary, varying_axes
@@ -53,7 +54,7 @@ class Twice:
         """Return the squared norms of each leaf's gradients."""
         return self.found
 
-    def again(self, asked: list[jax.Array], kept: Any) -> Sums:
+    def again(self, asked: list[jax.Array], kept: Any, dtype: np.dtype) -> Sums:
         """Square again the gradients of examples for which that is asked."""
         chunks, together = in_microbatches(self.in_axes, self.batch, 1)
         axes = (None, *self.in_axes)
@@ -63,15 +64,12 @@ class Twice:
                 gradient = jax.vmap(jax.grad(self.loss), axes)
                 grads = gradient(self.params, *together(parts))
                 found = [squared_in_units(g) for g in jax.tree.leaves(grads)]
-                return [(square[0], unit[0]) for square, unit in found]
+                return [(s[0].astype(dtype), u[0].astype(dtype)) for s, u in found]
 
             parts, asked = one
-            shapes = jax.eval_shape(precisely, parts)
-            over = varying_axes(asked)
-            none = jax.tree.map(
-                lambda x: vary(jnp.zeros(x.shape, x.dtype), over), shapes
-            )
-            return jax.lax.cond(asked, precisely, lambda _: none, parts)
+            none = vary(jnp.zeros((), dtype), varying_axes(asked))
+            nothing = [(none, none) for _ in jax.tree.leaves(self.params)]
+            return jax.lax.cond(asked, precisely, lambda _: nothing, parts)
 
         which = jnp.any(jnp.stack(asked), axis=0)
         with jax.default_matmul_precision("highest"):

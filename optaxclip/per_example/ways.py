@@ -170,7 +170,9 @@ def squared_in_units(x: Array) -> InUnits:
     return square, unit.astype(square.dtype)
 
 
-def measured_again(way: Way, kept: Kept, asked: Bool[Array, "examples"]) -> InUnits:
+def measured_again(
+    way: Way, kept: Kept, asked: Bool[Array, "examples"], dtype: np.dtype
+) -> InUnits:
     """Square again, at least those examples that are asked for.
 
     Where terms can cancel each other, that takes the gradients themselves.
@@ -184,13 +186,10 @@ def measured_again(way: Way, kept: Kept, asked: Bool[Array, "examples"]) -> InUn
 
         def precisely(held: Kept) -> tuple[Array, Array]:
             square, unit = squared_in_units(multiplied_out(way, held)[None])
-            return square[0], unit[0]
+            return square[0].astype(dtype), unit[0].astype(dtype)
 
-        shapes = jax.eval_shape(precisely, held)
-        over = varying_axes(asked)
-        none = [vary(jnp.zeros(x.shape, x.dtype), over) for x in shapes]
-        none = none[0], none[1]
-        return jax.lax.cond(asked, precisely, lambda _: none, held)
+        none = vary(jnp.zeros((), dtype), varying_axes(asked))
+        return jax.lax.cond(asked, precisely, lambda _: (none, none), held)
 
     with jax.default_matmul_precision("highest"):
         return jax.lax.map(of_one, (kept, asked))
