@@ -84,7 +84,6 @@ def clipper(
     check_role(norm, Norm, "norm", "norms.l2")
     threshold = as_threshold(threshold)
     check_role(response, Response, "response", "responses.shrink")
-    check_name(name)
     if response is clamp and norm != linf:
         raise ValueError(
             f"norm must be norms.linf where the response is clamp, not {norm}; use "
@@ -114,6 +113,9 @@ class Clip:
     known_shapes: dict[Hashable, Any] = field(
         default_factory=dict, compare=False, repr=False
     )
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
 
     def transform(self) -> optax.GradientTransformationExtraArgs:
         """Return the Optax transformation."""

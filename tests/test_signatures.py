@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
+from zoo import STRATEGIES
 
 import optaxclip
 from optaxclip import attention
@@ -73,21 +75,28 @@ def test_what_measures_tensors_takes_leading_axes_and_what_measures_units_axis()
     assert takes("axis") >= {"agc", "clip_unit_norm", "clip_weights_to_init"}
 
 
-@pytest.mark.parametrize("argument", ["ord", "leading_axes", "axis", "axis_name"])
+@pytest.mark.parametrize(
+    "argument", ["ord", "leading_axes", "axis", "axis_name", "name"]
+)
 def test_an_argument_that_is_taken_is_told_of(argument):
     for name in takes(argument):
         assert f"\n  {argument}: " in docstring(name), name
 
 
 STACK = {"kernel": jnp.ones((2, 3, 4)), "bias": jnp.ones((2, 4))}
-GIVEN = {"labels": "all", "min_factor": 0.5}
+GIVEN = {"inner": optax.identity(), "labels": "all", "min_factor": 0.5}
+
+
+def made(name, /, **options):
+    """The transformation with what it needs, and some options."""
+    parameters = inspect.signature(PUBLIC[name]).parameters.values()
+    needed = [x.name for x in parameters if x.default is x.empty]
+    return PUBLIC[name](*(GIVEN.get(key, 1.0) for key in needed), **options)
 
 
 def program(name, **options):
     """The program of one step."""
-    parameters = inspect.signature(PUBLIC[name]).parameters.values()
-    needed = [x.name for x in parameters if x.default is x.empty]
-    clip = PUBLIC[name](*(GIVEN.get(key, 1.0) for key in needed), **options)
+    clip = made(name, **options)
 
     def update(grads):
         return clip.update(grads, clip.init(grads), grads, value=jnp.float32(1.0))
@@ -103,3 +112,23 @@ def test_an_argument_that_is_taken_changes_the_program(argument, first, second):
     for name in takes(argument) - SPECTRAL - {"tree_norm"}:
         one, other = (program(name, **{argument: x}) for x in (first, second))
         assert one != other, name
+
+
+REPORTING = {"clip_per_example", "qk_clip"} | {
+    strategy.factory.__name__
+    for strategy in STRATEGIES
+    if strategy.name != "error_feedback"  # The report is that of what is in it.
+}
+
+
+@pytest.mark.parametrize("name", sorted(REPORTING))
+def test_a_report_calls_a_strategy_by_the_name_it_is_given(name):
+    told = optaxclip.report(made(name, name="mine").init(STACK))
+    assert told
+    assert all(key.startswith("mine") for key in told)
+
+
+def test_every_strategy_refuses_a_name_that_no_report_could_list():
+    for name in REPORTING:
+        with pytest.raises(TypeError, match=r"^name must be a nonempty string"):
+            made(name, name="")

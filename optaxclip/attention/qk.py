@@ -90,11 +90,11 @@ class _ForAllHeads:
 
 
 def _shrink_logits(
-    threshold: Threshold, shares: HeadShares
+    threshold: Threshold, shares: HeadShares, name: str
 ) -> optax.GradientTransformationExtraArgs:
     """Clip the logits, and rescale each head by the factor that clipped its logit."""
     scope = scopes.element(axis_name=())
-    clip = clipper(scope, linf, _ForAllHeads(threshold), shrink, name="qk_clip")
+    clip = clipper(scope, linf, _ForAllHeads(threshold), shrink, name=name)
 
     def update(
         updates: PyTree,
@@ -175,6 +175,7 @@ def qk_clip(
     max_logit: Limit = 100.0,
     *,
     shares: HeadShares | None = None,
+    name: str = "qk_clip",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink the query and key projections of heads whose logits are too large.
 
@@ -198,6 +199,7 @@ def qk_clip(
         `latent_attention_shares`, or a dict of tuples of `HeadShare`; by default, the
         modules called ``query`` and ``key`` share it evenly. The shapes of a
         projection's kernel and bias end in ``(heads, features)``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation. Its report is about the logits, where negative ones count as 0:
@@ -231,5 +233,6 @@ def qk_clip(
     clip = _shrink_logits(
         as_threshold(max_logit, "max_logit"),
         attention_shares() if shares is None else shares,
+        name,
     )
-    return bound_weights(clip, name="qk_clip")
+    return bound_weights(clip, name=name)

@@ -33,6 +33,7 @@ def clip_per_example(
     *,
     response: Response = shrink,
     axis_name: AxisName = None,
+    name: str = "clip_per_example",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip gradients stacked along axis 0, and average them, without noise.
 
@@ -49,6 +50,7 @@ def clip_per_example(
         `optaxclip.responses` that multiplies it by a number.
       axis_name: mesh axes over which the examples are sharded inside
         ``jax.shard_map``; the mean is over all of them.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation that takes updates with the examples along axis 0, and returns
@@ -86,7 +88,7 @@ def clip_per_example(
 
     scope = _ByExample(threshold.limit, axis_name)
     respond = _ByMean(response, axis_name)
-    clip = Clip("clip_per_example", scope, threshold, ByNorm(l2), respond)
+    clip = Clip(name, scope, threshold, ByNorm(l2), respond)
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any

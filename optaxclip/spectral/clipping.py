@@ -12,7 +12,11 @@ from optaxclip.thresholds import Limit, as_threshold
 
 
 def clip_singular_values(
-    max_value: Limit, *, leading_axes: PyTree[int] | None = None, axis: Any = None
+    max_value: Limit,
+    *,
+    leading_axes: PyTree[int] | None = None,
+    axis: Any = None,
+    name: str = "clip_singular_values",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip the singular values of every matrix.
 
@@ -32,6 +36,7 @@ def clip_singular_values(
         its outputs: an int, a tuple, or a prefix tree of these; all but the last by
         default, since JAX stores kernels as ``(..., inputs, outputs)``. A convolution
         kernel is thus a matrix of the numbers under the window by output channels.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases. Its report has one
@@ -88,7 +93,7 @@ def clip_singular_values(
       bfloat16 and 7% in float16 (normal numbers, up to 512 rows and columns).
     """
     return spectral_clipper(
-        "clip_singular_values",
+        name,
         CLIP,
         as_threshold(max_value, "max_value"),
         leading_axes,
@@ -97,7 +102,11 @@ def clip_singular_values(
 
 
 def soft_clip_singular_values(
-    max_value: Limit, *, leading_axes: PyTree[int] | None = None, axis: Any = None
+    max_value: Limit,
+    *,
+    leading_axes: PyTree[int] | None = None,
+    axis: Any = None,
+    name: str = "soft_clip_singular_values",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Saturate the singular values of every matrix smoothly at a bound.
 
@@ -111,6 +120,7 @@ def soft_clip_singular_values(
         step, a prefix tree of these, or a threshold.
       leading_axes: as in `clip_singular_values`.
       axis: as in `clip_singular_values`.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases, and
@@ -143,7 +153,7 @@ def soft_clip_singular_values(
       are left to the rest of the chain.
     """
     return spectral_clipper(
-        "soft_clip_singular_values",
+        name,
         BEND,
         as_threshold(max_value, "max_value"),
         leading_axes,

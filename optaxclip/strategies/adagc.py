@@ -33,6 +33,7 @@ def adagc(
     warmup_steps: ArrayLike = 100,
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
+    name: str = "adagc",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink each tensor to a multiple of the average of its own past norms.
 
@@ -54,6 +55,7 @@ def adagc(
       leading_axes: the number of leading dimensions that stack separate tensors,
         such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases. During the warm-up
@@ -90,7 +92,7 @@ def adagc(
         norms.l2,
         _OwnPast(as_threshold(max_norm, "max_norm"), factor, decay, warmup_steps),
         responses.shrink,
-        name="adagc",
+        name=name,
     )
 
 

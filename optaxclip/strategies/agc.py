@@ -20,6 +20,7 @@ def agc(
     floor: ArrayLike = 1e-3,
     axis: Any = None,
     axis_name: AxisName = None,
+    name: str = "agc",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Limit the norm of each unit's update relative to that of its parameters.
 
@@ -42,6 +43,7 @@ def agc(
         as ``(..., inputs, outputs)``. Scalars and vectors are always measured whole.
       axis_name: mesh axes over which the measured dimensions are sharded inside
         ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
@@ -76,5 +78,5 @@ def agc(
         norms.l2,
         Share(as_threshold(clipping, "clipping"), floor),
         responses.shrink,
-        name="agc",
+        name=name,
     )

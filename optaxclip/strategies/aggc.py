@@ -24,6 +24,7 @@ def aggc(
     decay: ArrayLike = 0.98,
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
+    name: str = "aggc",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Bring the norm of each labeled group of leaves into a band around its average.
 
@@ -49,6 +50,7 @@ def aggc(
       decay: β, at least 0 and below 1.
       ord: the order of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases. Its report has one
@@ -88,5 +90,5 @@ def aggc(
         as_norm(ord),
         Band(low, high, floor, decay),
         responses.normalize,
-        name="aggc",
+        name=name,
     )

@@ -18,6 +18,7 @@ def autoclip(
     window: int = 1000,
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
+    name: str = "autoclip",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink the whole update to a percentile of its recent norms.
 
@@ -35,6 +36,7 @@ def autoclip(
       window: the number of norms remembered, n >= 1; a Python int.
       ord: the order of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
@@ -67,5 +69,5 @@ def autoclip(
         as_norm(ord),
         RollingPercentile(percentile, window),
         responses.shrink,
-        name="autoclip",
+        name=name,
     )

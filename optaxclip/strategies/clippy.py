@@ -63,6 +63,7 @@ def clippy(
     max_absolute: ArrayLike = 1e-2,
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
+    name: str = "clippy",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale each tensor's update so that no parameter changes by more than its limit.
 
@@ -83,6 +84,7 @@ def clippy(
       leading_axes: the number of leading dimensions that stack separate tensors,
         such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases. The report shows the
@@ -119,7 +121,7 @@ def clippy(
         )
     scope = scopes.tensor(leading_axes=leading_axes, axis_name=axis_name)
     clip = Clip(
-        "clippy",
+        name,
         scope,
         Constant(1.0),
         ByNorm(norms.linf),
@@ -129,9 +131,9 @@ def clippy(
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ClipState]:
-        check_updates("clippy", updates)
+        check_updates(name, updates)
         relative, absolute = as_number(max_relative), as_number(max_absolute)
-        given = counted(beside("clippy", updates, params))
+        given = counted(beside(name, updates, params))
         bounds = [_bound(param, relative, absolute) for param in given]
         groups = scope.arrange(updates)
         excess = _excess(groups, bounds)

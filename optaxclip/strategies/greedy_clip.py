@@ -20,6 +20,7 @@ def greedy_clip(
     decay: ArrayLike = 0.9,
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
+    name: str = "greedy_clip",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink the whole update to a limit that grows while the loss falls.
 
@@ -45,6 +46,7 @@ def greedy_clip(
       ord: the order of the norm, at least 1 and maybe infinity, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
         loss must be the same on all devices along them.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
@@ -76,5 +78,5 @@ def greedy_clip(
         as_norm(ord),
         Greedy(start, growth, backoff, decay),
         responses.shrink,
-        name="greedy_clip",
+        name=name,
     )

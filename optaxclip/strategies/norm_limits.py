@@ -16,7 +16,11 @@ from optaxclip.thresholds import Limit, as_threshold
 
 
 def clip_global_norm(
-    max_norm: Limit, *, ord: float | Norm = norms.l2, axis_name: AxisName = None
+    max_norm: Limit,
+    *,
+    ord: float | Norm = norms.l2,
+    axis_name: AxisName = None,
+    name: str = "clip_global_norm",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink the whole update so that its norm is at most `max_norm`.
 
@@ -30,6 +34,7 @@ def clip_global_norm(
         the clipper's own step, or a threshold.
       ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
@@ -53,7 +58,7 @@ def clip_global_norm(
         as_norm(ord),
         as_threshold(max_norm, "max_norm"),
         responses.shrink,
-        name="clip_global_norm",
+        name=name,
     )
 
 
@@ -63,6 +68,7 @@ def clip_tensor_norm(
     ord: float | Norm = norms.l2,
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
+    name: str = "clip_tensor_norm",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink each leaf so that its own norm is at most `max_norm`.
 
@@ -77,6 +83,7 @@ def clip_tensor_norm(
       leading_axes: the number of leading dimensions that stack separate tensors,
         such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
@@ -98,7 +105,7 @@ def clip_tensor_norm(
         as_norm(ord),
         as_threshold(max_norm, "max_norm"),
         responses.shrink,
-        name="clip_tensor_norm",
+        name=name,
     )
 
 
@@ -107,6 +114,7 @@ def clip_tensor_rms(
     *,
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
+    name: str = "clip_tensor_rms",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink each leaf so that its root mean square is at most `max_rms`.
 
@@ -115,9 +123,9 @@ def clip_tensor_rms(
     Args:
       max_rms: the largest root mean square allowed, d >= 0: a number, an array, a
         schedule of the clipper's own step, a prefix tree of these, or a threshold.
-      leading_axes: the number of leading dimensions that stack separate tensors,
-        such as scanned layers: an int or a prefix tree of ints; 0 by default.
+      leading_axes: as in `clip_tensor_norm`.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
@@ -142,7 +150,7 @@ def clip_tensor_rms(
         norms.rms,
         as_threshold(max_rms, "max_rms"),
         responses.shrink,
-        name="clip_tensor_rms",
+        name=name,
     )
 
 
@@ -152,20 +160,21 @@ def clip_unit_norm(
     ord: float | Norm = norms.l2,
     axis: Any = None,
     axis_name: AxisName = None,
+    name: str = "clip_unit_norm",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink the update of each output unit so that its norm is at most `max_norm`.
 
     $$u_j \leftarrow u_j \cdot \min(1, c / \lVert u_j \rVert_p)$$
 
     Args:
-      max_norm: the largest norm allowed, c >= 0: a number, an array, a schedule of
-        the clipper's own step, a prefix tree of these, or a threshold.
+      max_norm: as in `clip_tensor_norm`.
       ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
       axis: the dimensions that are measured together: an int, a tuple, or a prefix
         tree of these; all but the last by default, since JAX stores kernels
         as ``(..., inputs, outputs)``. Scalars and vectors are always measured whole.
       axis_name: mesh axes over which the measured dimensions are sharded inside
         ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
@@ -188,7 +197,7 @@ def clip_unit_norm(
         as_norm(ord),
         as_threshold(max_norm, "max_norm"),
         responses.shrink,
-        name="clip_unit_norm",
+        name=name,
     )
 
 
@@ -198,6 +207,7 @@ def clip_group_norm(
     *,
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
+    name: str = "clip_group_norm",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink each labeled group of leaves so that its norm is at most its limit.
 
@@ -212,6 +222,7 @@ def clip_group_norm(
         ``optax.partition``.
       ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases. Its report has one
@@ -235,5 +246,5 @@ def clip_group_norm(
         as_norm(ord),
         as_threshold(max_norm, "max_norm"),
         responses.shrink,
-        name="clip_group_norm",
+        name=name,
     )

@@ -19,6 +19,7 @@ def quantile_clip(
     learning_rate: ArrayLike = 0.2,
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
+    name: str = "quantile_clip",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink the whole update to a running estimate of a quantile of its norms.
 
@@ -36,6 +37,7 @@ def quantile_clip(
         shrinks by a factor of at most $e^{\eta}$.
       ord: the order of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
@@ -68,5 +70,5 @@ def quantile_clip(
         as_norm(ord),
         TrackedQuantile(start, quantile, learning_rate),
         responses.shrink,
-        name="quantile_clip",
+        name=name,
     )

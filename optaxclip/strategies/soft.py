@@ -17,6 +17,7 @@ def soft_clip_value(
     *,
     curve: Curve = responses.tanh,
     axis_name: AxisName = None,
+    name: str = "soft_clip_value",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Saturate every number smoothly at a bound.
 
@@ -29,6 +30,7 @@ def soft_clip_value(
         `responses.algebraic`, or the Huber-like `responses.pseudo_huber`.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
         report needs it.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
@@ -48,7 +50,7 @@ def soft_clip_value(
         norms.linf,
         as_threshold(max_value, "max_value"),
         responses.soften(curve),
-        name="soft_clip_value",
+        name=name,
     )
 
 
@@ -58,6 +60,7 @@ def soft_clip_global_norm(
     curve: Curve = responses.tanh,
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
+    name: str = "soft_clip_global_norm",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Saturate the norm of the whole update smoothly at a bound.
 
@@ -70,6 +73,7 @@ def soft_clip_global_norm(
         `responses.algebraic`, or the Huber-like `responses.pseudo_huber`.
       ord: the order p of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
@@ -90,5 +94,5 @@ def soft_clip_global_norm(
         as_norm(ord),
         as_threshold(max_norm, "max_norm"),
         responses.soften(curve),
-        name="soft_clip_global_norm",
+        name=name,
     )

@@ -84,6 +84,7 @@ def spam_clip(
     decay: ArrayLike = 0.999,
     warmup_steps: ArrayLike = 20,
     axis_name: AxisName = None,
+    name: str = "spam_clip",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip every number whose square is far above the average of its past squares.
 
@@ -104,6 +105,7 @@ def spam_clip(
       decay: the decay β of the averages.
       warmup_steps: the number of first steps that are averaged but not clipped.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses`, under `clamp`, for edge cases.
@@ -138,5 +140,5 @@ def spam_clip(
         norms.linf,
         _OwnSquares(as_threshold(max_ratio, "max_ratio"), decay, warmup_steps),
         responses.clamp,
-        name="spam_clip",
+        name=name,
     )

@@ -50,6 +50,7 @@ def scale_by_stable_adam(
     max_rms: Limit = 1.0,
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
+    name: str = "scale_by_stable_adam",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale by Adam, with smaller steps where gradients exceed their past average.
 
@@ -82,6 +83,7 @@ def scale_by_stable_adam(
       leading_axes: the number of leading dimensions that stack separate tensors,
         such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases. The report shows R and
@@ -117,7 +119,7 @@ def scale_by_stable_adam(
     scope = scopes.tensor(leading_axes=leading_axes, axis_name=axis_name)
     threshold = as_threshold(max_rms, "max_rms")
     measured, response = ByNorm(norms.rms), ByResponse(responses.shrink)
-    clip = Clip("scale_by_stable_adam", scope, threshold, measured, response)
+    clip = Clip(name, scope, threshold, measured, response)
     adam = _StableAdam(b1, b2, eps, clip)
     return optax.GradientTransformationExtraArgs(adam.init, adam.update)
 

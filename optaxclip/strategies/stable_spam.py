@@ -68,6 +68,7 @@ def adaclip(
     *,
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
+    name: str = "adaclip",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale down the numbers of a tensor that exceed its average maximum.
 
@@ -86,6 +87,7 @@ def adaclip(
       leading_axes: the number of leading dimensions that stack separate tensors,
         such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
@@ -119,7 +121,7 @@ def adaclip(
         norms.linf,
         _RunningMean(decay),
         _RescaleAbove(),
-        name="adaclip",
+        name=name,
     )
 
 
@@ -166,6 +168,7 @@ def adagn(
     *,
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
+    name: str = "adagn",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Set the norm of each tensor to its average divided by its root mean square.
 
@@ -187,6 +190,7 @@ def adagn(
       leading_axes: the number of leading dimensions that stack separate tensors,
         such as scanned layers: an int or a prefix tree of ints; 0 by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses`, under `normalize`, for edge cases.
@@ -223,5 +227,5 @@ def adagn(
         norms.l2,
         _Normalized(b1, b2, eps),
         responses.normalize,
-        name="adagn",
+        name=name,
     )

@@ -19,6 +19,7 @@ def clip_trust_ratio(
     floor: ArrayLike = 1e-3,
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
+    name: str = "clip_trust_ratio",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Limit the norm of each tensor's update relative to that of the tensor.
 
@@ -41,6 +42,7 @@ def clip_trust_ratio(
         alone, such as scanned layers: an int or a prefix tree of ints; none if not
         given.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
@@ -72,5 +74,5 @@ def clip_trust_ratio(
         norms.l2,
         Share(as_threshold(max_ratio, "max_ratio"), floor),
         responses.shrink,
-        name="clip_trust_ratio",
+        name=name,
     )

@@ -17,6 +17,7 @@ def clip_value(
     *,
     min_value: ArrayLike | optax.Schedule | None = None,
     axis_name: AxisName = None,
+    name: str = "clip_value",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip every number to an interval around zero.
 
@@ -30,6 +31,7 @@ def clip_value(
       min_value: the smallest value allowed, a <= 0; -c by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
         report needs it.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
@@ -52,12 +54,15 @@ def clip_value(
         norms.linf,
         as_interval(max_value, min_value),
         responses.clamp,
-        name="clip_value",
+        name=name,
     )
 
 
 def clip_scaled_value(
-    scale: Limit, *, axis_name: AxisName = None
+    scale: Limit,
+    *,
+    axis_name: AxisName = None,
+    name: str = "clip_scaled_value",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clip every number to an interval that shrinks with the size of the model.
 
@@ -71,6 +76,7 @@ def clip_scaled_value(
         threshold.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; n
         counts every shard.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
@@ -89,5 +95,5 @@ def clip_scaled_value(
         norms.linf,
         PerRootSize(as_threshold(scale, "scale")),
         responses.clamp,
-        name="clip_scaled_value",
+        name=name,
     )

@@ -23,6 +23,7 @@ def zclip(
     eps: ArrayLike = 1e-6,
     ord: float | Norm = norms.l2,
     axis_name: AxisName = None,
+    name: str = "zclip",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrink the whole update if its norm is a spike relative to recent norms.
 
@@ -49,6 +50,7 @@ def zclip(
       eps: ε >= 0, in the unit of the norm; norms far below it are never spikes.
       ord: the order of the norm, at least 1 and possibly infinite, or a norm.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases.
@@ -92,5 +94,5 @@ def zclip(
         as_norm(ord),
         bounded,
         responses.shrink,
-        name="zclip",
+        name=name,
     )

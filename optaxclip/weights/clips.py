@@ -30,6 +30,7 @@ def clip_weights(
     *,
     min_value: ArrayLike | optax.Schedule | None = None,
     axis_name: AxisName = None,
+    name: str = "clip_weights",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keep every parameter in an interval around zero.
 
@@ -44,6 +45,7 @@ def clip_weights(
       min_value: the smallest value allowed, a <= 0; -c by default.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
         report needs it.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases. These and the report
@@ -77,9 +79,9 @@ def clip_weights(
             norms.linf,
             as_interval(max_value, min_value),
             responses.clamp,
-            name="clip_weights",
+            name=name,
         ),
-        name="clip_weights",
+        name=name,
     )
 
 
@@ -110,6 +112,7 @@ def clip_weight_norm(
     ord: float | Norm = norms.l2,
     leading_axes: PyTree[int] | None = None,
     axis_name: AxisName = None,
+    name: str = "clip_weight_norm",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keep the norm of every tensor below a bound.
 
@@ -128,6 +131,7 @@ def clip_weight_norm(
         alone, such as scanned layers: an int or a prefix tree of ints; none if not
         given.
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases. These and the report
@@ -147,7 +151,7 @@ def clip_weight_norm(
       Array([3., 4.], dtype=float32)
     """
     scope = scopes.tensor(leading_axes=leading_axes, axis_name=axis_name)
-    return _bound_norms(scope, ord, max_norm, min_norm, "clip_weight_norm")
+    return _bound_norms(scope, ord, max_norm, min_norm, name)
 
 
 def clip_weight_unit_norm(
@@ -157,6 +161,7 @@ def clip_weight_unit_norm(
     ord: float | Norm = norms.l2,
     axis: Any = None,
     axis_name: AxisName = None,
+    name: str = "clip_weight_unit_norm",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keep the norm of the weights that feed each unit below a bound.
 
@@ -176,6 +181,7 @@ def clip_weight_unit_norm(
         input-first. Scalars and vectors are always measured whole.
       axis_name: mesh axes over which the measured dimensions are sharded inside
         ``jax.shard_map``.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases. These and the report
@@ -204,6 +210,4 @@ def clip_weight_unit_norm(
       parameters within the bound; no such guard is needed here.
     """
     scope = scopes.unit(axis=axis, axis_name=axis_name)
-    return _bound_norms(
-        scope, as_norm(ord), max_norm, min_norm, "clip_weight_unit_norm"
-    )
+    return _bound_norms(scope, as_norm(ord), max_norm, min_norm, name)

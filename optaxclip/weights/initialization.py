@@ -19,6 +19,7 @@ from optaxclip.clipper import clipper
 from optaxclip.groups import PerGroup, map_groups
 from optaxclip.leaves import AxisName, counts, dimensions, is_axes, of_leaves
 from optaxclip.numbers import Number
+from optaxclip.roles import check_name
 from optaxclip.thresholds import Limit, Observation, Threshold, as_threshold
 from optaxclip.weights.bounds import bound_weights
 
@@ -94,6 +95,7 @@ def clip_weights_to_init(
     *,
     axis: Any = None,
     axis_name: AxisName = None,
+    name: str = "clip_weights_to_init",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keep every parameter within a multiple of the range of its initialization.
 
@@ -114,6 +116,7 @@ def clip_weights_to_init(
       axis_name: how leaves are sharded inside ``jax.shard_map``: a prefix tree of
         PartitionSpecs, which tell over how many devices the fan-in is spread. With
         ``()`` it is that of the device's own kernel.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases. These and the report
@@ -142,9 +145,9 @@ def clip_weights_to_init(
       before it. Here the order does not matter.
     """
     scale = as_threshold(kappa, "kappa")
+    check_name(name)
 
     def bound(tree: PyTree, names: AxisName) -> optax.GradientTransformationExtraArgs:
-        name = "clip_weights_to_init"
         limits = _PerRootFanIn(scale, _fan_ins(tree, axis, names))
         scope = scopes.element(axis_name=axis_name)
         clip = clipper(scope, norms.linf, limits, responses.clamp, name=name)

@@ -89,6 +89,7 @@ def clip_weight_spectral_norm(
     *,
     leading_axes: PyTree[int] | None = None,
     axis: Any = None,
+    name: str = "clip_weight_spectral_norm",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keep the largest singular value of every matrix within a bound.
 
@@ -102,6 +103,7 @@ def clip_weight_spectral_norm(
         schedule of the clipper's own step, a prefix tree of these, or a threshold.
       leading_axes: as in `optaxclip.clip_singular_values`.
       axis: as in `optaxclip.clip_singular_values`.
+      name: what `optaxclip.report` calls it.
 
     Returns:
       A transformation; see `optaxclip.responses` for edge cases. These and the report,
@@ -140,7 +142,6 @@ def clip_weight_spectral_norm(
       spectral norm; this clip only does so above the bound.
       `bound_weights(clip_singular_values(c))` clips the singular values one by one.
     """
-    name = "clip_weight_spectral_norm"
     clip = Clip(
         name,
         scopes.tensor(leading_axes=leading_axes, axis_name=()),
