@@ -7,9 +7,11 @@ averaged before, and cost nothing.
 
     python benchmarks/collectives.py              # a Markdown table, in five minutes
     python benchmarks/collectives.py --only agc
+    python benchmarks/collectives.py --growth     # calls and bytes as a mesh grows
 """
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -116,10 +118,46 @@ def rows(only: str | None) -> Iterator[str]:
             yield f"| `{name}` | " + " | ".join(told) + " |"
 
 
+def all_reduced(
+    clip: optax.GradientTransformation, devices: int, spec: P
+) -> tuple[int, int]:
+    """Return the number of all-reduces, and the bytes that each device puts in."""
+    mesh = Mesh(np.array(jax.devices()[:devices]), "x", axis_types=(AxisType.Auto,))
+    leaf = jax.ShapeDtypeStruct(
+        (64, 64), jnp.float32, sharding=NamedSharding(mesh, spec)
+    )
+    tree = {f"w{i}": leaf for i in range(10)}
+    state = jax.eval_shape(clip.init, tree)
+    text = jax.jit(clip.update).lower(tree, state, tree).compile().as_text() or ""
+    found = re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)
+    shapes = re.findall(r"[fsu](\d+)\[([\d,]*)\]", " ".join(found))
+    sizes = (
+        int(bits) // 8 * math.prod(map(int, s.split(","))) if s else int(bits) // 8
+        for bits, s in shapes
+    )
+    return len(found), sum(sizes)
+
+
+def growth() -> Iterator[str]:
+    yield "| 10 leaves of 64 x 64 | sharded | 2 devices | 4 | 8 |"
+    yield "|---|---|---|---|---|"
+    names = ("clip_value", "clip_global_norm", "clip_tensor_norm", "clip_unit_norm")
+    for name in (*names, "clip_group_norm", "agc", "optax.clip_by_global_norm"):
+        for where, spec in {"first": P("x"), "last": P(None, "x")}.items():
+            cells = (all_reduced(STRATEGIES[name], n, spec) for n in (2, 4, 8))
+            told = (f"{calls}, {size} bytes" for calls, size in cells)
+            yield f"| `{name}` | {where} | " + " | ".join(told) + " |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="only strategies whose names contain this")
+    parser.add_argument("--growth", action="store_true", help="with the mesh")
     arguments = parser.parse_args()
+    if arguments.growth:
+        for row in growth():
+            print(row, flush=True)
+        return
     print("| strategy | " + " | ".join(LAYOUTS) + " |")
     print("|---|" + "---|" * len(LAYOUTS))
     for row in rows(arguments.only):
