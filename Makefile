@@ -42,8 +42,9 @@ format: $(INSTALLED)-lint
 docs: site
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve
 
+# Not --quiet, which hides the warnings that shall fail a build.
 site: $(INSTALLED)-docs
-	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
 
 bench: $(INSTALLED)-bench
 	@$(RUN) benchmarks/overhead.py

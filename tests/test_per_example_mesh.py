@@ -63,6 +63,47 @@ def test_a_batch_on_a_mesh_is_clipped_as_on_one_device(axis_type, microbatch_siz
         assert found == [P("data"), P(None, "model"), P("model", None)]
 
 
+FURTHER = {
+    "fsdp": {"w": P("data"), "v": P("data")},
+    "three": {"w": P("data", ("model", "other")), "v": P(("model", "other"))},
+}
+
+
+@pytest.mark.parametrize("layout", FURTHER)
+@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
+def test_parameters_may_lie_along_the_axis_of_the_examples(axis_type, layout):
+    """All functions as one program, without a mesh that is set."""
+    devices = np.array(jax.devices()[:8]).reshape(2, 2, 2)
+    mesh = Mesh(devices, ("data", "model", "other"), axis_types=(axis_type,) * 3)
+    specs = (FURTHER[layout], P(None, "data"), P())
+    given = jax.device_put(
+        (PARAMS, X, SHARED), jax.tree.map(partial(NamedSharding, mesh), specs)
+    )
+    wide = jax.tree.unflatten(jax.tree.structure(PARAMS), GRADIENTS)
+    narrow = jax.tree.map(lambda g: g.astype(np.float32), wide)
+    stacked = jax.device_put(narrow, NamedSharding(mesh, P("data")))
+    options = {"has_aux": True, "in_axes": AXES}
+    mean = optaxclip.clip_per_example(LIMIT)
+
+    @jax.jit
+    def run(stacked, params, *batch):
+        return (
+            optaxclip.clipped_value_and_grad(loss, LIMIT, **options)(params, *batch)[1],
+            mean.update(stacked, mean.init(params))[0],
+            optaxclip.per_example_norms(loss, **options)(params, *batch),
+        )
+
+    grads, of_stacked, norms = run(stacked, *given)
+    want = clipped_mean(GRADIENTS, LIMIT)
+    assert distance(grads, want) < 1e-5
+    assert distance(of_stacked, want) < 1e-5
+    np.testing.assert_allclose(norms, NORMS, rtol=1e-5)
+    for name, spec in FURTHER[layout].items():
+        kept = NamedSharding(mesh, spec)
+        if axis_type == AxisType.Explicit:
+            assert grads[name].sharding.is_equivalent_to(kept, 2)
+
+
 def test_norms_are_measured_on_explicit_axes_where_no_mesh_is_set():
     norms = optaxclip.per_example_norms(loss, has_aux=True, in_axes=AXES)
     given = placed(mesh_of(AxisType.Explicit))
