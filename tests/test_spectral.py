@@ -170,9 +170,12 @@ def test_axes_say_what_is_stacked_and_what_is_an_input(make, value):
 
 
 def test_axes_that_a_leaf_does_not_have_are_named():
-    for options in ({"axis": 3}, {"leading_axes": 4}):
-        clip = optaxclip.clip_singular_values(1.0, **options)
-        with pytest.raises(ValueError, match=next(iter(options))):
+    beyond = {
+        "axis": optaxclip.clip_singular_values(1.0, axis=3),
+        "leading_axes": optaxclip.clip_singular_values(1.0, leading_axes=4),
+    }
+    for argument, clip in beyond.items():
+        with pytest.raises(ValueError, match=argument):
             clip.init({"w": jnp.ones((2, 3))})
 
 

@@ -95,14 +95,14 @@ def _mul(
         made = producer.get(atom)
         if made is None or made.name != "broadcast_in_dim":
             return None
+        value, *sizes = made.inputs
         dims = made.params["broadcast_dimensions"]
-        shape: tuple[int, ...] = made.inputs[0].aval.shape
-        pairs = zip(dims, shape, strict=True)
+        pairs = zip(dims, value.aval.shape, strict=True)
         # An axis of one entry is repeated, unless the result has no more.
         own = tuple(axes[d] if n == axes[d].size else Axis(1) for d, n in pairs)
-        if len(made.inputs) > 1 or not is_float(made.inputs[0]):
+        if sizes or not is_float(value):
             return None
-        factors.append(Factor(made.inputs[0], own))
+        factors.append(Factor(value, own))
     left, right = factors
     if not {*axes} <= {*left.axes, *right.axes}:
         return None
