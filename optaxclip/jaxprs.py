@@ -26,6 +26,11 @@ def is_call(eqn: JaxprEqn) -> bool:
     return any(isinstance(getattr(each, "jaxpr", each), Jaxpr) for each in found)
 
 
+def holds_program(eqn: JaxprEqn) -> bool:
+    """Return whether `program_of` knows the parameter that holds the program."""
+    return "jaxpr" in eqn.params or "call_jaxpr" in eqn.params
+
+
 def program_of(eqn: JaxprEqn) -> TracedProgram:
     """Return the program that a call evaluates once, whichever parameter holds it."""
     return eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]

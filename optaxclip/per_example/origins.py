@@ -67,6 +67,14 @@ class Origins:
             return Shared(None if is_literal_zero(atom) else atom)
         return self.term[atom]
 
+    def closed_call(self, atom: Atom) -> str | None:
+        """Name the call that an atom comes out of, if its inside is not known."""
+        equation = self._producer.get(atom)
+        while equation is not None and self._linear[id(equation)]:
+            varying = [a for a in equation.inputs if a in self._varies]
+            equation = self._producer.get(varying[0]) if varying else None
+        return equation.name if equation is not None and equation.closed else None
+
     def _varying(self) -> set[Atom]:
         """Find the values that differ between examples."""
         found = {a for a, term in self.term.items() if not isinstance(term, Shared)}

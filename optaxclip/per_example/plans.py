@@ -23,6 +23,8 @@ from optaxclip.per_example.terms import (
 )
 from optaxclip.per_example.ways import Way
 
+NO_PRODUCT = "it is no product"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -41,11 +43,14 @@ class Plan:
     inside: "tuple[Equation, Plan] | None" = None
 
 
-def plan_leaf(term: Term, gradient: Atom) -> Plan:
-    """Choose the way of a leaf, given its gradient and of what this is made."""
+def plan_leaf(term: Term, gradient: Atom, reason: str = NO_PRODUCT) -> Plan:
+    """Choose the way of a leaf, given its gradient and of what this is made.
+
+    The reason is told where the gradient is formed whole.
+    """
     if is_zero(term) or not gradient.aval.size:
         return Plan(None, "none", "no gradient reaches it")
-    whole = Plan(FullGradient(gradient), "example by example", "it is no product")
+    whole = Plan(FullGradient(gradient), "example by example", reason)
     if isinstance(term, Shared):
         return Plan(Linear(term, ()), "shared", "it is the same for all examples")
     if isinstance(term, Given):

@@ -10,7 +10,14 @@ from typing import Any
 import jax
 from jax.extend.core import JaxprEqn, Literal
 
-from optaxclip.jaxprs import TracedProgram, evaluate, opened, program_of
+from optaxclip.jaxprs import (
+    TracedProgram,
+    evaluate,
+    holds_program,
+    is_call,
+    opened,
+    program_of,
+)
 from optaxclip.per_example.calls import (
     Atom,
     Choice,
@@ -68,7 +75,7 @@ class Program:
 
         for eqn in jaxpr.eqns:
             given = tuple(map(read, eqn.invars))
-            if eqn.primitive.name in WRITTEN_OUT:
+            if eqn.primitive.name in WRITTEN_OUT and holds_program(eqn):
                 self.rematerializes |= eqn.primitive.name in ("checkpoint", "remat2")
                 if eqn.params.get("prevent_cse", False):
                     given = self._kept_apart(given)
@@ -140,14 +147,21 @@ class Program:
 def _equation(
     eqn: JaxprEqn, inputs: tuple[Value | Fixed, ...], outputs: tuple[Value, ...]
 ) -> Equation:
-    call: Loop | Choice | None = None
-    if eqn.primitive.name == "scan":
-        call = Loop(eqn, Program(eqn.params["jaxpr"]))
-    elif eqn.primitive.name == "cond":
-        call = Choice([Program(branch) for branch in eqn.params["branches"]])
-
     def run(values: Sequence[Any], **changed: Any) -> Sequence[Any]:
         return evaluate(eqn, values, **changed)
 
-    name, effects = eqn.primitive.name, bool(eqn.effects)
-    return Equation(name, eqn.params, inputs, outputs, run, call, effects)
+    name, call, effects = eqn.primitive.name, _call(eqn), bool(eqn.effects)
+    closed = call is None and is_call(eqn)
+    return Equation(name, eqn.params, inputs, outputs, run, call, effects, closed)
+
+
+def _call(eqn: JaxprEqn) -> Loop | Choice | None:
+    """Return the call that an equation makes, or None if it is not known."""
+    try:
+        if eqn.primitive.name == "scan":
+            return Loop(eqn, Program(eqn.params["jaxpr"]))
+        if eqn.primitive.name == "cond":
+            return Choice([Program(branch) for branch in eqn.params["branches"]])
+    except KeyError:  # Another JAX version, with other parameter names.
+        return None
+    return None

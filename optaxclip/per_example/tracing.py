@@ -14,7 +14,7 @@ from optaxclip.per_example.batches import Batch, arrays_of, differing
 from optaxclip.per_example.calls import Atom
 from optaxclip.per_example.decisions import Sums
 from optaxclip.per_example.origins import Origins
-from optaxclip.per_example.plans import Plan, plan_leaf
+from optaxclip.per_example.plans import NO_PRODUCT, Plan, plan_leaf
 from optaxclip.per_example.program import Program
 from optaxclip.per_example.terms import Given, Shared
 from optaxclip.per_example.ways import Factors, Kept, Squares, Way, measured_again
@@ -172,7 +172,9 @@ def trace(
 
 
 def _plan(terms: Origins, gradient: Atom) -> Plan:
-    plan = plan_leaf(terms.of(gradient), gradient)
+    call = terms.closed_call(gradient)
+    reason = f"it comes out of the call {call}, whose inside is not known"
+    plan = plan_leaf(terms.of(gradient), gradient, reason if call else NO_PRODUCT)
     if gradient not in terms.inside or plan.way is None:
         return plan
     loop, atom, term = terms.inside[gradient]

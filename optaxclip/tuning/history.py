@@ -156,7 +156,7 @@ class History:
                     "report must hold numbers that are known, and is traced; return it "
                     "from the transformed function, and append it outside."
                 )
-            if not is_real(value):
+            if not is_real(value) and getattr(value, "dtype", type(value)) != bool:
                 raise TypeError(
                     f"report must hold numbers and arrays, not {shown(value)} at {key}."
                 )
