@@ -156,7 +156,8 @@ class History:
                     "report must hold numbers that are known, and is traced; return it "
                     "from the transformed function, and append it outside."
                 )
-            if not is_real(value) and getattr(value, "dtype", type(value)) != bool:
+            is_flag = getattr(value, "dtype", None) == np.dtype(bool)
+            if not (is_flag or isinstance(value, bool) or is_real(value)):
                 raise TypeError(
                     f"report must hold numbers and arrays, not {shown(value)} at {key}."
                 )
