@@ -18,7 +18,7 @@ help:
 	@echo "make format  repair what the linter can repair"
 	@echo "make docs    build the documentation and serve it on this machine"
 	@echo "make site    build the documentation alone"
-	@echo "make bench   time a training step beside Optax's own clipping, and jax-privacy's"
+	@echo "make bench   time a training step beside Optax's clipping, and per-example clipping beside jax-privacy's"
 	@echo "make clean   remove the environment and everything that was built"
 	@echo
 	@echo "Choose another Python by its command: make test PYTHON=python3.13"
@@ -26,6 +26,8 @@ help:
 demo: $(INSTALLED)-examples
 	@$(RUN) examples/demo.py
 
+# With jax-privacy, which [test] leaves out since it would raise the lowest Optax: without
+# it the tests of its adapter are skipped.
 test: $(INSTALLED)-test $(INSTALLED)-bench
 	@$(RUN) -m pytest -n 2 --dist loadgroup
 
