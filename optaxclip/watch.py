@@ -104,10 +104,11 @@ def watch(
       as 0.
 
     Raises:
-      TypeError: if `every` is not an int, `ord` is not a number or norm, or `name` is
-        not a string.
-      ValueError: if `every` or `ord` is below 1; in the update, if ``params`` are
-        missing or do not fit the updates.
+      TypeError: if `params` is not a bool, `every` is not an int, `ord` is not a number
+        or norm, or `name` is not a string; in the update, if the updates are not of
+        floating point.
+      ValueError: if `every` or `ord` is below 1, or `name` is empty; in the update, if
+        ``params`` are missing or do not fit the updates.
 
     Examples:
       >>> optimizer = optax.chain(optax.sgd(0.1), optaxclip.watch())

@@ -41,8 +41,9 @@ def stop_on_streak(opt_state: PyTree, max_consecutive: int) -> None:
 
     Raises:
       RuntimeError: if any guard's ``consecutive`` is larger; the message names it.
-      ValueError: if the state contains no guard.
-      TypeError: if it is called inside a transformation such as ``jax.jit``.
+      ValueError: if the state contains no guard, or `max_consecutive` is negative.
+      TypeError: if `max_consecutive` is no number, or it is called inside a
+        transformation such as ``jax.jit``.
 
     Examples:
       >>> optimizer = optaxclip.skip_nonfinite(optax.sgd(0.1))
