@@ -105,10 +105,10 @@ def watch(
 
     Raises:
       TypeError: if `params` is not a bool, `every` is not an int, `ord` is not a number
-        or norm, or `name` is not a string; in the update, if the updates are not of
-        floating point.
-      ValueError: if `every` or `ord` is below 1, or `name` is empty; in the update, if
-        ``params`` are missing or do not fit the updates.
+        or norm, or `name` is not a nonempty string; in the update, if the updates are
+        not of floating point.
+      ValueError: if `every` or `ord` is below 1; in the update, if ``params`` are
+        missing or do not fit the updates.
 
     Examples:
       >>> optimizer = optax.chain(optax.sgd(0.1), optaxclip.watch())
