@@ -1,6 +1,6 @@
 """Train a convolutional network with clipped gradients, and see what clipping did.
 
-    python image_classification.py                             digits, in seconds
+    python image_classification.py                             digits, in half a minute
     python image_classification.py --data cifar-10-batches-py  CIFAR-10, in minutes
     python image_classification.py --limit 5                   another limit
     python image_classification.py --strategy agc              another strategy
@@ -31,18 +31,19 @@ def main() -> None:
     except ImageDataError as error:
         parser.error(str(error))
 
-    # Only now: JAX takes seconds to import, and a wrong argument is told at once.
-    from named_strategies import build
+    with parser.until_interrupted():
+        # Only now: JAX takes seconds to import, and a wrong argument is told at once.
+        from named_strategies import build
 
-    try:
-        clip, limit = build(args.strategy, args.limit)
-    except ValueError as error:
-        parser.error(str(error))
-    from checkpoints import CheckpointError, Checkpoints
-    from image_report import draw
-    from image_training import train
+        try:
+            clip, limit = build(args.strategy, args.limit)
+        except ValueError as error:
+            parser.error(str(error))
+        from checkpoints import CheckpointError, Checkpoints
+        from image_report import draw
+        from image_training import train
 
-    from optaxclip.tuning import verdict
+        from optaxclip.tuning import verdict
 
     setting = f"{args.strategy}({limit:g}) on {data.name}"
     run = {"setting": setting, "seed": args.seed}
@@ -50,11 +51,10 @@ def main() -> None:
     print(f"{data.name}: {sizes[0]:,} images to train on, {sizes[1]:,} to test.")
     try:
         saved = Checkpoints(args.checkpoint, run) if args.checkpoint else None
-        history, accuracies = train(data, clip, args.epochs, args.seed, saved)
+        with parser.until_interrupted():
+            history, accuracies = train(data, clip, args.epochs, args.seed, saved)
     except CheckpointError as error:
         parser.error(str(error))
-    if not len(history):
-        parser.error("it was interrupted before the first step")
     print(history)
     said = " ".join(verdict(history).values())
     print(said)
