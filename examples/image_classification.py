@@ -17,7 +17,8 @@ from command_line import Parser, whole_number
 from image_data import ImageDataError, cifar10, digits
 
 
-def main() -> None:
+def options() -> Parser:
+    """Say what the command line may ask for."""
     parser = Parser(__doc__, picture="image_classification.png", seeded=True)
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="CIFAR-10's python batches")
@@ -25,6 +26,11 @@ def main() -> None:
     add("--limit", type=float, metavar="X", help="default: the strategy's, or 0.5")
     add("--epochs", type=whole_number(1), default=10, metavar="N", help="default: 10")
     add("--checkpoint", type=Path, metavar="DIR", help="where each epoch is saved")
+    return parser
+
+
+def main() -> None:
+    parser = options()
     args = parser.parse_args()
     try:
         data = cifar10(args.data) if args.data else digits()
