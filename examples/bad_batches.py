@@ -87,7 +87,7 @@ def make_train_step(model: nnx.GraphDef[CNN], data: Images):
 def train_both_ways(epochs: int, seed: int) -> tuple[dict[str, Run], np.ndarray]:
     """Train side by side; return both runs, and which batches were bad.
 
-    Ctrl-C ends both early.
+    Ctrl-C ends both early, if there is an accuracy to show.
     """
     data = digits()
     model, params = nnx.split(CNN(data.train_images.shape[1:], nnx.Rngs(seed)))
@@ -115,6 +115,8 @@ def train_both_ways(epochs: int, seed: int) -> tuple[dict[str, Run], np.ndarray]
                 both = [accuracy(params) for params, _ in states.values()]
                 accuracies.append(jax.device_get(both))
     except KeyboardInterrupt:
+        if not accuracies:
+            raise
         print("Interrupted: here is what there is so far.")
     # One column for each run.
     columns = np.array(norms).reshape(-1, 2).T, np.array(accuracies).reshape(-1, 2).T

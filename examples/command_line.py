@@ -1,7 +1,8 @@
 """The command line of an example: what is wrong with it is said before training."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,6 +61,14 @@ class Parser(argparse.ArgumentParser):
         if hasattr(parsed, "output"):
             self._try_to_write(parsed.output)
         return parsed
+
+    @contextmanager
+    def until_interrupted(self) -> Iterator[None]:
+        """Say in one sentence that Ctrl-C came before there was anything to show."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.error("it was interrupted before there was anything to show")
 
     def _try_to_write(self, file: Path) -> None:
         is_new = not file.exists()

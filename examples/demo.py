@@ -24,12 +24,11 @@ def main() -> None:
     add("--epochs", type=whole_number(1), default=15, metavar="N", help="default: 15")
     args = parser.parse_args()
 
-    # Only now: JAX takes seconds to import, and a wrong argument is told at once.
-    from bad_batches import conclusion, draw, train_both_ways
+    with parser.until_interrupted():
+        # Only now: JAX takes seconds to import, and a wrong argument is told at once.
+        from bad_batches import conclusion, draw, train_both_ways
 
-    runs, is_bad = train_both_ways(args.epochs, args.seed)
-    if not runs["without"].accuracies.size:
-        parser.error("it ended before there was anything to draw")
+        runs, is_bad = train_both_ways(args.epochs, args.seed)
     said = conclusion(runs, is_bad)
     draw(runs, is_bad, said, args.output)
     print(said)

@@ -128,15 +128,8 @@ def restored(manager, like, shardings):
     return manager.restore(step, args=ocp.args.StandardRestore(wanted)), step
 
 
-def train(steps, folder, output):
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    optimizer = optaxclip.skip_nonfinite(
-        optax.chain(optaxclip.zclip(warmup_steps=8), optax.adam(1e-2))
-    )
-    key = jax.random.key(1)
-    like = jax.eval_shape(init, key)
-    shardings = shardings_of(optimizer, like, mesh)
-    replicated = NamedSharding(mesh, P())
+def programs(optimizer, mesh, shardings):
+    """The first parameters and state, from a key, and a step of training."""
 
     @functools.partial(jax.jit, out_shardings=shardings)
     def begin(key):
@@ -144,7 +137,9 @@ def train(steps, folder, output):
         return params, optimizer.init(params)
 
     @functools.partial(
-        jax.jit, donate_argnums=(0, 1), out_shardings=(*shardings, replicated)
+        jax.jit,
+        donate_argnums=(0, 1),
+        out_shardings=(*shardings, NamedSharding(mesh, P())),
     )
     def train_step(params, state, step):
         given = jax.lax.with_sharding_constraint(
@@ -154,6 +149,17 @@ def train(steps, folder, output):
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, loss
 
+    return begin, train_step
+
+
+def train(steps, folder, output):
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    optimizer = optaxclip.skip_nonfinite(
+        optax.chain(optaxclip.zclip(warmup_steps=8), optax.adam(1e-2))
+    )
+    key = jax.random.key(1)
+    shardings = shardings_of(optimizer, jax.eval_shape(init, key), mesh)
+    begin, train_step = programs(optimizer, mesh, shardings)
     say = print if jax.process_index() == 0 else lambda *_, **__: None
     first, kept = 0, None
     manager = open_checkpoints(folder) if folder else None

@@ -1,6 +1,6 @@
 """Train a convolutional network with clipped gradients, and see what clipping did.
 
-    python image_classification.py                             digits, in seconds
+    python image_classification.py                             digits, in half a minute
     python image_classification.py --data cifar-10-batches-py  CIFAR-10, in minutes
     python image_classification.py --limit 5                   another limit
     python image_classification.py --strategy agc              another strategy
@@ -17,7 +17,8 @@ from command_line import Parser, whole_number
 from image_data import ImageDataError, cifar10, digits
 
 
-def main() -> None:
+def options() -> Parser:
+    """Say what the command line may ask for."""
     parser = Parser(__doc__, picture="image_classification.png", seeded=True)
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="CIFAR-10's python batches")
@@ -25,24 +26,30 @@ def main() -> None:
     add("--limit", type=float, metavar="X", help="default: the strategy's, or 0.5")
     add("--epochs", type=whole_number(1), default=10, metavar="N", help="default: 10")
     add("--checkpoint", type=Path, metavar="DIR", help="where each epoch is saved")
+    return parser
+
+
+def main() -> None:
+    parser = options()
     args = parser.parse_args()
     try:
         data = cifar10(args.data) if args.data else digits()
     except ImageDataError as error:
         parser.error(str(error))
 
-    # Only now: JAX takes seconds to import, and a wrong argument is told at once.
-    from named_strategies import build
+    with parser.until_interrupted():
+        # Only now: JAX takes seconds to import, and a wrong argument is told at once.
+        from named_strategies import build
 
-    try:
-        clip, limit = build(args.strategy, args.limit)
-    except ValueError as error:
-        parser.error(str(error))
-    from checkpoints import CheckpointError, Checkpoints
-    from image_report import draw
-    from image_training import train
+        try:
+            clip, limit = build(args.strategy, args.limit)
+        except ValueError as error:
+            parser.error(str(error))
+        from checkpoints import CheckpointError, Checkpoints
+        from image_report import draw
+        from image_training import train
 
-    from optaxclip.tuning import verdict
+        from optaxclip.tuning import verdict
 
     setting = f"{args.strategy}({limit:g}) on {data.name}"
     run = {"setting": setting, "seed": args.seed}
@@ -50,11 +57,10 @@ def main() -> None:
     print(f"{data.name}: {sizes[0]:,} images to train on, {sizes[1]:,} to test.")
     try:
         saved = Checkpoints(args.checkpoint, run) if args.checkpoint else None
-        history, accuracies = train(data, clip, args.epochs, args.seed, saved)
+        with parser.until_interrupted():
+            history, accuracies = train(data, clip, args.epochs, args.seed, saved)
     except CheckpointError as error:
         parser.error(str(error))
-    if not len(history):
-        parser.error("it was interrupted before the first step")
     print(history)
     said = " ".join(verdict(history).values())
     print(said)

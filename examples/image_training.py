@@ -1,9 +1,9 @@
 """The training loop of image_classification.py."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from tqdm import tqdm
 import optaxclip
 from optaxclip.tuning import History
 
-BATCH, TEST_BATCH, FETCH_EVERY = 128, 500, 10
+BATCH, TEST_BATCH = 128, 500
 
 
 class TrainState(NamedTuple):
@@ -85,6 +85,14 @@ def shuffled(data: Images, seed: int, epoch: int) -> np.ndarray:
     return order[: steps * BATCH].reshape(steps, -1)
 
 
+def batches(data: Images, seed: int, epoch: int) -> Iterator[tuple[Any, ...]]:
+    """Yield the images, labels and random key of each step of an epoch."""
+    every = shuffled(data, seed, epoch)
+    key = jax.random.fold_in(jax.random.key(seed), epoch)
+    for rows, own in zip(every, jax.random.split(key, len(every)), strict=True):
+        yield data.train_images[rows], data.train_labels[rows], own
+
+
 class Progress(NamedTuple):
     """What was trained so far: the state, all reports, and an accuracy an epoch."""
 
@@ -110,11 +118,7 @@ class Progress(NamedTuple):
 
 
 def train(
-    data: Images,
-    clip: Strategy,
-    epochs: int,
-    seed: int,
-    checkpoints: Checkpoints | None = None,
+    data: Images, clip: Strategy, epochs: int, seed: int, saved: Checkpoints | None
 ) -> tuple[History, list[float]]:
     """Train, and print one line per epoch.
 
@@ -126,30 +130,27 @@ def train(
     model, params = nnx.split(CNN(data.train_images.shape[1:], nnx.Rngs(seed)))
     optimizer = optax.chain(clip, optax.sgd(0.01, momentum=0.9))
     train_step, test = make_train_step(model, optimizer, data), make_test(model, data)
-    done = Progress(TrainState(params, optimizer.init(params)), History(), [])
-    if checkpoints:
-        done = done.resume(checkpoints)
-    state, history, accuracies = done
+    new = Progress(TrainState(params, optimizer.init(params)), History(), [])
+    state, history, accuracies = new.resume(saved) if saved else new
     steps = len(shuffled(data, seed, 0))
     try:
         with tqdm(total=epochs * steps, initial=len(history), mininterval=0.5) as bar:
             bar.write(EPOCH_HEADER)
             for epoch in range(len(accuracies), epochs):
                 start = time.perf_counter()
-                keys = jax.random.fold_in(jax.random.key(seed), epoch)
-                keys = jax.random.split(keys, steps)
-                for rows, key in zip(shuffled(data, seed, epoch), keys, strict=True):
-                    images, labels = data.train_images[rows], data.train_labels[rows]
-                    state, metrics = train_step(state, images, labels, key)
+                for batch in batches(data, seed, epoch):
+                    state, metrics = train_step(state, *batch)
                     history.append(metrics)
                     bar.update()
                 accuracies.append(test(state.params))
                 seconds = time.perf_counter() - start
                 bar.write(epoch_line(history, steps, accuracies[-1], seconds))
-                if checkpoints:
-                    Progress(state, history, accuracies).save(checkpoints)
+                if saved:
+                    Progress(state, history, accuracies).save(saved)
     except KeyboardInterrupt:
+        if not len(history):
+            raise
         print("Interrupted: here is what there is so far.")
-    if checkpoints:
-        checkpoints.wait()
+    if saved:
+        saved.wait()
     return history, accuracies

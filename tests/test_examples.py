@@ -121,6 +121,27 @@ def test_the_demo_trains_both_ways_and_draws_them_in_one_picture(run, tmp_path):
     assert is_picture(tmp_path / "demo.png")
 
 
+@pytest.mark.parametrize(
+    ("script", "module"),
+    [("demo.py", "bad_batches"), ("image_classification.py", "image_training")],
+)
+def test_an_interrupt_before_there_is_anything_to_show_is_told_in_one_line(
+    monkeypatch, capsys, tmp_path, script, module
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.import_module(module), "CNN", interrupted)
+    monkeypatch.setattr(sys, "argv", [script])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    told = f"{script}: it was interrupted before there was anything to show.\n"
+    assert capsys.readouterr().err == told
+    assert not list(tmp_path.iterdir())
+
+
 def test_per_example_clipping_withstands_broken_digits(run, tmp_path):
     assert "per-example clipping" in run(EXAMPLES / "noisy_labels.py")
     assert is_picture(tmp_path / "noisy_labels.png")

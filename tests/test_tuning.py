@@ -126,6 +126,17 @@ def test_a_history_survives_a_file_bit_by_bit(history, tmp_path):
     assert str(read) == str(history)
 
 
+@pytest.mark.parametrize("kind", [bool, np.bool_, jnp.bool_])
+def test_a_guard_may_report_bools(kind, tmp_path):
+    history = History()
+    for skipped in False, True, False:
+        history.append({"guard/skipped": kind(skipped)})
+    assert history.summary()["guard"].skipped == pytest.approx(1 / 3)
+    history.to_jsonl(tmp_path / "run.jsonl")
+    read = History.from_jsonl(tmp_path / "run.jsonl")
+    np.testing.assert_array_equal(read["guard"]["skipped"], [False, True, False])
+
+
 def test_a_file_is_json_also_where_numbers_are_not_finite(tmp_path):
     column = np.array([[np.inf, 1], [-np.inf, np.nan]])
     History.from_scan({"a/norm": column}).to_jsonl(tmp_path / "run.jsonl")
@@ -171,6 +182,7 @@ def test_a_bad_file_is_one_sentence_that_names_the_line(line, tmp_path):
         ([1.0], "what optaxclip.report returned"),
         ({}, "is empty"),
         ({"a/norm": "1"}, "numbers and arrays, not '1' at a/norm"),
+        ({"a/norm": np.array("1")}, "numbers and arrays, not .* at a/norm"),
         ({"a/norm": jnp.ones(3)}, "differs at a/norm"),
         ({"b/norm": 1.0}, "differs at a/norm"),
     ],
@@ -415,6 +427,18 @@ def test_a_guard_with_norms_is_judged_by_what_it_skipped():
         }
         fields = {f"skip_above/{k}": v for k, v in columns.items()}
         assert said in verdict(History.from_scan(fields))["skip_above"]
+
+
+def test_what_stands_twice_in_a_chain_is_judged_alike():
+    twice = map(optaxclip.relative_update, (0.1, 0.2))
+    history = History()
+    for report in reports_of(optax.chain(*twice), (1.0, 2.0)):
+        history.append(report)
+    words = verdict(history)
+    assert list(words) == ["relative_update", "relative_update_2"]
+    assert set(words.values()) == {
+        "It sets the length of every step, by design: it is a learning rate."
+    }
 
 
 def test_verdicts_begin_where_they_are_told_to():

@@ -23,7 +23,6 @@ class Strategy:
       build: makes the optimizer.
       limit: what the limit is.
       default: the library's default, or else the number that is in most recipes.
-      usual: whether `default` is such a number, since the library has none.
       trials: the limits to try.
       per_example: whether the limit is on each example's gradient.
       only: the tasks that it is for; all by default.
@@ -33,7 +32,6 @@ class Strategy:
     build: Build
     limit: str = "none"
     default: float | None = None
-    usual: bool = False
     trials: tuple[float, ...] = ()
     per_example: bool = False
     only: tuple[str, ...] | None = None
@@ -91,7 +89,14 @@ def tenfold(default: float) -> tuple[float, ...]:
 
 def by_norm(build: Build, **others: Any) -> Strategy:
     """A strategy whose limit is a norm; most recipes say 1."""
-    return Strategy(build, "norm", 1.0, usual=True, trials=TENFOLD, **others)
+    return Strategy(build, "norm", 1.0, trials=TENFOLD, **others)
+
+
+def of_weights(
+    clip: Callable[[Limit], Transformation], limit: str, most: float
+) -> Strategy:
+    """A strategy for the critic's weights, with the bound that most recipes have."""
+    return Strategy(last(clip), limit, most, trials=tenfold(most), only=("wgan",))
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -166,20 +171,8 @@ STRATEGIES: dict[str, Strategy] = {
     "skip_above": Strategy(
         around(optaxclip.skip_above), "norm", trials=(0.1, 1.0, 10.0, 100.0, 1000.0)
     ),
-    "weights": Strategy(
-        last(optaxclip.clip_weights),
-        "size of a weight",
-        0.01,
-        usual=True,
-        trials=tenfold(0.01),
-        only=("wgan",),
-    ),
-    "weight_spectral": Strategy(
-        last(optaxclip.clip_weight_spectral_norm),
-        "spectral norm",
-        1.0,
-        usual=True,
-        trials=tenfold(1.0),
-        only=("wgan",),
+    "weights": of_weights(optaxclip.clip_weights, "size of a weight", 0.01),
+    "weight_spectral": of_weights(
+        optaxclip.clip_weight_spectral_norm, "spectral norm", 1.0
     ),
 }

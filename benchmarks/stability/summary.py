@@ -33,7 +33,6 @@ class Row(NamedTuple):
       spikes: the share of steps at the best rate whose loss was a spike.
       clipped: the share of steps at the best rate that were clipped.
       norm: the median norm of the gradient at the best rate.
-      microseconds: what a step took.
     """
 
     task: str
@@ -52,7 +51,6 @@ class Row(NamedTuple):
     spikes: float
     clipped: float
     norm: float
-    microseconds: float
 
 
 def array(numbers: Any) -> np.ndarray:
@@ -120,7 +118,6 @@ def row(
         spikes=array(case["spikes"])[best],
         clipped=array(case["clipped"])[best],
         norm=array(case["norm"])[best],
-        microseconds=found["step_microseconds"],
     )
 
 

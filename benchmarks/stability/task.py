@@ -10,6 +10,7 @@ import optax
 
 Params = Any
 Examples = Any
+Logits = Callable[[Params, jax.Array], jax.Array]  # of one input
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,14 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
     return -jax.nn.log_softmax(logits.astype(jnp.float32))[label]
 
 
-def mean_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.mean(jax.vmap(cross_entropy)(logits, labels))
+def loss_of(logits: Logits) -> Callable[[Params, Any], jax.Array]:
+    """The loss of one pair of an input and its label."""
+
+    def loss(params: Params, example: tuple[jax.Array, jax.Array]) -> jax.Array:
+        given, label = example
+        return cross_entropy(logits(params, given), label)
+
+    return loss
 
 
 def error_rate(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from optaxclip.plotting.canvas import (
 from optaxclip.tuning import History
 from optaxclip.tuning.columns import later
 from optaxclip.tuning.tables import number
-from optaxclip.tuning.tracks import Track, the_track, tracks_of
+from optaxclip.tuning.tracks import Track, left_out, the_track, tracks_of
 
 _NO_LIMIT = 1e30  # in place of infinity, for the group that is closest to its limit
 
@@ -66,13 +66,12 @@ def plot_history(
     ax = axes_for(ax)
     steps = since + np.arange(len(track.broken))
     _draw_norms(ax, steps, _worst(track))
-    skipped = [t.skipped for t in tracks_of(columns).values() if t.skipped is not None]
-    left_out = np.any(skipped, axis=0) if skipped else np.zeros(len(steps), bool)
+    skipped = left_out(tracks_of(columns))
     clipped = np.zeros(len(steps), bool) if track.clipped is None else track.clipped > 0
-    _draw_marks(ax, steps, clipped, left_out, track.broken)
+    _draw_marks(ax, steps, clipped, skipped, track.broken)
     ax.set_ylabel("norm")
     count_steps(ax)
-    head(ax, _title(name, track, clipped, left_out))
+    head(ax, _title(name, track, clipped, skipped))
     return ax
 
 

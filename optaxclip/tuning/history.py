@@ -68,7 +68,7 @@ class History:
           TypeError: if the report is not a dict of numbers and arrays, or is traced.
           ValueError: if the report is empty, or not like those before.
         """
-        self._check(report, lambda value: np.shape(value))
+        self._check(report, np.shape)
         on_device = {k: v for k, v in report.items() if isinstance(v, jax.Array)}
         elsewhere = {k: np.array(v) for k, v in report.items() if k not in on_device}
         self._late.append(elsewhere | (_copied(on_device) if on_device else {}))

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optaxclip.tuning.tables import number
-from optaxclip.tuning.tracks import Track
-from optaxclip.tuning.wording import GUARD, share_of, typical
+from optaxclip.tuning.tables import number, share_of, typical
+from optaxclip.tuning.tracks import Track, above
 
+GUARD = 0.3  # the largest share of the steps that counts as rare
 _RULE = 0.5  # the share from which on a limit is the rule, not an exception
 _SAME = 1e-3  # a relative difference that does not count
 _LOOK_AGAIN = "Norms move when the limit does, so look again after a change."
@@ -152,7 +152,7 @@ def _role(share: float, acting: _Acting, of_weights: bool, steady: bool) -> str:
 def _several(acting: _Acting, groups: tuple[str, ...], of_weights: bool) -> list[str]:
     """Judge each group by itself."""
     bounded = np.isfinite(acting.limit)
-    over = ~(acting.before <= acting.limit) & bounded
+    over = above(acting.before, acting.limit)
     shares = over.sum(axis=0) / np.maximum(bounded.sum(axis=0), 1)
     steady = _steady(acting.limit)
     stories = np.array([_story(share) for share in shares])

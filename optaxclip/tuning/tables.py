@@ -1,7 +1,9 @@
-"""Numbers in columns, for a terminal."""
+"""Numbers as text: alone, in sentences and in columns."""
 
 import math
 from collections.abc import Sequence
+
+import numpy as np
 
 
 def number(value: float) -> str:
@@ -12,6 +14,22 @@ def number(value: float) -> str:
 def percent(share: float) -> str:
     """Write a share in percent."""
     return "-" if math.isnan(share) else f"{100 * share:.1f}%"
+
+
+def share_of(share: float, whole: str = "the steps") -> str:
+    """Write a share as in ``12% of the steps``, or ``all the steps``."""
+    if share in (0, 1):
+        return f"all {whole}" if share else f"none of {whole}"
+    return f"{100 * share:.3g}% of {whole}"
+
+
+def typical(norms: np.ndarray) -> str:
+    """Say what norms are typical, and which are rare."""
+    finite = norms[np.isfinite(norms)]
+    if not finite.size:
+        return "no norm was finite"
+    half, tenth = (number(float(x)) for x in np.quantile(finite, (0.5, 0.9)))
+    return f"half of the norms were above {half}, and a tenth above {tenth}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from optaxclip.tuning.columns import Columns
 from optaxclip.tuning.tables import number, percent, table
-from optaxclip.tuning.tracks import Track, tracks_of
+from optaxclip.tuning.tracks import Track, above, tracks_of
 
 _GROUPS_SHOWN = 10
 
@@ -96,7 +96,7 @@ def _only(track: Track, column: int) -> Track:
     if before is not None:
         broken = ~np.isfinite(before[:, 0])
         if limit is not None and clipped is not None:
-            clipped = _above(before, limit)[:, 0].astype(float)
+            clipped = above(before, limit)[:, 0].astype(float)
     return track._replace(
         groups=track.groups[column : column + 1],
         before=before,
@@ -105,11 +105,6 @@ def _only(track: Track, column: int) -> Track:
         clipped=clipped,
         broken=broken,
     )
-
-
-def _above(norms: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Tell which norms are clipped, NaN among them, as reports do."""
-    return ~(norms <= limits) & np.isfinite(limits)
 
 
 def _total(track: Track) -> Total:

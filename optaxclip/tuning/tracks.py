@@ -35,6 +35,20 @@ def tracks_of(columns: Columns) -> dict[str, Track]:
     return {name: _track(columns, name) for name in names_in(columns)}
 
 
+def above(norms: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Tell which norms are clipped, NaN among them, as reports do."""
+    return ~(norms <= limits) & np.isfinite(limits)
+
+
+def left_out(tracks: dict[str, Track]) -> np.ndarray:
+    """Tell which steps any guard skipped."""
+    skipped = [
+        np.zeros_like(track.broken) if track.skipped is None else track.skipped
+        for track in tracks.values()
+    ]
+    return np.asarray(np.any(skipped, axis=0))
+
+
 def candidates(tracks: dict[str, Track]) -> list[str]:
     """Return the names that have norms: those with limits, or else the others."""
     normed = [name for name, track in tracks.items() if track.before is not None]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 
 import numpy as np
 
 from optaxclip.tuning.columns import later
 from optaxclip.tuning.history import History
-from optaxclip.tuning.judging import clipper_words
-from optaxclip.tuning.tracks import Track, tracks_of
-from optaxclip.tuning.wording import guard_words, share_of, watch_words
+from optaxclip.tuning.judging import GUARD, clipper_words
+from optaxclip.tuning.tables import share_of, typical
+from optaxclip.tuning.tracks import Track, left_out, tracks_of
 
 _SPHERE = "It holds the parameters on their spheres, by design."
 _LENGTH = "It sets the length of every step, by design: it is a learning rate."
@@ -49,9 +50,11 @@ def verdict(history: History, since: int = 0) -> Verdicts:
       since: the number of steps to leave out at the start.
 
     Returns:
-      A dict from the name of each clipper and guard to some sentences. Names that
-      contain ``weight`` or ``qk_clip`` are taken to bound parameters, and those of
-      `hyperball`, `normalize_weights` and `relative_update` have no limit to choose.
+      A dict from the name of each clipper and guard to some sentences. A report does
+      not say what it measures, so names that contain ``weight`` or ``qk_clip`` are
+      taken to bound parameters, and those of `hyperball`, `normalize_weights` and
+      `relative_update` have no limit to choose; a `name` of your own is taken for that
+      of a clipper of updates, unless it contains ``weight``.
 
     Raises:
       ValueError: if there is no step from `since` on.
@@ -72,17 +75,15 @@ def verdict(history: History, since: int = 0) -> Verdicts:
     """
     columns = later(history.columns, since)
     tracks = tracks_of(columns)
-    skipped = [t.skipped for t in tracks.values() if t.skipped is not None]
-    steps = max((len(track.broken) for track in tracks.values()), default=0)
-    left_out = np.any(skipped, axis=0) if skipped else np.zeros(steps, bool)
+    skipped = left_out(tracks)
     words = {
-        name: " ".join(_words(name, track, left_out, since))
+        name: " ".join(_words(name, track, skipped, since))
         for name, track in tracks.items()
     }
     return Verdicts(words)
 
 
-def _words(name: str, track: Track, left_out: np.ndarray, since: int) -> list[str]:
+def _words(name: str, track: Track, skipped: np.ndarray, since: int) -> list[str]:
     if not track.broken.size:
         return ["It has taken no step."]
     broken = np.flatnonzero(track.broken)
@@ -92,16 +93,40 @@ def _words(name: str, track: Track, left_out: np.ndarray, since: int) -> list[st
         if track.broken[broken[0] :].all():
             return [f"From step {first} on no step was finite: training diverged."]
         share = share_of(broken.size / len(track.broken))
-        alone = track.before is None or left_out[broken].all()
+        alone = track.before is None or skipped[broken].all()
         remedy = "they were left out"
         if not alone:
             remedy = "no limit mends these, so skip them with skip_nonfinite"
         said.append(f"{share} were not finite, from step {first} on; {remedy}.")
     if track.skipped is not None:
-        return said + guard_words(track)
+        return said + _guard_words(track)
     if track.limit is None:
-        return said + watch_words(track)
-    if name in _BY_DESIGN:
-        return [*said, _BY_DESIGN[name]]
+        return said + _watch_words(track)
+    kind = re.sub(r"_\d+$", "", name)  # `optaxclip.report` numbers the later ones
+    if kind in _BY_DESIGN:
+        return [*said, _BY_DESIGN[kind]]
     of_weights = any(part in name for part in _OF_WEIGHTS)
-    return said + clipper_words(track, ~left_out & ~track.broken, of_weights)
+    return said + clipper_words(track, ~skipped & ~track.broken, of_weights)
+
+
+def _watch_words(track: Track) -> list[str]:
+    """Say what was measured where nothing is limited."""
+    if track.before is None:
+        return [] if track.broken.any() else ["Every step was finite."]
+    return [f"It limits nothing: {typical(track.before)}."]
+
+
+def _guard_words(track: Track) -> list[str]:
+    """Say how often a guard skipped a step that was finite."""
+    assert track.skipped is not None
+    if track.before is None:
+        return (
+            [] if track.broken.any() else ["Every step was finite, and none skipped."]
+        )
+    share = float(np.mean(track.skipped & ~track.broken))
+    if not share:
+        return ["It skipped no step that was finite."]
+    said = f"It skipped {share_of(share)}"
+    if share <= GUARD:
+        return [f"{said}: it guards against rare large ones."]
+    return [f"{said}, so what they would have taught is lost: raise its threshold."]

@@ -10,15 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.stability.task import (
-    Params,
-    Task,
-    cross_entropy,
-    error_rate,
-    half_decades,
-    normal,
-)
-from benchmarks.stability.tasks.digits import digits
+from benchmarks.stability.task import Params, Task, half_decades, loss_of, normal
+from benchmarks.stability.tasks.digits import digits, score_of
 
 CHANNELS, BLOCKS, EXAMPLES = 12, 6, 6400
 
@@ -58,22 +51,11 @@ def logits(params: Params, image: jax.Array) -> jax.Array:
     return x.ravel() @ params["last"] + params["last_bias"]
 
 
-def loss(params: Params, example: tuple[jax.Array, jax.Array]) -> jax.Array:
-    image, label = example
-    return cross_entropy(logits(params, image), label)
-
-
 def batch(size: int, key: jax.Array, variant: jax.Array):
     del variant
     images, labels, *_ = map(jnp.asarray, digits())
     rows = jax.random.randint(key, (size,), 0, len(labels))
     return images[rows], labels[rows]
-
-
-def score(params: Params, key: jax.Array) -> jax.Array:
-    del key
-    *_, images, labels = map(jnp.asarray, digits())
-    return error_rate(jax.vmap(logits, (None, 0))(params, images), labels)
 
 
 def convolutional(size: int) -> Task:
@@ -82,8 +64,8 @@ def convolutional(size: int) -> Task:
         title=f"norm-free convolutions, digits in batches of {size}, momentum",
         init=init,
         batch=partial(batch, size),
-        loss=loss,
-        score=score,
+        loss=loss_of(logits),
+        score=score_of(logits),
         measured="share of wrong answers",
         direction=partial(optax.trace, 0.9, nesterov=True),
         rates=half_decades(-7, -1),

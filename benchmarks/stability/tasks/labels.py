@@ -8,15 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.stability.task import (
-    Params,
-    Task,
-    cross_entropy,
-    error_rate,
-    half_decades,
-    normal,
-)
-from benchmarks.stability.tasks.digits import digits
+from benchmarks.stability.task import Params, Task, half_decades, loss_of, normal
+from benchmarks.stability.tasks.digits import digits, score_of
 
 HIDDEN, BATCH = 32, 32
 
@@ -36,11 +29,6 @@ def logits(params: Params, image: jax.Array) -> jax.Array:
     return hidden @ params["last"] + params["last_bias"]
 
 
-def loss(params: Params, example: tuple[jax.Array, jax.Array]) -> jax.Array:
-    image, label = example
-    return cross_entropy(logits(params, image), label)
-
-
 def batch(key: jax.Array, variant: jax.Array):
     """Some of the labels wrong, and the images of these many times as bright."""
     wrong, brightness = variant
@@ -55,20 +43,14 @@ def batch(key: jax.Array, variant: jax.Array):
     return images, jnp.where(broken, (labels + other) % 10, labels)
 
 
-def score(params: Params, key: jax.Array) -> jax.Array:
-    del key
-    *_, images, labels = map(jnp.asarray, digits())
-    return error_rate(jax.vmap(logits, (None, 0))(params, images), labels)
-
-
 TASKS = (
     Task(
         name="labels",
         title="digits of which some are broken, small network, SGD",
         init=init,
         batch=batch,
-        loss=loss,
-        score=score,
+        loss=loss_of(logits),
+        score=score_of(logits),
         measured="share of wrong answers",
         direction=optax.identity,
         rates=half_decades(-5, 1),
@@ -86,8 +68,8 @@ TASKS = (
         title="digits that are all right, small network, Adam",
         init=init,
         batch=batch,
-        loss=loss,
-        score=score,
+        loss=loss_of(logits),
+        score=score_of(logits),
         measured="share of wrong answers",
         direction=optax.scale_by_adam,
         rates=half_decades(-7, -1),

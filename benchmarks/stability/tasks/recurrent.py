@@ -10,13 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.stability.task import (
-    Params,
-    Task,
-    cross_entropy,
-    error_rate,
-    half_decades,
-)
+from benchmarks.stability.task import Params, Task, error_rate, half_decades, loss_of
 
 SYMBOLS, CLASSES, HIDDEN, BATCH = 6, 4, 32, 16
 
@@ -61,11 +55,6 @@ def logits(params: Params, sequence: jax.Array) -> jax.Array:
     return state @ params["output"] + params["output_bias"]
 
 
-def loss(params: Params, example: tuple[jax.Array, jax.Array]) -> jax.Array:
-    sequence, answer = example
-    return cross_entropy(logits(params, sequence), answer)
-
-
 def score(length: int, params: Params, key: jax.Array) -> jax.Array:
     sequences, answers = draw(length, key, 256)
     return error_rate(jax.vmap(logits, (None, 0))(params, sequences), answers)
@@ -77,7 +66,7 @@ def recurrent(length: int) -> Task:
         title=f"temporal order, {length} symbols, tanh network, SGD",
         init=init,
         batch=partial(batch, length),
-        loss=loss,
+        loss=loss_of(logits),
         score=partial(score, length),
         measured="share of wrong answers",
         direction=optax.identity,
