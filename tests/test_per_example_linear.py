@@ -137,6 +137,17 @@ def test_parameters_in_bfloat16_are_summed_in_float32_after_a_jitted_cast():
     assert distance(grads, [g.mean(0) for g in gradients]) < 2**-8
 
 
+def test_what_scales_a_matrix_is_not_rounded_with_its_layer():
+    def scaled(w, x):
+        y = x.astype(jnp.bfloat16) @ (w * 1.0038).astype(jnp.bfloat16)
+        return jnp.sum(y.astype(jnp.float32) ** 2)
+
+    w, x = jnp.full((24, 20), 0.01), jnp.ones((2, 24))
+    gradients = stacked_gradients(scaled, w, (x,))
+    norms = jax.jit(optaxclip.per_example_norms(scaled))(w, x)
+    np.testing.assert_allclose(norms, norms_of(gradients), rtol=1e-5)
+
+
 def test_a_small_integer_may_be_a_factor():
     def product(w, x):
         y = jnp.dot(x, w, preferred_element_type=jnp.float32)

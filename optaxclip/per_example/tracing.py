@@ -126,6 +126,30 @@ def _told(x: Any) -> str:
     return f"an array of {jnp.shape(x)}" if _is_number(x) else type(x).__name__
 
 
+def _checked(result: Any, has_aux: bool) -> tuple[Any, Any]:
+    """Return the number and the auxiliary output that a loss returned."""
+    if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(
+            "loss must return a pair (value, aux) where has_aux is True, not "
+            f"{_told(result)}."
+        )
+    value: Any
+    value, aux = result if has_aux else (result, None)
+    if not _is_number(value) or jnp.shape(value):
+        raise TypeError(
+            f"loss must return one number for one example, not {_told(value)}; "
+            "reduce it with a sum or mean over all but the examples, or set "
+            "has_aux=True."
+        )
+    dtype = jnp.asarray(value).dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            "loss must return a floating-point number, not one of type "
+            f"{dtype}; convert it to float."
+        )
+    return value, aux
+
+
 def trace(
     loss: Callable[..., Any],
     params: PyTree,
@@ -140,27 +164,7 @@ def trace(
         given = iter(arrays)
         parts = [next(given) if hasattr(x, "dtype") else x for x in leaves]
         example = jax.tree.unflatten(treedef, parts)
-        result = loss(params, *example)
-        if has_aux and not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError(
-                "loss must return a pair (value, aux) where has_aux is True, not "
-                f"{_told(result)}."
-            )
-        value: Any
-        value, aux = result if has_aux else (result, None)
-        if not _is_number(value) or jnp.shape(value):
-            raise TypeError(
-                f"loss must return one number for one example, not {_told(value)}; "
-                "reduce it with a sum or mean over all but the examples, or set "
-                "has_aux=True."
-            )
-        dtype = jnp.asarray(value).dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                "loss must return a floating-point number, not one of type "
-                f"{dtype}; convert it to float."
-            )
-        return value, aux
+        return _checked(loss(params, *example), has_aux)
 
     gradient = jax.value_and_grad(both, has_aux=True)
     closed, shape = jax.make_jaxpr(gradient, return_shape=True)(
