@@ -137,6 +137,17 @@ def test_parameters_in_bfloat16_are_summed_in_float32_after_a_jitted_cast():
     assert distance(grads, [g.mean(0) for g in gradients]) < 2**-8
 
 
+def test_what_scales_a_matrix_is_not_rounded_with_its_layer():
+    def scaled(w, x):
+        y = x.astype(jnp.bfloat16) @ (w * 1.0038).astype(jnp.bfloat16)
+        return jnp.sum(y.astype(jnp.float32) ** 2)
+
+    w, x = jnp.full((24, 20), 0.01), jnp.ones((2, 24))
+    gradients = stacked_gradients(scaled, w, (x,))
+    norms = jax.jit(optaxclip.per_example_norms(scaled))(w, x)
+    np.testing.assert_allclose(norms, norms_of(gradients), rtol=1e-5)
+
+
 def test_a_small_integer_may_be_a_factor():
     def product(w, x):
         y = jnp.dot(x, w, preferred_element_type=jnp.float32)
@@ -267,14 +278,47 @@ def test_two_passes_hold_nothing_of_a_layer_and_measure_extremes():
     grad = optaxclip.clipped_grad(rematerialized, 1.0)
     program = str(jax.make_jaxpr(grad)(REMATERIALIZED, INPUTS))
     assert "f32[3,6,4,24]" not in program  # cotangents of all layers
+    gradients = stacked_gradients(rematerialized, REMATERIALIZED, (INPUTS,))
     for scale in (1e-25, 1e25):
-        params = jax.tree.map(jnp.zeros_like, REMATERIALIZED)
 
         def extreme(params, x, scale=scale):
             return rematerialized(params, x) * scale
 
-        gradients = stacked_gradients(
-            lambda p, x: rematerialized(p, x), params, (INPUTS,)
-        )
-        norms = jax.jit(optaxclip.per_example_norms(extreme))(params, INPUTS)
+        norms = jax.jit(optaxclip.per_example_norms(extreme))(REMATERIALIZED, INPUTS)
         np.testing.assert_allclose(norms / scale, norms_of(gradients), rtol=1e-5)
+
+
+def narrowed(dtype):
+    """One matrix, multiplied in another type by a layer that is computed again."""
+
+    @jax.checkpoint
+    def layer(w, x):
+        return x.astype(dtype) @ w.astype(dtype)
+
+    return lambda w, x: jnp.sum(layer(w, x).astype(jnp.float32))
+
+
+def test_an_example_moves_a_sum_of_layers_in_bfloat16_by_no_more_than_its_limit():
+    x = jnp.linspace(jnp.full(24, 0.9), jnp.full(24, 1.3), 600)
+    gradient = optaxclip.clipped_grad(narrowed(jnp.bfloat16), 1.0, denominator=1)
+    step, w = jax.jit(gradient), jnp.zeros((24, 8))
+    with_one, without = (step(w, x, mask=jnp.arange(600) < n) for n in (512, 511))
+    moved = np.linalg.norm(np.asarray(with_one - without, np.float64))
+    assert moved == pytest.approx(gradient.sensitivity(), rel=1e-3)
+
+
+def test_a_large_denominator_does_not_underflow_in_layers_of_float16():
+    x, w, loss = random(0, 4, 24), random(1, 24, 8), narrowed(jnp.float16)
+    gradients = stacked_gradients(loss, w, (x,))
+    grads = jax.jit(optaxclip.clipped_grad(loss, 1e-3, denominator=1e6))(w, x)
+    wanted = [g * 4e-6 for g in clipped_mean(gradients, 1e-3)]
+    assert distance(grads, wanted) < 1e-5
+
+
+def test_two_passes_shrink_large_gradients_to_small_limits():
+    def large(params, x):
+        return rematerialized(params, x) * 1e24
+
+    gradients = stacked_gradients(large, REMATERIALIZED, (INPUTS,))
+    grads = jax.jit(optaxclip.clipped_grad(large, 1e-18))(REMATERIALIZED, INPUTS)
+    assert distance(grads, clipped_mean(gradients, 1e-18)) < 1e-5

@@ -98,6 +98,7 @@ class Loop:
 
     def __init__(self, eqn: JaxprEqn, program: Any):
         self.program = program
+        self.programs = [program]
         self.length: int = eqn.params["length"]
         self.order = {name: eqn.params[name] for name in ("reverse", "unroll")}
         # Ranks show what is stacked, without relying on parameter names.

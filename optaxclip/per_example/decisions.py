@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool
 from optaxclip.mesh import vary, varying_axes
 from optaxclip.norms import Magnitude
 from optaxclip.per_example.limits import Limits
-from optaxclip.per_example.ways import Factors, Squares, precision_of
+from optaxclip.per_example.ways import Factors, InUnits, Squares, precision_of
 from optaxclip.responses import Response
 from optaxclip.responses.apply import nonnegative
 
@@ -54,16 +54,11 @@ def _(size: int, batched: Any, decision: Array) -> tuple[Array, bool]:
 
 
 # Squares and units of each leaf, given which of its examples are doubtful.
-Again = Callable[[list[Array], Any, np.dtype], Sums]
+Again = Callable[[list[Array], np.dtype], Sums]
 
 
 def measure_examples(
-    plain: list[Squares],
-    again: Again,
-    kept: Any,
-    groups: LeafGroups,
-    mask: Array,
-    dtype: np.dtype,
+    plain: list[Squares], again: Again, groups: LeafGroups, mask: Array, dtype: np.dtype
 ) -> list[Magnitude]:
     """Measure each group of leaves.
 
@@ -73,71 +68,70 @@ def measure_examples(
 
     Args:
       plain: the squared norms of each leaf's gradients.
-      again: measures leaves again, given the examples for each leaf, `kept` and
-        the dtype.
-      kept: what `again` needs.
+      again: measures leaves again, given the examples for each leaf and the dtype.
       groups: the leaves that are measured together.
       mask: the examples that count.
       dtype: the dtype of norms.
     """
-    over = varying_axes(mask)
-    zero = vary(jnp.zeros(mask.shape, dtype), over)
-    one = vary(jnp.ones(mask.shape, dtype), over)
-    # Below this, terms lost to underflow may affect the last bit of a sum.
-    faint = float(jnp.finfo(dtype).tiny) / float(jnp.finfo(dtype).eps) * 2.0**20
-
-    def in_group(terms: list[Array], group: tuple[int, ...]) -> Array:
-        return functools.reduce(jnp.add, (terms[i] for i in group), zero)
-
-    def doubtful(total: Array, error: Array) -> Array:
-        trusted = (total >= faint) & (total < jnp.inf)
-        return mask & ~(trusted & (error <= precision_of(dtype) * total))
-
-    totals = [jnp.broadcast_to(s.total.astype(dtype), mask.shape) for s in plain]
+    zero = vary(jnp.zeros(mask.shape, dtype), varying_axes(mask))
+    totals = [zero + s.total.astype(dtype) for s in plain]
     errors = [zero if s.error is None else zero + s.error.astype(dtype) for s in plain]
-    found = [in_group(totals, g) for g in groups]
+    found = [_added(totals, group, zero) for group in groups]
     unusual = [
-        doubtful(total, in_group(errors, g))
-        for total, g in zip(found, groups, strict=True)
+        mask & _doubtful(total, _added(errors, group, zero))
+        for total, group in zip(found, groups, strict=True)
     ]
 
-    def precisely(kept: Any) -> Sums:
-        asked = [vary(jnp.zeros(mask.shape, bool), over)] * len(plain)
+    def precisely() -> Sums:
+        asked = [zero != 0] * len(plain)
         for group, which in zip(groups, unusual, strict=True):
             for i in group:
-                asked[i] = which & doubtful(totals[i], errors[i])
-        squares, units = again(asked, kept, dtype)
-        squares = [
-            jnp.where(which, square.astype(dtype), total)
-            for which, square, total in zip(asked, squares, totals, strict=True)
-        ]
-        units = [
-            jnp.where(square == 0, zero, jnp.where(which, unit.astype(dtype), one))
-            for which, unit, square in zip(asked, units, squares, strict=True)
-        ]
-        common = [
-            functools.reduce(jnp.maximum, (units[i] for i in group), zero)
-            for group in groups
-        ]
-        # The reciprocal of the largest power of two may be flushed to 0.
-        cap = 2.0 ** (int(jnp.finfo(dtype).maxexp) - 2)
-        common = [jnp.where(unit == 0, one, jnp.minimum(unit, cap)) for unit in common]
-        sums = [
-            in_group(
-                [s * jnp.square(u / unit) for s, u in zip(squares, units, strict=True)],
-                group,
-            )
-            for unit, group in zip(common, groups, strict=True)
-        ]
-        return sums, common
+                asked[i] = which & _doubtful(totals[i], errors[i])
+        squares, units = again(asked, dtype)
+        each = zip(asked, squares, units, totals, strict=True)
+        return _in_common_units([_either(*one) for one in each], groups, zero)
 
     sums, units = jax.lax.cond(
         for_any_member(jnp.any(jnp.stack(unusual))),
         precisely,
-        lambda _: (found, [one for _ in groups]),
-        kept,
+        lambda: (found, [zero + 1 for _ in groups]),
     )
     return [Magnitude(jnp.sqrt(s), 1 / u) for s, u in zip(sums, units, strict=True)]
+
+
+def _added(terms: list[Array], group: tuple[int, ...], zero: Array) -> Array:
+    return functools.reduce(jnp.add, (terms[i] for i in group), zero)
+
+
+def _doubtful(total: Array, error: Array) -> Array:
+    """Return where a square is not to be trusted."""
+    finfo = jnp.finfo(total.dtype)
+    # Below this, terms lost to underflow may affect the last bit of a sum.
+    faint = float(finfo.tiny) / float(finfo.eps) * 2.0**20
+    trusted = (total >= faint) & (total < jnp.inf)
+    return ~(trusted & (error <= precision_of(total.dtype) * total))
+
+
+def _either(asked: Array, square: Array, unit: Array, total: Array) -> InUnits:
+    """Choose between a leaf's new squares and its first ones; zeros have no unit."""
+    square = jnp.where(asked, square.astype(total.dtype), total)
+    unit = jnp.where(asked, unit.astype(total.dtype), jnp.ones_like(total))
+    return square, jnp.where(square == 0, jnp.zeros_like(unit), unit)
+
+
+def _in_common_units(leaves: list[InUnits], groups: LeafGroups, zero: Array) -> Sums:
+    """Add up the squares of each group, in the largest of their units."""
+    sums, common = [], []
+    squares, units = zip(*leaves, strict=True)
+    # The reciprocal of the largest power of two may be flushed to 0.
+    cap = 2.0 ** (int(jnp.finfo(zero.dtype).maxexp) - 2)
+    for group in groups:
+        largest = functools.reduce(jnp.maximum, (units[i] for i in group), zero)
+        unit = jnp.where(largest == 0, zero + 1, jnp.minimum(largest, cap))
+        terms = (squares[i] * jnp.square(units[i] / unit) for i in group)
+        sums.append(functools.reduce(jnp.add, terms, zero))
+        common.append(unit)
+    return sums, common
 
 
 def decide(

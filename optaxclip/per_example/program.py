@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal
 
 from optaxclip.jaxprs import (
@@ -48,6 +49,7 @@ class Program:
       equations: how the others are computed, in order.
       outputs: its results.
       rematerializes: whether a part of it computes again what it does not store.
+      narrow: whether it computes anything in less than float32.
     """
 
     def __init__(self, traced: TracedProgram):
@@ -57,6 +59,11 @@ class Program:
         self.equations: list[Equation] = []
         self.rematerializes = False
         self.outputs = self._write_out(traced, self.inputs)
+        made = (out for equation in self.equations for out in equation.outputs)
+        self.narrow = any(map(_is_narrow, (*made, *self.outputs)))
+        for equation in self.equations:
+            if equation.call is not None:
+                self.narrow |= any(inner.narrow for inner in equation.call.programs)
 
     def _write_out(
         self, traced: TracedProgram, inputs: Sequence[Value | Fixed]
@@ -142,6 +149,11 @@ class Program:
             else:
                 known |= zip(equation.outputs, equation.run(values), strict=True)
         return [read(atom) for atom in wanted]
+
+
+def _is_narrow(atom: Atom) -> bool:
+    dtype = atom.aval.dtype
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
 def _equation(

@@ -1,6 +1,7 @@
 """Steps from products to a gradient, applied to the factors of the products.
 
-What a step does along an axis is done to the factor that has it.
+What a step does along an axis is done to the factor that has it, and numbers are
+multiplied and added in at least float32.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from optaxclip.numbers import widen
 from optaxclip.per_example.calls import Atom
 from optaxclip.per_example.layouts import HIGHEST
 from optaxclip.per_example.places import (
@@ -120,7 +122,7 @@ def _reduce_sum(made: Made, stacked: int, piece: Piece) -> Piece:
         if not at and not set(alone) & set(factor.rows):
             return factor
         axes = tuple(a for a in factor.axes if a not in alone)
-        return _with_change(factor, axes, lambda x: jnp.sum(x, at))
+        return _with_change(factor, axes, lambda x: jnp.sum(widen(x), at))
 
     product = _both(piece.product, of_factor)
     axes = tuple(a for a in product.axes if a not in gone)
@@ -149,6 +151,7 @@ def _scaled(made: Made, stacked: int, piece: Piece) -> Piece:
         shape = [1] * x.ndim
         if at is not None:
             shape[at] = -1
+        x = widen(x)
         by = jnp.asarray(by, x.dtype).reshape(shape)
         return x / by if divided else x * by
 
@@ -189,7 +192,7 @@ def _contracted(made: Made, stacked: int, piece: Piece) -> Piece:
 
         def run(x: Array, by: Array) -> Array:
             with jax.numpy_dtype_promotion("standard"):
-                return jnp.tensordot(x, by, (at, yours), precision=HIGHEST)
+                return jnp.tensordot(widen(x), by, (at, yours), precision=HIGHEST)
 
         return _with_change(factor, axes, run, atom)
 

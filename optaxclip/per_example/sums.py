@@ -140,18 +140,22 @@ def add_up(
 ) -> tuple[PerExample, list[Array]]:
     """Clip each example's gradient, and sum them, divided by a number, leaf by leaf."""
     traced = examples.trace(loss)
-    params, mask = examples.params, examples.mask
-    if runs_twice(traced, limits.groups):
-        found = in_two_passes(
-            traced, loss.alone, params, examples.batch, examples.in_axes
-        )
-    else:
-        found = traced.record(params, examples.batch, examples.in_axes)
+    twice = runs_twice(traced, limits.groups)
+    found = _evaluated(traced, loss, examples, twice)
     sizes = _sizes(found, limits, examples)
-    weights = decide(sizes, limits, response, mask)
+    weights = decide(sizes, limits, response, examples.mask)
     factors = limits.of_leaves(weights.divided(number))
-    totals = found.totals(factors, weights.good, params)
-    return _told(found, limits, sizes, mask), totals
+    totals = found.totals(factors, weights.good, examples.params)
+    return _told(found, limits, sizes, examples.mask), totals
+
+
+def _evaluated(
+    traced: Traced, loss: Loss, examples: Examples, twice: bool
+) -> Recorded | Twice:
+    params, in_axes, batch, _ = examples
+    if twice:
+        return in_two_passes(traced, loss.alone, params, batch, in_axes)
+    return traced.record(params, batch, in_axes)
 
 
 def _sizes(
@@ -160,7 +164,6 @@ def _sizes(
     return measure_examples(
         found.squares(),
         found.again,
-        found.kept,
         limits.groups,
         examples.mask,
         examples.dtype(),
@@ -177,11 +180,7 @@ def _told(
 def measure_norms(loss: Loss, groups: Limits, examples: Examples) -> PerExample:
     """Measure each example's gradient."""
     traced = examples.trace(loss)
-    params, batch, in_axes = examples.params, examples.batch, examples.in_axes
-    if traced.program.rematerializes:
-        found = in_two_passes(traced, loss.alone, params, batch, in_axes)
-    else:
-        found = traced.record(params, batch, in_axes)
+    found = _evaluated(traced, loss, examples, traced.program.rematerializes)
     sizes = _sizes(found, groups, examples)
     return _told(found, groups, sizes, examples.mask)
 

@@ -1,6 +1,6 @@
 """Trace the gradient of one example, and evaluate the trace for a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -43,13 +43,13 @@ class Recorded(NamedTuple):
             for way, held in zip(self.ways, self.kept, strict=True)
         ]
 
-    def again(self, asked: list[jax.Array], kept: list[Kept], dtype: np.dtype) -> Sums:
+    def again(self, asked: list[jax.Array], dtype: np.dtype) -> Sums:
         """Square again, where that is asked for, the gradients themselves."""
         found = [
             (jnp.zeros_like(which, jnp.float32),) * 2
             if way is None
             else measured_again(way, held, which, dtype)
-            for way, held, which in zip(self.ways, kept, asked, strict=True)
+            for way, held, which in zip(self.ways, self.kept, asked, strict=True)
         ]
         return [square for square, _ in found], [unit for _, unit in found]
 
@@ -72,30 +72,41 @@ class Traced:
     plans: list[Plan]
     aux: Any
 
-    def record(
-        self, params: PyTree, batch: Batch, in_axes: tuple[Any, ...]
-    ) -> Recorded:
-        """Evaluate one forward and backward pass, up to the factors of products."""
+    def evaluate(
+        self,
+        params: PyTree,
+        batch: Batch,
+        in_axes: tuple[Any, ...],
+        atoms: Sequence[Atom],
+    ) -> tuple[jax.Array, PyTree, list[jax.Array]]:
+        """Return the losses of a batch, its auxiliary outputs, and further values."""
         outputs = self.program.outputs
         known = outputs[: len(outputs) - len(self.plans)]
-        ways = [plan.way for plan in self.plans]
-        atoms = [atom for way in ways if way is not None for atom in way.atoms]
 
-        def evaluate(*example: Any) -> list[Any]:
+        def of_one(*example: Any) -> list[jax.Array]:
             args = arrays_of((params, *example))
             found = self.program.evaluate(args, [*known, *atoms])
             return [jnp.asarray(x) for x in found]
 
-        found = jax.vmap(evaluate, in_axes)(*batch)
+        found = jax.vmap(of_one, in_axes)(*batch)
+        aux = jax.tree.unflatten(self.aux, found[1 : len(known)])
+        return found[0], aux, found[len(known) :]
+
+    def record(
+        self, params: PyTree, batch: Batch, in_axes: tuple[Any, ...]
+    ) -> Recorded:
+        """Evaluate one forward and backward pass, up to the factors of products."""
+        ways = [plan.way for plan in self.plans]
+        atoms = [atom for way in ways if way is not None for atom in way.atoms]
+        value, aux, found = self.evaluate(params, batch, in_axes, atoms)
         values = self.shared_values(params, batch)
         ways = [None if way is None else way.knowing(values) for way in ways]
-        held = iter(found[len(known) :])
+        held = iter(found)
         kept = [
             () if way is None else way.hold([next(held) for _ in way.atoms])
             for way in ways
         ]
-        aux = jax.tree.unflatten(self.aux, found[1 : len(known)])
-        return Recorded(found[0], aux, ways, kept)
+        return Recorded(value, aux, ways, kept)
 
     def shared_values(self, params: PyTree, batch: Batch) -> dict[Atom, Any]:
         """Evaluate what all examples share; no example is read."""
@@ -115,6 +126,30 @@ def _told(x: Any) -> str:
     return f"an array of {jnp.shape(x)}" if _is_number(x) else type(x).__name__
 
 
+def _checked(result: Any, has_aux: bool) -> tuple[Any, Any]:
+    """Return the number and the auxiliary output that a loss returned."""
+    if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(
+            "loss must return a pair (value, aux) where has_aux is True, not "
+            f"{_told(result)}."
+        )
+    value: Any
+    value, aux = result if has_aux else (result, None)
+    if not _is_number(value) or jnp.shape(value):
+        raise TypeError(
+            f"loss must return one number for one example, not {_told(value)}; "
+            "reduce it with a sum or mean over all but the examples, or set "
+            "has_aux=True."
+        )
+    dtype = jnp.asarray(value).dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            "loss must return a floating-point number, not one of type "
+            f"{dtype}; convert it to float."
+        )
+    return value, aux
+
+
 def trace(
     loss: Callable[..., Any],
     params: PyTree,
@@ -129,27 +164,7 @@ def trace(
         given = iter(arrays)
         parts = [next(given) if hasattr(x, "dtype") else x for x in leaves]
         example = jax.tree.unflatten(treedef, parts)
-        result = loss(params, *example)
-        if has_aux and not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError(
-                "loss must return a pair (value, aux) where has_aux is True, not "
-                f"{_told(result)}."
-            )
-        value: Any
-        value, aux = result if has_aux else (result, None)
-        if not _is_number(value) or jnp.shape(value):
-            raise TypeError(
-                f"loss must return one number for one example, not {_told(value)}; "
-                "reduce it with a sum or mean over all but the examples, or set "
-                "has_aux=True."
-            )
-        dtype = jnp.asarray(value).dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                "loss must return a floating-point number, not one of type "
-                f"{dtype}; convert it to float."
-            )
-        return value, aux
+        return _checked(loss(params, *example), has_aux)
 
     gradient = jax.value_and_grad(both, has_aux=True)
     closed, shape = jax.make_jaxpr(gradient, return_shape=True)(

@@ -16,15 +16,15 @@ import numpy as np
 from jaxtyping import PyTree
 
 from optaxclip.mesh import vary, varying_axes
-from optaxclip.numbers import widen
-from optaxclip.per_example.batches import Batch, arrays_of, replaced
+from optaxclip.numbers import multiply
+from optaxclip.per_example.batches import Batch, replaced
 from optaxclip.per_example.calls import Atom, Inner, Reduced
 from optaxclip.per_example.decisions import LeafGroups, Sums
 from optaxclip.per_example.linear import Linear
 from optaxclip.per_example.microbatches import in_microbatches
 from optaxclip.per_example.plans import Plan
 from optaxclip.per_example.tracing import Traced
-from optaxclip.per_example.ways import Factors, Squares, Way, squared_in_units
+from optaxclip.per_example.ways import Factors, Squares, Way, in_units, squared_in_units
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,12 @@ class Twice:
     value: jax.Array
     aux: PyTree
     found: list[Squares]
-    kept: tuple = ()
 
     def squares(self) -> list[Squares]:
         """Return the squared norms of each leaf's gradients."""
         return self.found
 
-    def again(self, asked: list[jax.Array], kept: Any, dtype: np.dtype) -> Sums:
+    def again(self, asked: list[jax.Array], dtype: np.dtype) -> Sums:
         """Square again the gradients of examples for which that is asked."""
         chunks, together = in_microbatches(self.in_axes, self.batch, 1)
         axes = (None, *self.in_axes)
@@ -82,7 +81,8 @@ class Twice:
         """Sum each leaf's gradients, multiplied by the factors.
 
         What is not finite would spoil the sum even if it were multiplied by 0, so that
-        a good example takes the place of a bad one.
+        a good example takes the place of a bad one. The unit of the first factors is
+        kept apart, since the product of both factors may underflow.
         """
         batch = replaced(self.in_axes, self.batch, good)
 
@@ -90,7 +90,7 @@ class Twice:
             return jax.vmap(self.loss, (None, *self.in_axes))(params, *batch)
 
         values, back = jax.vjp(losses, self.params)
-        sums: dict[int, list[jax.Array]] = {}
+        sums: dict[int, tuple[jax.Array, list[jax.Array]]] = {}
         found = []
         for i, leaf in enumerate(jax.tree.leaves(params)):
             pair = factors.get(i)
@@ -98,9 +98,11 @@ class Twice:
                 found.append(jnp.zeros_like(leaf))
                 continue
             if id(pair) not in sums:
-                weights = jnp.where(good, pair[0] * pair[1], 0).astype(values.dtype)
-                sums[id(pair)] = jax.tree.leaves(back(weights)[0])
-            total = widen(sums[id(pair)][i])
+                (first,), unit = in_units(jnp.where(good, pair[0], 0)[None])
+                weights = jnp.where(good, first * pair[1], 0).astype(values.dtype)
+                sums[id(pair)] = unit[0], jax.tree.leaves(back(weights)[0])
+            unit, leaves = sums[id(pair)]
+            total = multiply(leaves[i], unit.astype(leaves[i].dtype))
             found.append(jnp.where(jnp.any(good), total, jnp.zeros_like(total)))
         return found
 
@@ -108,12 +110,11 @@ class Twice:
 def runs_twice(traced: Traced, groups: LeafGroups) -> bool:
     """Return whether a loss is better clipped in two passes.
 
-    Each limit takes a backward pass; and a loss in less than float32 would round the
-    factors.
+    Each limit takes a backward pass; and what is computed in less than float32 would
+    round the factors and the sum, by more than one example may add to it.
     """
-    value: Any = traced.program.outputs[0]
-    wide = jnp.finfo(value.aval.dtype).bits >= 32
-    return traced.program.rematerializes and len(groups) <= 2 and wide
+    program = traced.program
+    return program.rematerializes and len(groups) <= 2 and not program.narrow
 
 
 def in_two_passes(
@@ -124,21 +125,12 @@ def in_two_passes(
     in_axes: tuple[Any, ...],
 ) -> Twice:
     """Measure the gradients of a batch, holding none of them."""
-    outputs = traced.program.outputs
-    known = outputs[: len(outputs) - len(traced.plans)]
     parts = [_parts(plan) for plan in traced.plans]
     wanted = [atom for atoms, _ in parts for atom in atoms]
     shared = traced.shared_values(params, batch)
-
-    def evaluate(*example: Any) -> list[Any]:
-        args = arrays_of((params, *example))
-        return [
-            jnp.asarray(x) for x in traced.program.evaluate(args, [*known, *wanted])
-        ]
-
-    found = jax.vmap(evaluate, in_axes)(*batch)
-    values = iter(found[len(known) :])
-    zero = jnp.zeros(found[0].shape, jnp.float32)
+    value, aux, found = traced.evaluate(params, batch, in_axes, wanted)
+    values = iter(found)
+    zero = jnp.zeros(value.shape, jnp.float32)
     squares = []
     for atoms, way in parts:
         here = [next(values) for _ in atoms]
@@ -149,8 +141,7 @@ def in_two_passes(
             squares.append(
                 Squares(here[0][:, 0], here[0][:, 1]) if here else Squares(zero)
             )
-    aux = jax.tree.unflatten(traced.aux, found[1 : len(known)])
-    return Twice(loss, params, batch, in_axes, found[0], aux, squares)
+    return Twice(loss, params, batch, in_axes, value, aux, squares)
 
 
 def _parts(plan: Plan) -> tuple[tuple[Atom, ...], Way | None]:

@@ -101,11 +101,6 @@ def weigh(x: Array, weights: Sequence[ExampleArray], good: Good) -> Array:
     return jnp.where(spread_over_examples(good, x), product, jnp.zeros_like(product))
 
 
-def weigh_pair(a: Array, b: Array, weights: Factors, good: Good) -> tuple[Array, Array]:
-    """Multiply the two factors of a product by one weight each."""
-    return weigh(a, weights[:1], good), weigh(b, weights[1:], good)
-
-
 def in_units(x: Array) -> tuple[Array, ExampleArray]:
     """Divide each example by a power of two, so that its maximum is between 1 and 4."""
     wide = widen(x)
