@@ -17,7 +17,8 @@ class Magnitude(NamedTuple):
     Attributes:
       value: a number for each group, measured after multiplying by the scale.
       scale: a power of two for each group, at which the value is right; 1 for all
-        where each number is a group.
+        where each number is a group. It is below 1 only for magnitudes that are far
+        above 2^30 (in float32), as `responses` may assume.
     """
 
     value: PerGroup
@@ -34,6 +35,20 @@ def unscaled(number: PerGroup) -> Magnitude:
     return Magnitude(number, jax.tree.map(jnp.ones_like, number))
 
 
+def scale_of(largest: Number) -> Number:
+    """Choose a power of two after which the largest number has a finite reciprocal."""
+    stride = 2.0 ** (jnp.finfo(largest.dtype).maxexp // 2)
+    one = jnp.ones_like(largest)
+    small = jnp.where(largest < 1 / stride, stride, one)
+    return jnp.where(largest > stride, 1 / stride, small)
+
+
+def in_units(number: Number, unit: Number) -> tuple[Number, Number]:
+    """Return the value and scale of ``number * unit``; the unit is a power of two."""
+    scale = scale_of(unit)
+    return number * (unit * scale), scale
+
+
 @runtime_checkable
 class Norm(Protocol):
     """Measures groups."""
@@ -46,8 +61,8 @@ class Norm(Protocol):
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def measure(norm: Norm, groups: Groups) -> Magnitude:
     """Measure every group in at least float32."""
-    if groups.pointwise and not groups.complex:
-        return _moduli(groups)  # Any norm of one number is its modulus.
+    if groups.pointwise and not groups.complex:  # Any norm of one number is its modulus.
+        return Magnitude(groups.max(modulus), jnp.ones((), groups.dtype))
     return norm.measure(groups)
 
 
@@ -79,11 +94,6 @@ class ByNorm:
     ) -> tuple[Magnitude, tuple[()]]:
         """See `Measure`."""
         return measure(self.norm, groups), memory
-
-
-def _moduli(groups: Groups) -> Magnitude:
-    value = groups.max(nan_as_inf)
-    return Magnitude(value, jnp.ones((), groups.dtype))
 
 
 def nan_as_inf(x: Leaf) -> Number:

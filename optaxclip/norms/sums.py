@@ -5,6 +5,7 @@ Sums at the same scale can always be added, between leaves and across devices. S
 loop and no collective depends on computed values.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool
 
 from optaxclip.groups import Groups, PerGroup, map_groups
 from optaxclip.norms.norm import Magnitude, root, unscaled
-from optaxclip.numbers import Leaf, Number, modulus
+from optaxclip.numbers import Leaf, Number, modulus, multiply
 from optaxclip.platforms import by_platform
 
 
@@ -88,13 +89,7 @@ class PowerNorm:
         return jnp.square(x)
 
     def _scaled_power(self, x: Leaf, scale: Number) -> Number:
-        # XLA squares a constant scale separately, which overflows, and removes a
-        # modulus; it keeps this maximum. On CPUs it fuses the maximum with the sum, but
-        # not a clamp.
-        def scaled(part: Number) -> Number:
-            return jnp.maximum(part * scale, -(part * scale))
-
-        return self._power_of_parts(scaled, x)
+        return self._power(multiply(x, scale))
 
     def _held_power(self, x: Leaf, scale: Number) -> Number:
         # Sums at an unsuitable scale are not picked. But their derivative, that of a
@@ -110,10 +105,11 @@ class PowerNorm:
             return self._power(jax.lax.complex(change(x.real), change(x.imag)))
         return self._power(change(x))
 
-    def _root(self, total: Number, size: Number) -> Number:
-        if self.averaged:  # Divide before the root, which rounds once more.
-            total = total / jnp.maximum(size, 1)
-        return root(total, self.order)
+    def _mean(self, groups: Groups, total: PerGroup) -> PerGroup:
+        """Divide by the sizes before the root, which rounds once more."""
+        if not self.averaged:
+            return total
+        return map_groups(lambda t, n: t / jnp.maximum(n, 1), total, groups.sizes())
 
     def measure(self, groups: Groups) -> Magnitude:
         """See `Norm.measure`."""
@@ -122,8 +118,8 @@ class PowerNorm:
         return by_platform(self._in_one_pass, self._with_a_look, self._again)(groups)
 
     def _roots(self, groups: Groups, total: PerGroup) -> PerGroup:
-        sizes = groups.sizes() if self.averaged else jnp.ones((), groups.dtype)
-        return map_groups(self._root, total, sizes)
+        mean = self._mean(groups, total)
+        return map_groups(functools.partial(root, order=self.order), mean)
 
     def _in_one_pass(self, groups: Groups) -> Magnitude:
         """Sum at all scales, which reads memory only once, and pick one at the end."""
@@ -141,16 +137,17 @@ class PowerNorm:
         scales = _Scales.of(groups.dtype, self.order)
         plain = groups.sum(self._power)
 
-        def as_it_is(groups: Groups) -> Magnitude:
-            return unscaled(self._roots(groups, plain))
-
         def again(groups: Groups) -> Magnitude:
-            scale = jax.tree.map(scales.suiting, plain)
-            total = groups.sum(self._scaled_power, scale)
-            return Magnitude(self._roots(groups, total), scale)
+            scale = map_groups(scales.suiting, plain)
+            return Magnitude(groups.sum(self._scaled_power, scale), scale)
 
-        trusted = [jnp.all(scales.trust(x)) for x in jax.tree.leaves(plain)]
-        return jax.lax.cond(jnp.all(jnp.stack(trusted)), as_it_is, again, groups)
+        rows = [x.ravel() for x in jax.tree.leaves(plain)]
+        trusted = jnp.all(scales.trust(jnp.concatenate(rows)))
+        found = jax.lax.cond(trusted, lambda _: unscaled(plain), again, groups)
+        mean = self._mean(groups, found.value)
+        # The derivative at 0 is that of `_again`.
+        value = mean if self.order == 1 else map_groups(jnp.sqrt, mean)
+        return Magnitude(value, found.scale)
 
     def _again(self, groups: Groups, known: Magnitude) -> Magnitude:
         """Sum at the scale that was found to be suitable, for the derivative."""

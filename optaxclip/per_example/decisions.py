@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool
 
 from optaxclip.mesh import vary, varying_axes
 from optaxclip.norms import Magnitude
+from optaxclip.norms.norm import in_units
 from optaxclip.per_example.limits import Limits
 from optaxclip.per_example.ways import Factors, InUnits, Squares, precision_of
 from optaxclip.responses import Response
@@ -96,7 +97,9 @@ def measure_examples(
         precisely,
         lambda: (found, [zero + 1 for _ in groups]),
     )
-    return [Magnitude(jnp.sqrt(s), 1 / u) for s, u in zip(sums, units, strict=True)]
+    return [
+        Magnitude(*in_units(jnp.sqrt(s), u)) for s, u in zip(sums, units, strict=True)
+    ]
 
 
 def _added(terms: list[Array], group: tuple[int, ...], zero: Array) -> Array:

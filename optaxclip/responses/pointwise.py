@@ -67,5 +67,13 @@ def _direction(leaf: Leaf) -> Leaf:
     return lax.complex(real / size, imag / size)
 
 
-clamp: Response = Pointwise(jnp.minimum, "responses.clamp")
+class _Clamp(Pointwise):
+    def apply(self, leaf: Leaf, *weights: Number) -> Leaf:
+        if jnp.iscomplexobj(leaf):
+            return super().apply(leaf, *weights)
+        (limit,) = weights
+        return jnp.clip(leaf, -limit, limit)
+
+
+clamp: Response = _Clamp(jnp.minimum, "responses.clamp")
 """Clip the modulus of every number of a group to the group's limit."""

@@ -20,18 +20,16 @@ def loud(magnitude: Number, result: Number) -> Number:
 def ratio_of(value: Number, scale: Number, limit: Number) -> tuple[Number, Number]:
     """Return limit * scale / value as two factors, whose product may underflow.
 
-    The first factor is 1 unless the product may underflow; then it is the power of two
-    by which large numbers were scaled down.
+    Where a group was scaled down, a large limit can be scaled down like it. A small one
+    would underflow, so that the scale itself is the first factor, which is 1 elsewhere.
+    No group that was scaled down is within a small limit: 2^30 in float32, while the
+    mean of n moduli is at least 2^64 / n if they were scaled down.
     """
-    finfo = jnp.finfo(value.dtype)
-    tiny = float(finfo.tiny)
-    faint = limit * scale < value * (tiny * 2.0**40)
-    down, one = jnp.minimum(scale, 1), jnp.ones((), scale.dtype)
-    # Scale up in two steps: a large limit could overflow, a small quotient underflow.
-    up = jnp.clip(scale, 1, 2.0 ** (finfo.maxexp // 4))
-    quotient = limit * jnp.where(faint, one, down) * up / jnp.maximum(value, tiny)
-    ratio = loud(value, quotient * (jnp.maximum(scale, 1) / up))
-    return jnp.where(faint, down, one), ratio
+    one = jnp.ones((), scale.dtype)
+    small = limit < 2.0 ** (jnp.finfo(value.dtype).maxexp * 15 // 64)
+    first = jnp.where(small, jnp.minimum(scale, one), one)
+    rest = jnp.where(small, jnp.maximum(scale, one), scale)
+    return first, loud(value, limit * rest / value)
 
 
 def _within(value: Number, scale: Number, limit: Number) -> Bool[Array, "..."]:
@@ -73,8 +71,8 @@ class _Shrink(Scaling):
 
     def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
         within = _within(value, scale, limit)
-        ratio = ratio_of(_unless(within, value), scale, _unless(within, limit))
-        return tuple(_unless(within, factor) for factor in ratio)
+        first, second = ratio_of(_unless(within, value), scale, limit)
+        return first, _unless(within, second)
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,8 @@ class _Normalize(Scaling):
     def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
         left = (value == 0) | (limit == jnp.inf)
         raised = value + self.gamma * scale
-        ratio = ratio_of(_unless(left, raised), scale, _unless(left, limit))
-        return tuple(_unless(left, factor) for factor in ratio)
+        first, second = ratio_of(_unless(left, raised), scale, limit)
+        return first, _unless(left, second)
 
 
 @dataclass(frozen=True)

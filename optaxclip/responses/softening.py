@@ -58,10 +58,9 @@ class _Soften(Scaling):
         one = jnp.ones_like(value)
         part = jnp.where(left, one, part)
         height = self.curve.height(part)
-        limit = jnp.where(large, limit, one)
         first, second = ratio_of(jnp.where(large, value, one), scale, limit)
         slope = jnp.where(left, one, height / part)
-        return jnp.where(large, first, one), jnp.where(large, second * height, slope)
+        return first, jnp.where(large, second * height, slope)
 
 
 tanh = Curve("tanh", jnp.tanh)

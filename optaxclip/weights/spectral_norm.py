@@ -14,6 +14,7 @@ from optaxclip import scopes
 from optaxclip.clipper import Clip
 from optaxclip.groups import Groups
 from optaxclip.norms import Magnitude
+from optaxclip.norms.norm import in_units
 from optaxclip.numbers import Leaf, Number, widen, widest
 from optaxclip.responses import shrink
 from optaxclip.responses.apply import ByResponse
@@ -44,12 +45,12 @@ def _measured(
     unit = unit_of(a)
     a = a / unit.astype(a.dtype)
     if a.shape[-1] == 1:
-        return frobenius(a).ravel(), 1 / unit.ravel(), vector
+        return *in_units(frobenius(a).ravel(), unit.ravel()), vector
     leading, off = leading_vector(jax.lax.stop_gradient(a), vector)
     found = frobenius(matmul(a, leading))
     value = found + off / jnp.where(found == 0, 1, 2 * found)
     kept = jnp.where(jnp.isfinite(value), leading, vector)
-    return value.ravel(), 1 / unit.ravel(), kept
+    return *in_units(value.ravel(), unit.ravel()), kept
 
 
 @dataclass(frozen=True)
