@@ -47,10 +47,25 @@ def by_platform(
 
     def function(tree: PyTree) -> PyTree:
         arrays, structure = jax.tree.flatten(tree)
-        found = jax.tree.structure(jax.eval_shape(default, tree))
+        found, _ = _results(default, structure, *map(jax.typeof, arrays))
         return found.unflatten(_by_platform.bind(*arrays, tree=structure, **ways))
 
     return function
+
+
+@functools.lru_cache
+def _results(
+    function: Function, tree: Any, *arrays: ShapedArray
+) -> tuple[Any, Sequence[ShapedArray]]:
+    """Return the structure of a function's result, and what is known of its arrays.
+
+    Unlike plain shapes and dtypes, that includes the mesh axes over which they vary.
+    """
+    trace = jax.make_jaxpr(
+        lambda *given: function(tree.unflatten(given)), return_shape=True
+    )
+    jaxpr, shapes = trace(*arrays)
+    return jax.tree.structure(shapes), jaxpr.out_avals
 
 
 def _listed(function: Function, tree: Any) -> Callable[..., list[Array]]:
@@ -65,8 +80,7 @@ def _(*arrays: Array, **ways: Any) -> list[Array]:
 
 @_by_platform.def_abstract_eval
 def _(*arrays: ShapedArray, tree: Any, default: Function, **_: Any) -> list:
-    # Unlike plain shapes and dtypes, these carry the mesh axes over which they vary.
-    return jax.make_jaxpr(_listed(default, tree))(*arrays).out_avals
+    return list(_results(default, tree, *arrays)[1])
 
 
 def _lowered(way: str) -> Any:
@@ -111,8 +125,8 @@ def _derived(
     primals: Sequence[Array], tangents: Sequence[Any], *, tree: Any, **ways: Any
 ) -> tuple[list[Array], list[Array]]:
     found = _by_platform.bind(*primals, tree=tree, **ways)
-    shapes = jax.eval_shape(ways["default"], tree.unflatten(primals))
-    result = jax.tree.structure(shapes).unflatten(map(jax.lax.stop_gradient, found))
+    structure, _ = _results(ways["default"], tree, *map(jax.typeof, primals))
+    result = structure.unflatten(map(jax.lax.stop_gradient, found))
 
     def again(*arrays: Array) -> list[Array]:
         return jax.tree.leaves(ways["slope"](tree.unflatten(arrays), result))

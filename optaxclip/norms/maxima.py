@@ -6,8 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from optaxclip.groups import Groups, PerGroup
-from optaxclip.norms.norm import Magnitude, nan_as_inf, root, scale_of
+from optaxclip.norms.norm import Magnitude, nan_as_inf, root
 from optaxclip.numbers import Leaf, Number, modulus, multiply
+
+
+def _scale_of(largest: Number) -> Number:
+    """Choose a power of two after which the largest number has a finite reciprocal."""
+    stride = 2.0 ** (jnp.finfo(largest.dtype).maxexp // 2)
+    one = jnp.ones_like(largest)
+    small = jnp.where(largest < 1 / stride, stride, one)
+    return jnp.where(largest > stride, 1 / stride, small)
 
 
 def _scaled_size(x: Leaf, scale: Number) -> Number:
@@ -24,7 +32,7 @@ class MaxNorm:
     def measure(self, groups: Groups) -> Magnitude:
         """See `Norm.measure`."""
         largest = groups.max(nan_as_inf)
-        scale = jax.tree.map(scale_of, largest)
+        scale = jax.tree.map(_scale_of, largest)
         if groups.complex:  # A modulus can overflow even if neither part does.
             return Magnitude(groups.max(_scaled_size, scale), scale)
         return Magnitude(jax.tree.map(jnp.multiply, largest, scale), scale)
@@ -53,7 +61,7 @@ class GeneralNorm:
 
     def measure(self, groups: Groups) -> Magnitude:
         """See `Norm.measure`; the largest number cancels out of the derivative."""
-        scale = jax.tree.map(scale_of, groups.max(nan_as_inf))
+        scale = jax.tree.map(_scale_of, groups.max(nan_as_inf))
         largest = jax.tree.map(_divisor, groups.max(_scaled_size, scale))
         total = groups.sum(self._power, scale, largest)
         return Magnitude(self._root(total, largest), scale)

@@ -35,17 +35,16 @@ def unscaled(number: PerGroup) -> Magnitude:
     return Magnitude(number, jax.tree.map(jnp.ones_like, number))
 
 
-def scale_of(largest: Number) -> Number:
-    """Choose a power of two after which the largest number has a finite reciprocal."""
-    stride = 2.0 ** (jnp.finfo(largest.dtype).maxexp // 2)
-    one = jnp.ones_like(largest)
-    small = jnp.where(largest < 1 / stride, stride, one)
-    return jnp.where(largest > stride, 1 / stride, small)
-
-
 def in_units(number: Number, unit: Number) -> tuple[Number, Number]:
-    """Return the value and scale of ``number * unit``; the unit is a power of two."""
-    scale = scale_of(unit)
+    """Return the value and scale of ``number * unit``.
+
+    Args:
+      number: magnitudes that are not far from 1.
+      unit: powers of two whose reciprocals are finite and not 0.
+    """
+    stride = 2.0 ** (jnp.finfo(unit.dtype).maxexp * 5 // 16)
+    usual = (unit < stride) & (unit > 1 / stride)
+    scale = jnp.where(usual, jnp.ones_like(unit), 1 / unit)
     return number * (unit * scale), scale
 
 
@@ -61,7 +60,9 @@ class Norm(Protocol):
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def measure(norm: Norm, groups: Groups) -> Magnitude:
     """Measure every group in at least float32."""
-    if groups.pointwise and not groups.complex:  # Any norm of one number is its modulus.
+    if (
+        groups.pointwise and not groups.complex
+    ):  # Any norm of one number is its modulus.
         return Magnitude(groups.max(modulus), jnp.ones((), groups.dtype))
     return norm.measure(groups)
 

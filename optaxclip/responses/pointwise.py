@@ -31,9 +31,7 @@ class Pointwise:
 
     def apply(self, leaf: Leaf, *weights: Number) -> Leaf:
         """See `Response.apply`."""
-        finfo = jnp.finfo(leaf.dtype)
-        limit = weights[0].astype(finfo.dtype)
-        limit = jnp.where(limit >= finfo.max, jnp.inf, limit)
+        limit = _of_width(leaf, *weights)
         if not jnp.iscomplexobj(leaf):
             # Not |x|, which has no derivative at 0.
             sign = jnp.where(jnp.signbit(leaf), -1, 1).astype(leaf.dtype)
@@ -41,7 +39,7 @@ class Pointwise:
         some = jnp.where(leaf == 0, jnp.ones_like(leaf), leaf)
         # The modulus of half a number is finite even where that of the number is not.
         overflows = jnp.isinf(modulus(some)) & ~jnp.isinf(some)
-        unit = jnp.where(overflows, 2, 1).astype(finfo.dtype)
+        unit = jnp.where(overflows, 2, 1).astype(limit.dtype)
         size = modulus(multiply(some, 1 / unit))
         reached = self.reach(size, limit / unit)
         left = (leaf == 0) | (reached == size) | (limit == jnp.inf)
@@ -51,6 +49,13 @@ class Pointwise:
     def pointwise(self) -> Response:
         """See `Response.pointwise`."""
         return self
+
+
+def _of_width(leaf: Leaf, limit: Number) -> Number:
+    """Cast a limit to the width of a leaf; from its largest number on it is none."""
+    finfo = jnp.finfo(leaf.dtype)
+    limit = limit.astype(finfo.dtype)
+    return jnp.where(limit >= finfo.max, jnp.inf, limit)
 
 
 def _direction(leaf: Leaf) -> Leaf:
@@ -71,7 +76,7 @@ class _Clamp(Pointwise):
     def apply(self, leaf: Leaf, *weights: Number) -> Leaf:
         if jnp.iscomplexobj(leaf):
             return super().apply(leaf, *weights)
-        (limit,) = weights
+        limit = _of_width(leaf, *weights)
         return jnp.clip(leaf, -limit, limit)
 
 

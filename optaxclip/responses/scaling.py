@@ -93,8 +93,12 @@ class _Normalize(Scaling):
     def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
         left = (value == 0) | (limit == jnp.inf)
         raised = value + self.gamma * scale
-        first, second = ratio_of(_unless(left, raised), scale, limit)
-        return first, _unless(left, second)
+        # A large limit times the scale of a tiny group would overflow.
+        maxexp = jnp.finfo(value.dtype).maxexp
+        overflows = (scale > 1) & (limit > 2.0 ** (maxexp // 4))
+        unit = jnp.where(overflows, 2.0 ** (maxexp // 2), 1)
+        first, second = ratio_of(_unless(left, raised), scale, limit / unit)
+        return first, _unless(left, second * unit)
 
 
 @dataclass(frozen=True)
