@@ -32,6 +32,8 @@ def arguments() -> argparse.Namespace:
     add("--jobs", type=int, default=1, help="how many processes")
     add("--chunk", type=int, default=64, help="how many runs at a time in each")
     add("--first-seed", type=int, default=0, help="other seeds, a second opinion")
+    add("--seeds", type=int, default=Size.seeds, help="how many seeds are reported")
+    add("--tuning-seeds", type=int, default=Size.tuning_seeds, help="and how many tune")
     add("--reduced", action="store_true", help="few seeds, a tenth of the steps")
     add("--data", type=Path, help="what the transformers read, in UTF-8")
     add("--output", type=Path, default=RESULTS, help="the folder of the results")
@@ -49,7 +51,7 @@ def write_figures(folder: Path) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run what is missing, and tell after each pair how far it is."""
-    size = Size(first_seed=args.first_seed, chunk=args.chunk)
+    size = Size(args.seeds, args.tuning_seeds, args.first_seed, args.chunk)
     runner = Runner(args.output, args.data, REDUCED if args.reduced else size)
     pairs = pairs_of(args.tasks, args.strategies)
     missing = runner.missing(pairs)
