@@ -13,6 +13,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -151,6 +152,9 @@ def where_and_how() -> dict[str, Any]:
     if "--output" in arguments:  # where the files went does not matter
         place = arguments.index("--output")
         arguments = arguments[:place] + arguments[place + 2 :]
+    if "--data" in arguments:  # nor where the data were
+        place = arguments.index("--data") + 1
+        arguments[place] = Path(arguments[place]).name
     return {
         "versions": {name: version(name) for name in names}
         | {"python": platform.python_version()},

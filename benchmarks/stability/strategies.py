@@ -92,6 +92,12 @@ def by_norm(build: Build, **others: Any) -> Strategy:
     return Strategy(build, "norm", 1.0, trials=TENFOLD, **others)
 
 
+def at(limit: float) -> Strategy:
+    """The norm of the whole gradient at a limit of which CIFAR-10 shall tell."""
+    clip = first(optaxclip.clip_global_norm)
+    return Strategy(clip, "norm", limit, only=("cifar10",))
+
+
 def of_weights(
     clip: Callable[[Limit], Transformation], limit: str, most: float
 ) -> Strategy:
@@ -102,6 +108,8 @@ def of_weights(
 STRATEGIES: dict[str, Strategy] = {
     "none": Strategy(lambda limit, direction, rate: plain(direction, rate)),
     "global": by_norm(first(optaxclip.clip_global_norm)),
+    "global_0.5": at(0.5),
+    "global_5": at(5.0),
     "tensor": by_norm(first(optaxclip.clip_tensor_norm)),
     "unit": by_norm(first(optaxclip.clip_unit_norm)),
     "value": by_norm(first(optaxclip.clip_value)),

@@ -121,16 +121,27 @@ def row(
     )
 
 
+def shared(found: list[Row]) -> set[tuple[str, str]]:
+    """The cases, tasks and variants, that most of the strategies were run on."""
+    names: dict[tuple[str, str], set[str]] = {}
+    for row in found:
+        names.setdefault((row.task, row.variant), set()).add(row.strategy)
+    return {case for case, there in names.items() if len(there) > len(STRATEGIES) / 2}
+
+
 def ratios(
     found: list[Row], tasks: dict[str, Task], kind: str
 ) -> dict[str, dict[tuple[str, str], float]]:
-    """Each strategy's score over the best of all, for every variant of every task.
+    """Each strategy's score over the best of all, for every case that they share.
 
     Scores below what counts as solved are equally good, and one that failed is
     infinitely far off. A strategy without a limit counts as tuned, too.
     """
     scores: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+    cases = shared(found)
     for row in found:
+        if (row.task, row.variant) not in cases:
+            continue
         task = tasks[row.task]
         score = np.inf if row.median >= task.failed else row.median
         here = scores.setdefault((row.task, row.variant), {})

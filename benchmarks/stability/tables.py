@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.stability.strategies import STRATEGIES
-from benchmarks.stability.summary import Row, ratios, read
+from benchmarks.stability.summary import Row, ratios, read, shared
 from benchmarks.stability.task import Task
 
 HEAD = """# Results
 
 Written by `python -m benchmarks.stability --figures` from the files beside this one.
 Every strategy had the same budget: five limits, each at every learning rate, on three
-seeds of their own. The scores are of ten other seeds at the best rate, as the median
-and the quartiles; the lower, the better. *Learned* is the share of seeds that reached
+seeds of their own, or as many as `--tuning-seeds` says below. The scores are of ten
+other seeds at the best rate, as the median and the quartiles; the lower, the better. *Learned* is the share of seeds that reached
 what counts as solved, at the rate where most did. *Diverged* is the share of runs
 that ended no better than untrained, at the best rate and above. *Range* is the ratio of
 the ends of the widest range of learning rates within twice the best score of all
@@ -27,9 +27,9 @@ which means little where several processes shared a machine.
 
 STANDING = """## How often each strategy is near the best
 
-In how many of the variants the score is within 1.1 and within 2 times the best of all,
-with the tuned limits and with the defaults; scores below what counts as solved are
-equally good. The last columns compare a strategy's default with its tuned limit, and
+In how many cases the score is within 1.1 and within 2 times the best of all, with the
+tuned limits and with the defaults; scores below what counts as solved are equally good.
+A case is a variant of a task, and counts if most strategies were run on it. The last columns compare a strategy's default with its tuned limit, and
 its ranges of learning rates with those without clipping.
 
 ![profile](profile.png)
@@ -105,9 +105,9 @@ def widths(found: list[Row], name: str) -> str:
     tuned = [row for row in found if row.kind == "tuned" or row.limit is None]
     there = {(row.strategy, row.task, row.variant): row.usable for row in tuned}
     changes = [
-        np.log10((width + 0.1) / (there["none", *place] + 0.1))
-        for (strategy, *place), width in there.items()
-        if strategy == name and ("none", *place) in there
+        np.log10((there[name, *case] + 0.1) / (there["none", *case] + 0.1))
+        for case in shared(found)
+        if (name, *case) in there
     ]
     wider, narrower = np.sum(np.array(changes) > 0.1), np.sum(np.array(changes) < -0.1)
     return f"{wider}, {narrower} of {len(changes)}"
@@ -143,6 +143,7 @@ def write(folder: Path, found: list[Row], tasks: dict[str, Task]) -> Path:
     score = overview(found, lambda row: short(row.median), "tuned")
     default = overview(found, lambda row: short(row.median), "default")
     width = overview(found, lambda row: f"{row.usable:.3g}", "tuned")
+    clipped = overview(found, lambda row: f"{row.clipped:.1%}", "tuned")
     parts = [
         HEAD,
         provenance(folder),
@@ -151,6 +152,7 @@ def write(folder: Path, found: list[Row], tasks: dict[str, Task]) -> Path:
         f"## Scores with the tuned limits\n\n{score}",
         f"## Scores with the defaults\n\n{default}",
         f"## Ranges of learning rates with the tuned limits\n\n{width}",
+        f"## Shares of steps clipped at the tuned limits\n\n{clipped}",
         details(found, tasks),
     ]
     page = folder / "README.md"
