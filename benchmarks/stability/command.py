@@ -4,6 +4,7 @@ python -m benchmarks.stability                        # everything, in some hour
 python -m benchmarks.stability --tasks recurrent20 --strategies none global
 python -m benchmarks.stability --reduced --output reduced
 python -m benchmarks.stability --data cifar-10-batches-py   # and CIFAR-10
+python -m benchmarks.stability --costs transformer    # what a step takes with each
 python -m benchmarks.stability --figures              # tables and pictures
 """
 
@@ -11,7 +12,7 @@ import argparse
 import time
 from pathlib import Path
 
-from benchmarks.stability import pictures, tables
+from benchmarks.stability import costs, pictures, tables
 from benchmarks.stability.pair import REDUCED, Size
 from benchmarks.stability.runner import Runner, outcomes, pairs_of
 from benchmarks.stability.strategies import STRATEGIES
@@ -38,6 +39,7 @@ def arguments() -> argparse.Namespace:
     add("--reduced", action="store_true", help="few seeds, a tenth of the steps")
     add("--data", type=Path, help="a text in UTF-8, or CIFAR-10's folder")
     add("--output", type=Path, default=RESULTS, help="the folder of the results")
+    add("--costs", choices=names, metavar="TASK", help="only time its steps")
     add("--figures", action="store_true", help="only write tables and pictures")
     return parser.parse_args()
 
@@ -46,8 +48,9 @@ def write_figures(folder: Path) -> None:
     found, all_tasks = rows(folder, tasks()), tasks()
     if not found:
         raise SystemExit(f"{folder} holds no results; run without --figures first.")
-    written = [tables.write(folder, found, all_tasks)]
-    print(*written, *pictures.draw(folder, found, all_tasks), sep="\n")
+    page = folder / "README.md"
+    page.write_text(tables.page(folder, found, all_tasks))
+    print(page, *pictures.draw(folder, found, all_tasks), sep="\n")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -72,5 +75,8 @@ def main() -> None:
     args = arguments()
     if args.figures:
         write_figures(args.output)
+    elif args.costs:
+        names = [name for _, name in pairs_of([args.costs], args.strategies)]
+        print(costs.write(args.output, tasks()[args.costs], names))
     else:
         run(args)

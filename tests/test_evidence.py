@@ -1,0 +1,90 @@
+"""The numbers of the guide are those of the runs: docs/evidence.md, docs/choosing.md."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.stability import command, summary, tables
+from benchmarks.stability.tasks import tasks
+
+DOCS = Path(__file__).parent.parent / "docs"
+FOLDERS = [command.RESULTS, command.RESULTS.parent / "other_seeds"]
+NUMBER = r"(\d+(?:\.\d+)?)"
+SPREAD = re.compile(rf"{NUMBER}(%?)\s+\({NUMBER}\s+to\s+{NUMBER}\)")
+NAMES = {
+    "no clipping": "none",
+    "clip_tensor_norm": "tensor",
+    "clipped_grad": "per_example",
+    "clip_global_norm": "global",
+    "soft_clip_global_norm": "soft",
+    "quantile_clip": "quantile",
+    "clip_unit_norm": "unit",
+    "clip_singular_values": "spectral",
+    "clip_trust_ratio": "trust_ratio",
+    "clip_value": "value",
+    "spam_clip": "spam",
+}
+
+
+@pytest.fixture(scope="module")
+def found():
+    return {folder: summary.rows(folder, tasks()) for folder in FOLDERS}
+
+
+def cells_of(text):
+    """The cells of the lines of all tables in a text."""
+    lines = re.findall(r"^\|(.*)\|$", text, re.MULTILINE)
+    return [[cell.strip() for cell in line.split("|")] for line in lines]
+
+
+def table_after(page, title):
+    """The cells of the table below a title, without its head."""
+    _, _, rest = page.partition(f"## {title}\n")
+    return cells_of(rest.partition("\n## ")[0])[2:]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_tables_are_what_the_files_of_the_runs_say(found, folder):
+    written = (folder / "README.md").read_text()
+    assert written == tables.page(folder, found[folder], tasks())
+
+
+@pytest.mark.parametrize("page", ["evidence.md", "choosing.md"])
+def test_every_spread_that_the_guide_quotes_is_that_of_a_run(found, page):
+    spreads = np.array([row[6:9] for rows in found.values() for row in rows], float)
+    tabled = (command.RESULTS / "README.md").read_text().splitlines()
+    lines = (DOCS / page).read_text().splitlines()
+    quoted = SPREAD.findall("\n".join(line for line in lines if line not in tabled))
+    assert len(quoted) > 10
+    for median, percent, lower, upper in quoted:
+        told = np.array([median, lower, upper], float)
+        digits = [len(x.partition(".")[2]) for x in (median, lower, upper)]
+        unit = 0.01 if percent else 1.0
+        # A file has four digits, so what is told may be rounded twice.
+        slack = 0.51 * unit / 10.0 ** np.array(digits)
+        near = (np.abs(spreads - told * unit) <= slack).all(axis=1)
+        assert near.any(), f"{page}: {median}{percent} ({lower} to {upper})"
+
+
+def test_how_often_each_is_near_the_best_is_told_as_it_was(found):
+    rows, guide = found[command.RESULTS], (DOCS / "evidence.md").read_text()
+    counted = {
+        name: cells for name, *cells in cells_of(tables.standing(rows, tasks()))
+    }
+    for name, *told in table_after(guide, "How often each is near the best"):
+        plain = name.split(",")[0].strip("`")
+        tuned, default, _, _, same, wider = counted[NAMES.get(plain, plain)]
+        expected = [tuned, default or "no default", same, wider.partition(",")[0]]
+        assert told == [cell.removesuffix(" of 21") for cell in expected], name
+
+
+@pytest.mark.parametrize(
+    "title", ["What share is clipped at the best limit", "Is 0.5 too tight?"]
+)
+def test_the_other_tables_of_the_guide_are_those_of_the_runs(title):
+    tabled = cells_of((command.RESULTS / "README.md").read_text())
+    told = table_after((DOCS / "evidence.md").read_text(), title)
+    assert len(told) > 2
+    assert all(cells in tabled for cells in told)
