@@ -1,4 +1,4 @@
-"""The numbers of the guide are those of the runs: docs/evidence.md, docs/choosing.md."""
+"""The numbers of docs/evidence.md and docs/choosing.md are those of the runs."""
 
 import re
 from pathlib import Path
@@ -70,9 +70,7 @@ def test_every_spread_that_the_guide_quotes_is_that_of_a_run(found, page):
 
 def test_how_often_each_is_near_the_best_is_told_as_it_was(found):
     rows, guide = found[command.RESULTS], (DOCS / "evidence.md").read_text()
-    counted = {
-        name: cells for name, *cells in cells_of(tables.standing(rows, tasks()))
-    }
+    counted = {name: cells for name, *cells in cells_of(tables.standing(rows, tasks()))}
     for name, *told in table_after(guide, "How often each is near the best"):
         plain = name.split(",")[0].strip("`")
         tuned, default, _, _, same, wider = counted[NAMES.get(plain, plain)]
@@ -88,3 +86,34 @@ def test_the_other_tables_of_the_guide_are_those_of_the_runs(title):
     told = table_after((DOCS / "evidence.md").read_text(), title)
     assert len(told) > 2
     assert all(cells in tabled for cells in told)
+
+
+def test_what_the_guide_concludes_holds_in_the_runs(found):
+    score = {row[:4]: row.median for row in found[command.RESULTS]}
+
+    def of(case, strategy, kind="default"):
+        task, _, variant = case.partition(": ")
+        return score[task, variant or "clean", strategy, kind]
+
+    heavy, skewed = "regression: stable noise 1.2", "regression: skewed noise"
+    spikes, bright = "transformer: spikes of 1000", "labels: 5% wrong and bright"
+    # Clipping helps against heavy tails, spikes and steps that are too long.
+    assert of(heavy, "none") > 10 * of(heavy, "global")
+    assert of(spikes, "global") < 1.1 * of("transformer", "none") < of(spikes, "none")
+    assert of("convolutional256", "none") > 2 * of("convolutional256", "global")
+    # A constant limit leaves a bias, half of which error feedback takes away.
+    assert of(skewed, "global") > 3 * of(skewed, "none")
+    assert of(skewed, "global") > 2 * of(skewed, "error_feedback")
+    assert of("regression: a rare feature", "global") > 2 * of(
+        "regression: a rare feature", "none"
+    )
+    # Broken examples are found one by one, and a critic is flattened by its weights.
+    assert of(bright, "per_example") < of(bright, "global", "tuned") / 3
+    critics = [x for key, x in score.items() if key[0] == "wgan" and "weight" in key[2]]
+    others = [x for key, x in score.items() if key[0] == "wgan"]
+    assert max(critics) < min(x for x in others if x not in critics) / 2
+    # In the control nothing helps much, and nothing hurts but hyperball.
+    control = {key[2:]: x for key, x in score.items() if key[0] == "control"}
+    assert control.pop(("hyperball", "default")) > 0.05
+    assert max(control.values()) < 0.025
+    assert min(control.values()) > 0.015

@@ -1,7 +1,7 @@
 """The cost of a step: the time with each strategy over the time without clipping.
 
 Strategies take turns, and a ratio is that of two runs of the same turn, so that a load
-from elsewhere hits both alike. Processor time is measured, that of all threads together.
+from elsewhere hits both alike. What is measured is the processor time of all threads.
 """
 
 import json

@@ -3,9 +3,9 @@
 Every strategy with a limit has the same budget: five limits, each at every learning
 rate, on seeds of their own. The limit whose best rate has the lowest median score is
 the tuned one. What is reported comes from other seeds, at every rate, with the tuned
-limit and with the default one. Tuning is `optaxclip.tuning.sweep` at every rate, which a
-test holds; but a sweep is a program for one rate, and here all rates and variants share
-one, since compiling takes longer than most runs.
+limit and with the default one. Tuning is `optaxclip.tuning.sweep` at every rate, which
+a test holds; but a sweep is a program for one rate, and here all rates and variants
+share one, since compiling takes longer than most runs.
 """
 
 import os

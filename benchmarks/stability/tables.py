@@ -16,13 +16,14 @@ HEAD = """# Results
 Written by `python -m benchmarks.stability --figures` from the files beside this one.
 Every strategy had the same budget: five limits, each at every learning rate, on three
 seeds of their own, or as many as `--tuning-seeds` says below. The scores are of ten
-other seeds at the best rate, as the median and the quartiles; the lower, the better. *Learned* is the share of seeds that reached
-what counts as solved, at the rate where most did. *Diverged* is the share of runs
-that ended no better than untrained, at the best rate and above. *Range* is the ratio of
-the ends of the widest range of learning rates within twice the best score of all
-strategies, 1 for a single rate and 0 for none; *sensitivity* is what is lost on average
-over all rates. *Spikes* and *clipped* are shares of the steps at the best rate, and
-*norm* is the median norm of the gradient there.
+other seeds at the best rate, as the median and the quartiles; the lower, the better.
+*Learned* is the share of seeds that reached what counts as solved, at the rate where
+most did. *Diverged* is the share of runs that ended no better than untrained, at the
+best rate and above. *Range* is the ratio of the ends of the widest range of learning
+rates within twice the best score of all strategies, 1 for a single rate and 0 for none;
+*sensitivity* is what is lost on average over all rates. *Spikes* and *clipped* are
+shares of the steps at the best rate, and *norm* is the median norm of the gradient
+there.
 """
 
 
@@ -43,8 +44,8 @@ The score of `clip_global_norm` by its limit, on the seeds that chose it:
 
 STEPS = """## What a step costs
 
-Processor time of a step with the default limit over that of one without clipping, as
-the median and the quartiles of runs that took turns."""
+Processor time of a step with the default limit, or 1, over that of one without
+clipping, as the median and the quartiles of runs that took turns."""
 
 
 def short(number: float) -> str:
