@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.stability import command, measures, summary
+from benchmarks.stability import command, costs, measures, summary, tables
 from benchmarks.stability.pair import FIRST_TUNING_SEED, REDUCED
 from benchmarks.stability.runner import Runner, outcomes, pairs_of
 from benchmarks.stability.strategies import STRATEGIES
-from benchmarks.stability.tasks import tasks
+from benchmarks.stability.tasks import cifar, ready, tasks
 from benchmarks.stability.training import train
 from optaxclip import tuning
 
@@ -148,6 +148,36 @@ def test_every_strategy_is_for_some_task_and_has_its_default_among_its_trials():
         assert list(strategy.trials) == sorted(strategy.trials)
         if strategy.trials and strategy.default is not None:
             assert strategy.default in strategy.trials, name
+
+
+def test_cifar10_wants_its_folder_and_is_halved(tmp_path):
+    assert set(tasks()) - set(ready(None)) == {"cifar10"}
+    assert set(tasks()) == set(ready(tmp_path))
+    with pytest.raises(SystemExit, match="cifar10 needs --data"):
+        cifar.images(None)
+    pixels = np.zeros((2, 32, 32, 3), np.uint8)
+    pixels[:, ::2] = 255
+    halved = cifar.halved(pixels)
+    np.testing.assert_array_equal(halved, np.zeros((2, 16, 16, 3)))
+    params = jax.eval_shape(cifar.init, jax.random.key(0))
+    with jax.numpy_rank_promotion("allow"):
+        assert jax.eval_shape(cifar.logits, params, halved[0]).shape == (10,)
+
+
+def test_costs_are_of_runs_that_take_turns(monkeypatch, tmp_path):
+    order = []
+    monkeypatch.setattr(costs, "TURNS", 3)
+    programs: Any = {name: (order.append, name) for name in ("none", "global")}
+    took = costs.seconds(programs)
+    assert order == 4 * ["none", "global"]
+    assert {name: len(times) for name, times in took.items()} == {
+        "none": 3,
+        "global": 3,
+    }
+    told = {"task": "control", "step_microseconds": 30.0}
+    told["ratios"] = {"global": [1.1, 1.2, 1.3]}
+    (tmp_path / "costs_control.json").write_text(json.dumps(told))
+    assert "| global | 1.20 (1.10 to 1.30) |" in tables.step_costs(tmp_path)
 
 
 def test_the_measures_of_scores():
