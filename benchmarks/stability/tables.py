@@ -127,6 +127,21 @@ def widths(found: list[Row], name: str) -> str:
     return f"{wider}, {narrower} of {len(changes)}"
 
 
+def searched() -> str:
+    """What the limit of each strategy is, its default, and what was tried."""
+    body = [
+        [
+            name,
+            strategy.limit,
+            "" if strategy.default is None else f"{strategy.default:g}",
+            ", ".join(f"{x:g}" for x in strategy.trials),
+        ]
+        for name, strategy in STRATEGIES.items()
+        if strategy.limit != "none"
+    ]
+    return markdown(["strategy", "the limit", "default", "tried"], body)
+
+
 def limits(found: list[Row]) -> str:
     """What share of steps the best limit of `clip_global_norm` clipped in each case."""
     there = {(r.strategy, r.task, r.variant): r for r in found if r.kind == "tuned"}
@@ -210,6 +225,7 @@ def page(folder: Path, found: list[Row], tasks: dict[str, Task]) -> str:
         provenance(folder),
         STANDING,
         standing(found, tasks),
+        f"## The limits that were tried\n\n{searched()}",
         f"## What the best limit of `clip_global_norm` clips\n\n{limits(found)}",
         f"## Scores with the tuned limits\n\n{score}",
         f"## Scores with the defaults\n\n{default}",
