@@ -78,6 +78,24 @@ def test_how_often_each_is_near_the_best_is_told_as_it_was(found):
         assert told == [cell.removesuffix(" of 21") for cell in expected], name
 
 
+def test_counts_and_ranges_of_rates_are_told_as_they_were(found):
+    rows, guide = found[command.RESULTS], (DOCS / "choosing.md").read_text()
+    near = summary.ratios(rows, tasks(), "default")
+    names = ("aggc", "quantile", "adagc", "zclip", "autoclip")
+    counts = [sum(x <= 1.1 for x in near[name].values()) for name in names]
+    assert "{}, {}, {}, {} and {} of 21 cases".format(*counts) in guide
+    adagn = np.array(list(near["adagn"].values()))
+    told = f"of 2 of the best in {sum(adagn <= 2)} of 21 cases, within 1.1 in "
+    assert f"{told}{sum(adagn <= 1.1)} |" in guide
+    width = {(row.task, row.strategy): f"{row.usable:.0f}" for row in rows}
+    tensor, whole, spectral = (
+        width["convolutional32", name] for name in ("tensor", "global", "spectral")
+    )
+    assert f"over a factor of {tensor} by tensor, {whole} as a whole and" in guide
+    assert f"over a factor of {spectral}, by the norm of the whole {whole} " in guide
+    assert f"over a factor of {width['recurrent50', 'clippy']}, no clip" in guide
+
+
 @pytest.mark.parametrize(
     "title", ["What share is clipped at the best limit", "Is 0.5 too tight?"]
 )

@@ -19,7 +19,7 @@ from benchmarks.stability.strategies import STRATEGIES
 from benchmarks.stability.task import Task
 from benchmarks.stability.training import Program, Runs
 
-STEPS, TURNS = 100, 31
+STEPS, TURNS = 50, 31
 
 
 def program_of(task: Task, name: str) -> tuple[Program, Runs]:
