@@ -97,7 +97,8 @@ def row(
     case, rates = cases[kind], array(found["rates"])
     scores = array(case["score"])
     medians = np.median(capped(scores, task.failed), axis=1)
-    best = int(np.argmin(medians))
+    best, learned = int(np.argmin(medians)), medians < task.failed
+    good = max(2 * lowest, task.solved)
     lower, median, upper = np.quantile(
         capped(scores[best], task.failed), (0.25, 0.5, 0.75)
     )
@@ -114,7 +115,7 @@ def row(
         diverged=diverged(scores, task.failed),
         solved=float((scores <= task.solved).mean(1).max()) if task.solved else np.nan,
         sensitivity=sensitivity(medians),
-        usable=usable(medians, rates, max(2 * lowest, task.solved)),
+        usable=usable(np.where(learned, medians, np.inf), rates, good),
         spikes=array(case["spikes"])[best],
         clipped=array(case["clipped"])[best],
         norm=array(case["norm"])[best],
