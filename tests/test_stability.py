@@ -84,9 +84,10 @@ def test_limits_are_tuned_as_tuning_sweep_would_with_the_same_seeds(results):
     told, place, strategy = results[1]["global"], 2, STRATEGIES["global"]
     task = dataclasses.replace(tasks()[TASK], steps=told["steps"])
     variant = jnp.array(task.variants["normal noise"])
+    rate = jnp.array(task.rates[place])
 
     def score(limit, key):
-        return train(task, strategy, variant, limit, task.rates[place], key).score
+        return train(task, strategy, variant, limit, rate, key).score
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         swept = tuning.sweep(score, strategy.trials, seeds=[FIRST_TUNING_SEED])
