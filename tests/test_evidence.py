@@ -97,7 +97,12 @@ def test_counts_and_ranges_of_rates_are_told_as_they_were(found):
 
 
 @pytest.mark.parametrize(
-    "title", ["What share is clipped at the best limit", "Is 0.5 too tight?"]
+    "title",
+    [
+        "What share is clipped at the best limit",
+        "Is 0.5 too tight?",
+        "What a step costs",
+    ],
 )
 def test_the_other_tables_of_the_guide_are_those_of_the_runs(title):
     tabled = cells_of((command.RESULTS / "README.md").read_text())
