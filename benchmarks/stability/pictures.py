@@ -75,6 +75,13 @@ def style_of(name: str) -> dict[str, Any]:
     }
 
 
+def compact(score: float) -> str:
+    """At most four characters, which is what a cell holds."""
+    if score < 0.01:
+        return f"{score:.0e}".replace("e-0", "e-") if score > 1e-6 else "0"
+    return f"{score:.2f}" if score < 0.1 else f"{score:.2g}"
+
+
 def draw_map(axes: Axes, scores: np.ndarray, task: Task, trials: list[float]) -> None:
     """The median scores over learning rates and limits, darker where they are lower."""
     best = max(scores.min(), task.solved, 1e-9)
@@ -85,7 +92,7 @@ def draw_map(axes: Axes, scores: np.ndarray, task: Task, trials: list[float]) ->
     rates = [f"{x:g}" for x in task.rates]
     axes.set_xticks(range(len(rates)), labels=rates, fontsize=7, rotation=90)
     for (y, x), score in np.ndenumerate(scores):
-        text = "-" if score >= task.failed else f"{score:.2g}"
+        text = "-" if score >= task.failed else compact(score)
         color = "white" if norm(shown[y, x]) < 0.6 else "black"
         axes.text(x, y, text, ha="center", va="center", fontsize=6, color=color)
 
