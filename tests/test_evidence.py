@@ -96,6 +96,27 @@ def test_counts_and_ranges_of_rates_are_told_as_they_were(found):
     assert f"over a factor of {width['recurrent50', 'clippy']}, no clip" in guide
 
 
+def test_how_far_other_seeds_agree_is_told_as_it_was(found):
+    first, second = ({row[:4]: row for row in found[folder]} for folder in FOLDERS)
+    fixed, overlap, tuned, same = ({"regression": 0, "control": 0} for _ in range(4))
+    for place, row in second.items():
+        if row.kind == "default":
+            fixed[row.task] += 1
+            near = max(row.lower, first[place].lower) <= min(
+                row.upper, first[place].upper
+            )
+            overlap[row.task] += near
+        else:
+            tuned[row.task] += 1
+            same[row.task] += row.limit == first[place].limit
+    guide = " ".join((DOCS / "evidence.md").read_text().split())
+    what = "scores of defaults and strategies without a limit"
+    assert f"of {fixed['regression']} {what}, {overlap['regression']} have" in guide
+    assert f"overlap in {overlap['control']} of {fixed['control']} such scores" in guide
+    every = f"only {sum(same.values())} of {sum(tuned.values())} cases"
+    assert f"{every}, {same['control']} of {tuned['control']} in the control" in guide
+
+
 @pytest.mark.parametrize(
     "title",
     [
