@@ -220,6 +220,10 @@ def page(folder: Path, found: list[Row], tasks: dict[str, Task]) -> str:
     default = overview(found, lambda row: short(row.median), "default")
     width = overview(found, lambda row: f"{row.usable:.3g}", "tuned")
     clipped = overview(found, lambda row: f"{row.clipped:.1%}", "tuned")
+    some = {
+        STEPS: step_costs(folder),
+        "## CIFAR-10 by learning rate": by_rate(folder, tasks["cifar10"]),
+    }
     parts = [
         HEAD,
         provenance(folder),
@@ -231,8 +235,7 @@ def page(folder: Path, found: list[Row], tasks: dict[str, Task]) -> str:
         f"## Scores with the defaults\n\n{default}",
         f"## Ranges of learning rates with the tuned limits\n\n{width}",
         f"## Shares of steps clipped at the tuned limits\n\n{clipped}",
-        f"{STEPS}\n\n{step_costs(folder)}",
-        f"## CIFAR-10 by learning rate\n\n{by_rate(folder, tasks['cifar10'])}",
+        *(f"{head}\n\n{body}" for head, body in some.items() if body.count("\n") > 1),
         details(found, tasks),
     ]
     return "\n\n".join(parts) + "\n"
