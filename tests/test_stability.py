@@ -1,19 +1,23 @@
 """The benchmark of strategies and limits, at its reduced size."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.stability import command, measures, summary
-from benchmarks.stability.pair import REDUCED
+from benchmarks.stability import command, costs, measures, summary, tables
+from benchmarks.stability.pair import FIRST_TUNING_SEED, REDUCED
 from benchmarks.stability.runner import Runner, outcomes, pairs_of
 from benchmarks.stability.strategies import STRATEGIES
-from benchmarks.stability.tasks import tasks
+from benchmarks.stability.tasks import cifar, ready, tasks
+from benchmarks.stability.training import train
+from optaxclip import tuning
 
 ROOT = Path(__file__).parent.parent
 TASK = "regression"
@@ -75,9 +79,20 @@ def test_nothing_is_clipped_without_a_clipper(results):
         assert any(clipped[variant]["default"]["clipped"])
 
 
-def test_the_same_seeds_give_the_same_scores(results, tmp_path):
-    once, again = results[1]["global"], measured(tmp_path, "global")
-    assert once["variants"] == again["variants"]
+def test_limits_are_tuned_as_tuning_sweep_would_with_the_same_seeds(results):
+    """Of one variant at one rate; the benchmark has all of them in one program."""
+    told, place, strategy = results[1]["global"], 2, STRATEGIES["global"]
+    task = dataclasses.replace(tasks()[TASK], steps=told["steps"])
+    variant = jnp.array(task.variants["normal noise"])
+    rate = jnp.array(task.rates[place])
+
+    def score(limit, key):
+        return train(task, strategy, variant, limit, rate, key).score
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        swept = tuning.sweep(score, strategy.trials, seeds=[FIRST_TUNING_SEED])
+    scores = np.array(told["variants"]["normal noise"]["tuning"])[:, place]
+    np.testing.assert_allclose(swept.scores, scores, rtol=1e-3)
 
 
 def test_only_what_is_missing_is_run(results, monkeypatch, capsys):
@@ -136,6 +151,36 @@ def test_every_strategy_is_for_some_task_and_has_its_default_among_its_trials():
             assert strategy.default in strategy.trials, name
 
 
+def test_cifar10_wants_its_folder_and_is_halved(tmp_path):
+    assert set(tasks()) - set(ready(None)) == {"cifar10"}
+    assert set(tasks()) == set(ready(tmp_path))
+    with pytest.raises(SystemExit, match="cifar10 needs --data"):
+        cifar.images(None)
+    pixels = np.zeros((2, 32, 32, 3), np.uint8)
+    pixels[:, ::2] = 255
+    halved = cifar.halved(pixels)
+    np.testing.assert_array_equal(halved, np.zeros((2, 16, 16, 3)))
+    params = jax.eval_shape(cifar.init, jax.random.key(0))
+    with jax.numpy_rank_promotion("allow"):
+        assert jax.eval_shape(cifar.logits, params, halved[0]).shape == (10,)
+
+
+def test_costs_are_of_runs_that_take_turns(monkeypatch, tmp_path):
+    order = []
+    monkeypatch.setattr(costs, "TURNS", 3)
+    programs: Any = {name: (order.append, name) for name in ("none", "global")}
+    took = costs.seconds(programs)
+    assert order == 4 * ["none", "global"]
+    assert {name: len(times) for name, times in took.items()} == {
+        "none": 3,
+        "global": 3,
+    }
+    told = {"task": "control", "step_microseconds": 30.0}
+    told["ratios"] = {"global": [1.1, 1.2, 1.3]}
+    (tmp_path / "costs_control.json").write_text(json.dumps(told))
+    assert "| global | 1.20 (1.10 to 1.30) |" in tables.step_costs(tmp_path)
+
+
 def test_the_measures_of_scores():
     scores = np.array([[0.1, np.nan, np.inf], [0.2, 0.3, 7.0]])
     np.testing.assert_array_equal(
@@ -163,6 +208,6 @@ def test_a_spike_is_seven_deviations_above_the_last_hundred_losses():
 
 
 def test_the_pictures_of_the_page_are_those_of_the_results():
-    for shown, drawn in ("profile", "profile"), ("recurrent", "recurrent50_clean"):
+    for shown, drawn in ("profile", "profile"), ("recurrent", "trade_off"):
         page = ROOT / "docs" / "images" / f"stability_{shown}.png"
         assert page.read_bytes() == (command.RESULTS / f"{drawn}.png").read_bytes()

@@ -3,8 +3,9 @@
 Every strategy with a limit has the same budget: five limits, each at every learning
 rate, on seeds of their own. The limit whose best rate has the lowest median score is
 the tuned one. What is reported comes from other seeds, at every rate, with the tuned
-limit and with the default one. (`optaxclip.tuning.sweep` does this at one rate; here
-all rates, variants and limits of a task are one program, which is compiled once.)
+limit and with the default one. Tuning is `optaxclip.tuning.sweep` at every rate, which
+a test holds; but a sweep is a program for one rate, and here all rates and variants
+share one, since compiling takes longer than most runs.
 """
 
 import os
@@ -13,6 +14,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -151,6 +153,9 @@ def where_and_how() -> dict[str, Any]:
     if "--output" in arguments:  # where the files went does not matter
         place = arguments.index("--output")
         arguments = arguments[:place] + arguments[place + 2 :]
+    if "--data" in arguments:  # nor where the data were
+        place = arguments.index("--data") + 1
+        arguments[place] = Path(arguments[place]).name
     return {
         "versions": {name: version(name) for name in names}
         | {"python": platform.python_version()},

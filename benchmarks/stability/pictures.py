@@ -2,6 +2,7 @@
 
 from io import BytesIO
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ HIGHLIGHTED = (
     *("global", "tensor", "aggc", "zclip", "agc"),
     *("clippy", "none", "error_feedback"),
 )
+# Whose limits trade off with the learning rate, and whose do not.
+TRADING = ("global", "spectral", "clippy", "trust_ratio")
 COLUMNS, WIDTH, HEIGHT = 5, 2.4, 2.0
 Panels = dict[str, tuple[np.ndarray, list[float]]]
 
@@ -72,38 +75,51 @@ def style_of(name: str) -> dict[str, Any]:
     }
 
 
+def compact(score: float) -> str:
+    """At most four characters, which is what a cell holds."""
+    if score < 0.01:
+        return f"{score:.0e}".replace("e-0", "e-") if score > 1e-6 else "0"
+    return f"{score:.2f}" if score < 0.1 else f"{score:.2g}"
+
+
 def draw_map(axes: Axes, scores: np.ndarray, task: Task, trials: list[float]) -> None:
     """The median scores over learning rates and limits, darker where they are lower."""
     best = max(scores.min(), task.solved, 1e-9)
     norm = LogNorm(best, max(task.failed, 1.01 * best))
     shown = np.clip(scores, norm.vmin, norm.vmax)
     axes.imshow(shown, norm=norm, cmap="viridis", aspect="auto", origin="lower")
-    axes.set_yticks(range(len(trials)), labels=[f"{x:g}" for x in trials], fontsize=6)
+    axes.set_yticks(range(len(trials)), labels=[f"{x:g}" for x in trials], fontsize=7)
     rates = [f"{x:g}" for x in task.rates]
-    axes.set_xticks(range(len(rates)), labels=rates, fontsize=6, rotation=90)
+    axes.set_xticks(range(len(rates)), labels=rates, fontsize=7, rotation=90)
     for (y, x), score in np.ndenumerate(scores):
-        text = "-" if score >= task.failed else f"{score:.2g}"
+        text = "-" if score >= task.failed else compact(score)
         color = "white" if norm(shown[y, x]) < 0.6 else "black"
-        axes.text(x, y, text, ha="center", va="center", fontsize=5, color=color)
+        axes.text(x, y, text, ha="center", va="center", fontsize=6, color=color)
 
 
-def draw_maps(panels: Panels, task: Task, variant: str, path: Path) -> None:
-    """A map for each strategy."""
-    lines = -(-len(panels) // COLUMNS)
-    whole = Figure(figsize=(COLUMNS * WIDTH, 0.5 + lines * HEIGHT), dpi=90)
-    places = np.atleast_2d(whole.subplots(lines, COLUMNS)).ravel()
+def draw_maps(
+    panels: Panels, task: Task, variant: str, path: Path, most: int = COLUMNS
+) -> None:
+    """A map for each strategy, at most so many side by side."""
+    columns = min(most, len(panels))
+    lines = -(-len(panels) // columns)
+    title = fill(
+        f"{task.title}, {variant}: {task.measured}, by limit (up) and learning rate "
+        "(right); - no better than untrained",
+        width=30 * columns,
+    )
+    head, foot = 0.4 + 0.17 * (1 + title.count("\n")), 0.65
+    height = head + lines * HEIGHT + 0.15
+    whole = Figure(figsize=(columns * WIDTH, height), dpi=90)
+    places = np.atleast_1d(whole.subplots(lines, columns)).ravel()
     for axes in places[len(panels) :]:
         axes.set_axis_off()
     for axes, (strategy, (scores, trials)) in zip(places, panels.items(), strict=False):
         draw_map(axes, scores, task, trials)
-        axes.set_title(strategy, fontsize=8)
-    whole.suptitle(
-        f"{task.title}, {variant}: {task.measured}, by limit (up) and learning rate "
-        "(right); - no better than untrained",
-        fontsize=9,
-    )
-    top = 1 - 0.5 / (0.5 + lines * HEIGHT)
-    whole.subplots_adjust(0.04, 0.06, 0.99, top, wspace=0.25, hspace=0.6)
+        axes.set_title(strategy, fontsize=9)
+    whole.suptitle(title, fontsize=9)
+    left, bottom, top = 0.24 / columns, foot / height, 1 - head / height
+    whole.subplots_adjust(left, bottom, 0.99, top, wspace=0.3, hspace=0.6)
     save(whole, path)
 
 
@@ -152,4 +168,8 @@ def draw(folder: Path, found: list[Row], tasks: dict[str, Task]) -> list[Path]:
         name = f"{task}_{variant.replace(' ', '_').replace('%', '')}.png"
         paths.append(folder / name)
         draw_maps(panels, tasks[task], variant, paths[-1])
+        if task == "recurrent50":
+            paths.append(folder / "trade_off.png")
+            few = {name: panels[name] for name in TRADING if name in panels}
+            draw_maps(few, tasks[task], variant, paths[-1], most=2)
     return paths

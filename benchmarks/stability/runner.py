@@ -29,7 +29,7 @@ class Runner:
 
     Attributes:
       folder: the folder of all results.
-      data: what the transformers read, instead of Python's manual.
+      data: a text for the transformers to read, or the folder of CIFAR-10.
       size: how many seeds, and how many steps.
     """
 

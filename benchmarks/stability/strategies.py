@@ -87,9 +87,15 @@ def tenfold(default: float) -> tuple[float, ...]:
     return tuple(default * factor for factor in TENFOLD)
 
 
-def by_norm(build: Build, **others: Any) -> Strategy:
+def by_norm(build: Build, limit: str = "norm", **others: Any) -> Strategy:
     """A strategy whose limit is a norm; most recipes say 1."""
-    return Strategy(build, "norm", 1.0, trials=TENFOLD, **others)
+    return Strategy(build, limit, 1.0, trials=TENFOLD, **others)
+
+
+def at(limit: float) -> Strategy:
+    """The norm of the whole gradient at a limit of which CIFAR-10 shall tell."""
+    clip = first(optaxclip.clip_global_norm)
+    return Strategy(clip, "norm", limit, only=("cifar10",))
 
 
 def of_weights(
@@ -102,15 +108,19 @@ def of_weights(
 STRATEGIES: dict[str, Strategy] = {
     "none": Strategy(lambda limit, direction, rate: plain(direction, rate)),
     "global": by_norm(first(optaxclip.clip_global_norm)),
-    "tensor": by_norm(first(optaxclip.clip_tensor_norm)),
-    "unit": by_norm(first(optaxclip.clip_unit_norm)),
-    "value": by_norm(first(optaxclip.clip_value)),
+    "global_0.5": at(0.5),
+    "global_5": at(5.0),
+    "tensor": by_norm(first(optaxclip.clip_tensor_norm), "norm of a tensor"),
+    "unit": by_norm(first(optaxclip.clip_unit_norm), "norm of a unit"),
+    "value": by_norm(first(optaxclip.clip_value), "size of a number"),
     "soft": by_norm(first(optaxclip.soft_clip_global_norm)),
     "error_feedback": by_norm(
         first(lambda c: optaxclip.error_feedback(optaxclip.clip_global_norm(c)))
     ),
     "per_example": by_norm(
-        lambda limit, direction, rate: plain(direction, rate), per_example=True
+        lambda limit, direction, rate: plain(direction, rate),
+        "norm of an example's gradient",
+        per_example=True,
     ),
     "agc": Strategy(
         first(optaxclip.agc), "share of the unit's norm", 0.01, trials=tenfold(0.01)
@@ -157,7 +167,7 @@ STRATEGIES: dict[str, Strategy] = {
         "share of the tensor's norm",
         trials=(1e-4, 1e-3, 1e-2, 1e-1, 1.0),
     ),
-    "spectral": by_norm(first(optaxclip.clip_singular_values)),
+    "spectral": by_norm(first(optaxclip.clip_singular_values), "singular value"),
     "hyperball": Strategy(spheres, never=("regression",)),
     "skip_nonfinite": Strategy(
         around(lambda inner, _: optaxclip.skip_nonfinite(inner))

@@ -97,7 +97,8 @@ def row(
     case, rates = cases[kind], array(found["rates"])
     scores = array(case["score"])
     medians = np.median(capped(scores, task.failed), axis=1)
-    best = int(np.argmin(medians))
+    best, learned = int(np.argmin(medians)), medians < task.failed
+    good = max(2 * lowest, task.solved)
     lower, median, upper = np.quantile(
         capped(scores[best], task.failed), (0.25, 0.5, 0.75)
     )
@@ -114,23 +115,34 @@ def row(
         diverged=diverged(scores, task.failed),
         solved=float((scores <= task.solved).mean(1).max()) if task.solved else np.nan,
         sensitivity=sensitivity(medians),
-        usable=usable(medians, rates, max(2 * lowest, task.solved)),
+        usable=usable(np.where(learned, medians, np.inf), rates, good),
         spikes=array(case["spikes"])[best],
         clipped=array(case["clipped"])[best],
         norm=array(case["norm"])[best],
     )
 
 
+def shared(found: list[Row]) -> set[tuple[str, str]]:
+    """The cases, tasks and variants, that most of the strategies were run on."""
+    names: dict[tuple[str, str], set[str]] = {}
+    for row in found:
+        names.setdefault((row.task, row.variant), set()).add(row.strategy)
+    return {case for case, there in names.items() if len(there) > len(STRATEGIES) / 2}
+
+
 def ratios(
     found: list[Row], tasks: dict[str, Task], kind: str
 ) -> dict[str, dict[tuple[str, str], float]]:
-    """Each strategy's score over the best of all, for every variant of every task.
+    """Each strategy's score over the best of all, for every case that they share.
 
     Scores below what counts as solved are equally good, and one that failed is
     infinitely far off. A strategy without a limit counts as tuned, too.
     """
     scores: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+    cases = shared(found)
     for row in found:
+        if (row.task, row.variant) not in cases:
+            continue
         task = tasks[row.task]
         score = np.inf if row.median >= task.failed else row.median
         here = scores.setdefault((row.task, row.variant), {})
