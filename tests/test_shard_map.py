@@ -217,3 +217,24 @@ def test_a_loss_that_differs_between_devices_is_refused():
 
     with pytest.raises(ValueError, match=r"value must be the same.*\['x', 'y'\]"):
         mapped(step, SPECS)(TREE)
+
+
+def test_a_scan_carries_what_is_remembered_of_numbers_and_units():
+    """A carry keeps its type, and so the axes over which it varies."""
+    specs = SPECS | {"kernel": P("x", "y")}
+    stacked = jax.tree.map(lambda spec: P(None, *spec), specs)
+    memory = optaxclip.thresholds.RollingPercentile(50.0, window=2)
+    units = optaxclip.clip_unit_norm(memory, axis_name=specs)
+    elements = optaxclip.spam_clip(axis_name=specs)
+    for clip in units, elements:
+
+        def steps(tree, clip=clip):
+            def step(state, _):
+                updates, state = clip.update(tree, state)
+                return state, updates
+
+            return jax.lax.scan(step, clip.init(tree), length=2)[1]
+
+        run = jax.shard_map(steps, mesh=mesh_of(), in_specs=(specs,), out_specs=stacked)
+        found = jax.eval_shape(run, TREE)
+        assert found["kernel"].shape == (2, *TREE["kernel"].shape)

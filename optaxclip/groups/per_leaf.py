@@ -30,6 +30,7 @@ from optaxclip.mesh import (
     copies,
     sharding_along,
     spread_over,
+    varying,
     varying_axes,
 )
 from optaxclip.numbers import Number, capped
@@ -63,7 +64,13 @@ class PerLeaf(Groups):
     def struct(self) -> PyTree[jax.ShapeDtypeStruct]:
         """See `Groups.struct`."""
         of_leaf = functools.partial(_struct, dtype=self.dtype)
-        return self.tree.unflatten(list(map(of_leaf, self.leaves, self.dims)))
+        shapes = map(of_leaf, self.leaves, self.dims)
+        apart = map(self._apart, self.leaves, self.axes)
+        return self.tree.unflatten(list(map(varying, shapes, apart)))
+
+    def _apart(self, leaf: Any, axes: MeshAxes) -> frozenset[str]:
+        """Return the mesh axes over which the numbers of a leaf's groups differ."""
+        return varying_axes(leaf).difference(axes)
 
     @property
     def report_shape(self) -> tuple[int, ...]:
@@ -184,6 +191,9 @@ class Elements(PerLeaf):
 
     def _reduce(self, op: Reduction, terms: list[Number]) -> PerGroup:
         return self.tree.unflatten(terms)
+
+    def _apart(self, leaf: Any, axes: MeshAxes) -> frozenset[str]:
+        return varying_axes(leaf)
 
     def _shards(self, x: Array, axes: MeshAxes) -> MeshAxes:
         return tuple(sorted({*spread_over(x, axes), *varying_axes(x)}))
