@@ -72,6 +72,14 @@ def varying(group: jax.ShapeDtypeStruct, axes: frozenset[str]) -> jax.ShapeDtype
     return marked.update(sharding=group.sharding)
 
 
+def on_its_mesh(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Name the mesh of a shape, which JAX forgets where some axes are left to XLA."""
+    if shape.sharding is not None or not varying_axes(shape):
+        return shape
+    mesh = jax.sharding.get_abstract_mesh()
+    return shape.update(sharding=NamedSharding(mesh, PartitionSpec()))
+
+
 def sharding_along(x: Any, dims: Iterable[int]) -> NamedSharding | None:
     """Return how an array or its shape is known to be sharded along some dimensions.
 
