@@ -234,6 +234,7 @@ def test_explicit_axes_need_no_mesh_to_be_set():
 ROUNDS = {
     "clip_value": 2,  # one maximum and one count
     "clip_global_norm": 1,
+    "clip_global_norm_3": 2,  # the largest number, and a sum of powers
     "clip_tensor_norm": 1,
     "clip_unit_norm": 2,  # their norms are at home, or else are summed
     "agc": 4,  # the ratio, the norm and the limit of the unit that is shown
