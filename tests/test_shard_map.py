@@ -238,3 +238,30 @@ def test_a_scan_carries_what_is_remembered_of_numbers_and_units():
         run = jax.shard_map(steps, mesh=mesh_of(), in_specs=(specs,), out_specs=stacked)
         found = jax.eval_shape(run, TREE)
         assert found["kernel"].shape == (2, *TREE["kernel"].shape)
+
+
+def test_where_jax_does_not_track_it_specs_tell_that_units_are_spread():
+    """All devices decide and report the same, although each sees units of its own."""
+    axis = {"experts": 1, "kernel": 0, "bias": 0}
+    tree = TREE | {"experts": TREE["experts"].at[3].set(9.0)}
+
+    def told(axes, tree):
+        scope = scopes.unit(axis=axis, axis_name=axes)
+        guard = optaxclip.skip_above(optax.identity(), 10.0, scope=scope)
+        clip = optaxclip.clip_unit_norm(1.5, axis=axis, axis_name=axes)
+        states = [t.update(tree, t.init(tree))[1] for t in (guard, clip)]
+        return jax.tree.map(jnp.atleast_1d, [state.report for state in states])
+
+    step = jax.shard_map(
+        partial(told, OUTPUTS),
+        mesh=mesh_of(),
+        in_specs=(OUTPUTS,),
+        out_specs=P(("x", "y")),
+        check_vma=False,
+    )
+    wanted = jax.jit(partial(told, None))(tree)
+    assert wanted[0].skipped == 1
+    for got, want in zip(
+        jax.tree.leaves(jax.jit(step)(tree)), jax.tree.leaves(wanted), strict=True
+    ):
+        np.testing.assert_allclose(got, np.tile(want, 4), rtol=2e-6)
