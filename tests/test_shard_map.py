@@ -265,3 +265,11 @@ def test_where_jax_does_not_track_it_specs_tell_that_units_are_spread():
         jax.tree.leaves(jax.jit(step)(tree)), jax.tree.leaves(wanted), strict=True
     ):
         np.testing.assert_allclose(got, np.tile(want, 4), rtol=2e-6)
+
+
+def test_the_warm_up_of_adagc_measures_the_experts_of_all_devices():
+    leading = {"experts": 1, "kernel": 0, "bias": 0}
+    clip = optaxclip.adagc(0.5, leading_axes=leading, axis_name=OUTPUTS)
+    step = mapped(partial(once, clip), OUTPUTS, check_vma=False)
+    alone = optaxclip.adagc(0.5, leading_axes=leading)
+    assert_same(step(TREE), jax.jit(partial(once, alone))(TREE))

@@ -91,6 +91,13 @@ class PerLeaf(Groups):
             found.setdefault(self._shards(*each), []).append(i)
         return found
 
+    def combine(self, op: Reduction, arrays: Sequence[Number]) -> Number:
+        """See `Groups.combine`; on the whole mesh."""
+        alike: dict[MeshAxes, list[Number]] = {}
+        for x, apart in zip(arrays, self.apart, strict=True):
+            alike.setdefault(spread_over(x, apart), []).append(op.within(x))
+        return op.of(op.over(op.within(jnp.stack(x)), a) for a, x in alike.items())
+
     def _total(self, arrays: list[Array], counts: Sequence[Number]) -> Number:
         """Add up the counts of all leaves, on the whole mesh."""
         total = jnp.zeros((), jnp.float32)
