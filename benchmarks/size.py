@@ -4,8 +4,8 @@ An SGD step is traced, compiled and run with no clipper, with ours and with Opta
 times are seconds of CPU, those of a step milliseconds, and the memory is what the
 compiled step needs beside its arguments and results.
 
-    python benchmarks/size.py                          # about half an hour
-    python benchmarks/size.py --leaves 1000 --rounds 5
+    python benchmarks/size.py --leaves 100 1000        # some minutes
+    python benchmarks/size.py --layers 0 --leaves 10000 --only agc
 """
 
 import argparse
@@ -22,6 +22,8 @@ import optaxclip
 
 LEAVES = {
     "none": optax.identity(),
+    "optax.clip": optax.clip(1.0),
+    "clip_value": optaxclip.clip_value(1.0),
     "optax.clip_by_global_norm": optax.clip_by_global_norm(1.0),
     "clip_global_norm": optaxclip.clip_global_norm(1.0),
     "optax.clip_by_block_rms": optax.clip_by_block_rms(1.0),
@@ -74,10 +76,13 @@ def print_table(
     clips: dict[str, optax.GradientTransformation],
     make: Callable[[], dict[str, jax.Array]],
     rounds: int,
+    only: str | None,
 ) -> None:
     print(f"\n{title}\n\n| clipper | trace, s | compile, s | step, ms | memory, MiB |")
     print("|---|---|---|---|---|")
     for name, clip in clips.items():
+        if only not in (None, name):
+            continue
         jax.clear_caches()
         trace, build, run, memory = measured(clip, make(), rounds)
         row = f"{trace:.2f} | {build:.1f} | {run:.2f} | {memory:.2f}"
@@ -86,9 +91,10 @@ def print_table(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--leaves", type=int, nargs="*", default=[100, 1000, 10000])
+    parser.add_argument("--leaves", type=int, nargs="*", default=[100, 1000])
     parser.add_argument("--layers", type=int, default=100, help="0 leaves them out")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--only", help="only the clipper of this name")
     given = parser.parse_args()
     if given.layers:
         print_table(
@@ -96,6 +102,7 @@ def main() -> None:
             STACKS,
             lambda: {f"w{i}": jnp.ones((given.layers, 64, 64)) for i in range(6)},
             given.rounds,
+            given.only,
         )
     for number in given.leaves:
         print_table(
@@ -103,6 +110,7 @@ def main() -> None:
             LEAVES,
             lambda number=number: {f"w{i}": jnp.ones((8, 8)) for i in range(number)},
             given.rounds,
+            given.only,
         )
 
 

@@ -4,6 +4,7 @@ A checkpoint is written under another name and renamed when it is complete, so t
 run that is killed meanwhile resumes from the one before.
 """
 
+import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Checkpoints:
         """Write the state and what JSON can tell of the run, in the background."""
         # Copies, since the next step may write over the arrays of this one.
         state = jax.tree.map(np.array, state)
-        told = {"run": self._run, "told": told, "checksum": checksum(state)}
+        told = {"run": self._run, "told": told, "checksum": checksum(state, told)}
         self._manager.save(
             epoch,
             args=ocp.args.Composite(
@@ -80,7 +81,7 @@ class Checkpoints:
                 )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, jax.device_get(like))
         state = self._restore(epoch, state=ocp.args.StandardRestore(abstract))["state"]
-        if checksum(state) != told["checksum"]:
+        if checksum(state, told.get("told")) != told.get("checksum"):
             raise self._damaged(epoch, "its numbers are not those that were saved")
         return epoch, state, told["told"]
 
@@ -99,9 +100,9 @@ class Checkpoints:
         )
 
 
-def checksum(state: Any) -> int:
-    """Return a number that differs if any of the arrays does."""
-    number = 0
+def checksum(state: Any, told: Any) -> int:
+    """Return a number that differs if any of the arrays does, or what was told."""
+    number = zlib.crc32(json.dumps(told, sort_keys=True).encode())
     for leaf in jax.tree.leaves(state):
         number = zlib.crc32(np.asarray(leaf).tobytes(), number)
     return number

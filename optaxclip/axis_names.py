@@ -45,6 +45,23 @@ def mesh_axes(
     return tuple(found)
 
 
+def axes_apart(
+    spec: AxisName, tree: PyTree, dims: Sequence[tuple[int, ...]]
+) -> tuple[MeshAxes, ...]:
+    """Return the mesh axes over which the groups of each leaf that counts are spread.
+
+    They shard dimensions that are not measured together, which only a PartitionSpec
+    tells.
+    """
+    leaves = counted(tree)
+    found = []
+    for leaf, axes, own in zip(leaves, axis_names(spec, tree), dims, strict=True):
+        others = (d for d in range(leaf.ndim) if d not in own)
+        known = isinstance(axes, PartitionSpec)
+        found.append(names_along(axes, others) if known else ())
+    return tuple(found)
+
+
 def axis_names(spec: AxisName, tree: PyTree) -> list[Any]:
     """Return the entry of `axis_name` for each leaf that counts."""
     if _is_list_of_names(spec) and not isinstance(tree, list):

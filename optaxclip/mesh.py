@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -12,11 +13,13 @@ from jaxtyping import Array
 MeshAxes = tuple[str, ...]
 
 
-def varying_axes(x: Array) -> frozenset[str]:
+def varying_axes(x: Array | jax.ShapeDtypeStruct) -> frozenset[str]:
     """Return the mesh axes over which JAX tracks an array as varying in shard_map."""
-    kind = jax.typeof(x)
+    kind = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
     manual = getattr(kind, "manual_axis_type", None)  # called vma before JAX 0.10
-    return getattr(kind, "vma", frozenset()) if manual is None else manual.varying
+    if manual is None:
+        return getattr(kind, "vma", None) or frozenset()
+    return manual.varying
 
 
 def spread_over(x: Array, axes: MeshAxes) -> MeshAxes:
@@ -59,6 +62,22 @@ def vary(x: Array, axes: frozenset[str]) -> Array:
     """Mark a constant as varying over mesh axes, as loops require of initial values."""
     missing = tuple(axes - varying_axes(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def varying(group: jax.ShapeDtypeStruct, axes: frozenset[str]) -> jax.ShapeDtypeStruct:
+    """Mark the shape of an array as that of one which varies over mesh axes."""
+    if not axes:
+        return group
+    marked = jax.eval_shape(lambda: vary(jnp.zeros(group.shape, group.dtype), axes))
+    return marked.update(sharding=group.sharding)
+
+
+def on_its_mesh(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Name the mesh of a shape, which JAX forgets where some axes are left to XLA."""
+    if shape.sharding is not None or not varying_axes(shape):
+        return shape
+    mesh = jax.sharding.get_abstract_mesh()
+    return shape.update(sharding=NamedSharding(mesh, PartitionSpec()))
 
 
 def sharding_along(x: Any, dims: Iterable[int]) -> NamedSharding | None:

@@ -1,14 +1,13 @@
 """Scopes: which numbers are measured together.
 
-Only nonempty floating-point leaves, real or complex, count.
-
-Under ``jit``, meshes need no extra argument. Inside ``jax.shard_map`` and ``jax.pmap``,
-``axis_name`` names the mesh axes over which the numbers of a group are sharded: one
-axis, a tuple of axes, or a prefix tree of these with one entry per leaf (None for a
-replicated leaf). An entry may also be the leaf's PartitionSpec, which tells whether an
-axis shards a unit, or a stack of whole ones. Where JAX tracks varying axes
-(``check_vma=True``), replicated leaves are recognized, and every axis over which a leaf
-varies must be named. With ``()``, each device clips on its own.
+Only nonempty floating-point leaves, real or complex, count. Under ``jit``, meshes need
+no extra argument. Inside ``jax.shard_map`` and ``jax.pmap``, ``axis_name`` names the
+mesh axes over which the numbers of a group are sharded: one axis, a tuple of axes, or a
+prefix tree of these with one entry per leaf (None for a replicated leaf). An entry may
+also be the leaf's PartitionSpec, which tells whether an axis shards a unit, or a stack
+of whole ones. Where JAX tracks varying axes (``check_vma=True``), replicated leaves are
+recognized, and every axis over which a leaf varies must be named. With ``()``, each
+device clips on its own.
 """
 
 import math
@@ -22,7 +21,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from optaxclip.arguments import check_fits, check_label, check_labels
-from optaxclip.axis_names import mesh_axes
+from optaxclip.axis_names import axes_apart, mesh_axes
 from optaxclip.groups import (
     Elements,
     Groups,
@@ -96,7 +95,7 @@ class _Element(_LeafScope):
     def arrange(self, tree: PyTree) -> Elements:
         dims = ((),) * len(shapes_of(tree))
         axes = mesh_axes(self.axis_name, tree)
-        return Elements(counted(tree), dims, axes, structure_of(tree))
+        return Elements(counted(tree), dims, axes, structure_of(tree), axes)
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,7 +107,8 @@ class _Unit(_LeafScope):
         axes = of_leaves("axis", self.axis, tree, is_axes)
         dims = tuple(map(_unit_dims, shapes_of(tree), axes))
         axes = mesh_axes(self.axis_name, tree, dims)
-        return PerLeaf(counted(tree), dims, axes, structure_of(tree))
+        apart = axes_apart(self.axis_name, tree, dims)
+        return PerLeaf(counted(tree), dims, axes, structure_of(tree), apart)
 
 
 def _unit_dims(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:
@@ -129,7 +129,8 @@ class _Tensor(_LeafScope):
         leading = of_leaves("leading_axes", given, tree)
         dims = tuple(map(trailing_dimensions, shapes_of(tree), leading))
         axes = mesh_axes(self.axis_name, tree, dims)
-        return Tensors(counted(tree), dims, axes, structure_of(tree))
+        apart = axes_apart(self.axis_name, tree, dims)
+        return Tensors(counted(tree), dims, axes, structure_of(tree), apart)
 
 
 @dataclass(frozen=True, repr=False)

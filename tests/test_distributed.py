@@ -85,5 +85,5 @@ def test_two_processes_of_which_one_was_killed_end_as_one_alone(start, alone, tm
     assert "goes on after step" in said
     together = arrays_of(tmp_path / "two.npz")
     assert set(together) == set(alone)
-    for name in alone:
+    for name in alone:  # gloo adds up in an order of its own, XLA in that of devices
         np.testing.assert_allclose(together[name], alone[name], rtol=4e-7, atol=4e-7)

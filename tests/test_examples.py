@@ -462,3 +462,28 @@ def test_a_text_that_cannot_be_used_is_named(monkeypatch, capsys, tmp_path):
         assert "short is too short: it needs 1280 char" in refusal("--data", short)
     assert "--steps: it must be a whole number, at least 50, " in refusal("--steps", 49)
     assert f"--output {tmp_path} cannot be" in refusal("--output", tmp_path)
+
+
+def test_a_checkpoint_of_which_a_letter_or_a_number_changed_is_refused(
+    monkeypatch, tmp_path
+):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = runpy.run_path(str(EXAMPLES / "checkpoints.py"))
+    state, folder = {"w": np.arange(300.0)}, tmp_path / "run1"
+    saved = example["Checkpoints"](folder, {})
+    saved.save(1, state, {"losses": [3.0]})
+    saved.wait()
+    largest = max(
+        (folder / "1" / "state" / "d").iterdir(), key=lambda f: f.stat().st_size
+    )
+    for file in folder / "1" / "told" / "metadata", largest:
+        before = file.read_bytes()
+        middle = before.find(b"losses") if b"losses" in before else len(before) // 2
+        changed = bytes([before[middle] ^ 1])
+        file.write_bytes(before[:middle] + changed + before[middle + 1 :])
+        kept = files_of(folder)
+        with pytest.raises(example["CheckpointError"], match="is damaged or not a"):
+            example["Checkpoints"](folder, {}).latest(state)
+        assert files_of(folder) == kept
+        file.write_bytes(before)
+    assert example["Checkpoints"](folder, {}).latest(state)[0] == 1

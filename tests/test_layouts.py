@@ -234,6 +234,7 @@ def test_explicit_axes_need_no_mesh_to_be_set():
 ROUNDS = {
     "clip_value": 2,  # one maximum and one count
     "clip_global_norm": 1,
+    "clip_global_norm_3": 2,  # the largest number, and a sum of powers
     "clip_tensor_norm": 1,
     "clip_unit_norm": 2,  # their norms are at home, or else are summed
     "agc": 4,  # the ratio, the norm and the limit of the unit that is shown
@@ -251,3 +252,27 @@ def test_a_step_takes_few_all_reduces(name):
     update = jax.jit(CLIPS[name].update)  # as users compile
     text = update.lower(tree, state, tree).compile().as_text() or ""
     assert len(re.findall(r" all-reduce(?:-start)?\(", text)) == ROUNDS[name]
+
+
+def along(x):
+    """The mesh axes along each dimension of a leaf."""
+    return tuple(dict(enumerate(x.sharding.spec)).get(dim) for dim in range(x.ndim))
+
+
+def test_the_first_state_has_nothing_as_large_as_the_parameters_on_every_device():
+    """Outside of jit on any axes, and inside it on explicit ones."""
+    clips = CLIPS | MAPS
+    for axis_type in AxisType.Auto, AxisType.Explicit:
+        params = tree_of(9, axis_type, False)
+        wanted = {leaf.shape: along(leaf) for leaf in params.values()}
+        firsts = [{name: clip.init(params) for name, clip in clips.items()}]
+        if axis_type == AxisType.Explicit:
+            with jax.set_mesh(mesh_of(axis_type)):
+                traced = jax.eval_shape(
+                    lambda p: {name: clip.init(p) for name, clip in clips.items()},
+                    params,
+                )
+            firsts.append(traced)
+        for path, part in jax.tree_util.tree_leaves_with_path(firsts):
+            if part.shape in wanted and part.shape != SHARD:
+                assert along(part) == wanted[part.shape], path

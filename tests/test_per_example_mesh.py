@@ -138,3 +138,17 @@ def test_parameters_spread_like_the_batch_are_gathered_once_as_for_the_plain_gra
         return len(re.findall(r"= f32\[64,64\]\S* all-gather\(", text))
 
     assert gathered(optaxclip.clipped_grad(of_one, 1.0)) == gathered(jax.grad(mean)) > 0
+
+
+def test_in_shard_map_some_axes_may_be_left_to_xla():
+    options = {"has_aux": True, "in_axes": (0, None), "axis_name": "data"}
+    step = jax.shard_map(
+        optaxclip.clipped_grad(loss, LIMIT, **options),
+        mesh=mesh_of(AxisType.Auto),
+        in_specs=(P(), P("data"), P()),
+        out_specs=(P(), P("data")),
+        axis_names={"data"},
+    )
+    params, _, shared = placed(mesh_of(AxisType.Auto))
+    grads, _ = jax.jit(step)(params, X.T, shared)
+    assert distance(grads, clipped_mean(GRADIENTS, LIMIT)) < 1e-5

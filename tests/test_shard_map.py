@@ -217,3 +217,59 @@ def test_a_loss_that_differs_between_devices_is_refused():
 
     with pytest.raises(ValueError, match=r"value must be the same.*\['x', 'y'\]"):
         mapped(step, SPECS)(TREE)
+
+
+def test_a_scan_carries_what_is_remembered_of_numbers_and_units():
+    """A carry keeps its type, and so the axes over which it varies."""
+    specs = SPECS | {"kernel": P("x", "y")}
+    stacked = jax.tree.map(lambda spec: P(None, *spec), specs)
+    memory = optaxclip.thresholds.RollingPercentile(50.0, window=2)
+    units = optaxclip.clip_unit_norm(memory, axis_name=specs)
+    elements = optaxclip.spam_clip(axis_name=specs)
+    for clip in units, elements:
+
+        def steps(tree, clip=clip):
+            def step(state, _):
+                updates, state = clip.update(tree, state)
+                return state, updates
+
+            return jax.lax.scan(step, clip.init(tree), length=2)[1]
+
+        run = jax.shard_map(steps, mesh=mesh_of(), in_specs=(specs,), out_specs=stacked)
+        found = jax.eval_shape(run, TREE)
+        assert found["kernel"].shape == (2, *TREE["kernel"].shape)
+
+
+def test_where_jax_does_not_track_it_specs_tell_that_units_are_spread():
+    """All devices decide and report the same, although each sees units of its own."""
+    axis = {"experts": 1, "kernel": 0, "bias": 0}
+    tree = TREE | {"experts": TREE["experts"].at[3].set(9.0)}
+
+    def told(axes, tree):
+        scope = scopes.unit(axis=axis, axis_name=axes)
+        guard = optaxclip.skip_above(optax.identity(), 10.0, scope=scope)
+        clip = optaxclip.clip_unit_norm(1.5, axis=axis, axis_name=axes)
+        states = [t.update(tree, t.init(tree))[1] for t in (guard, clip)]
+        return jax.tree.map(jnp.atleast_1d, [state.report for state in states])
+
+    step = jax.shard_map(
+        partial(told, OUTPUTS),
+        mesh=mesh_of(),
+        in_specs=(OUTPUTS,),
+        out_specs=P(("x", "y")),
+        check_vma=False,
+    )
+    wanted = jax.jit(partial(told, None))(tree)
+    assert wanted[0].skipped == 1
+    for got, want in zip(
+        jax.tree.leaves(jax.jit(step)(tree)), jax.tree.leaves(wanted), strict=True
+    ):
+        np.testing.assert_allclose(got, np.tile(want, 4), rtol=2e-6)
+
+
+def test_the_warm_up_of_adagc_measures_the_experts_of_all_devices():
+    leading = {"experts": 1, "kernel": 0, "bias": 0}
+    clip = optaxclip.adagc(0.5, leading_axes=leading, axis_name=OUTPUTS)
+    step = mapped(partial(once, clip), OUTPUTS, check_vma=False)
+    alone = optaxclip.adagc(0.5, leading_axes=leading)
+    assert_same(step(TREE), jax.jit(partial(once, alone))(TREE))

@@ -205,6 +205,10 @@ class Groups(ABC):
     def summarize(self, value: PerGroup, scale: PerGroup, limit: PerGroup) -> Summary:
         """Summarize the magnitudes ``value / scale`` and their limits for a report."""
 
+    def combine(self, op: Reduction, arrays: Sequence[Number]) -> Number:
+        """Combine the numbers of all groups, of which there is at least one."""
+        return op.within(jnp.stack([op.within(x) for x in arrays]))
+
     @abstractmethod
     def share(self, mask: PyTree[Bool[Array, "..."]]) -> Float[Array, ""]:
         """Return the fraction of groups where a mask is true, on the whole mesh."""

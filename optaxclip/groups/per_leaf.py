@@ -30,6 +30,7 @@ from optaxclip.mesh import (
     copies,
     sharding_along,
     spread_over,
+    varying,
     varying_axes,
 )
 from optaxclip.numbers import Number, capped
@@ -41,9 +42,12 @@ class PerLeaf(Groups):
 
     Attributes:
       tree: the structure of the leaves that count, without the others.
+      apart: the mesh axes over which the groups of each leaf are known to be spread,
+        besides those of which JAX knows.
     """
 
     tree: Any
+    apart: tuple[MeshAxes, ...]
 
     def _reduce(self, op: Reduction, terms: list[Number]) -> PerGroup:
         parts = map(functools.partial(_within, op), terms, self.dims)
@@ -63,23 +67,36 @@ class PerLeaf(Groups):
     def struct(self) -> PyTree[jax.ShapeDtypeStruct]:
         """See `Groups.struct`."""
         of_leaf = functools.partial(_struct, dtype=self.dtype)
-        return self.tree.unflatten(list(map(of_leaf, self.leaves, self.dims)))
+        shapes = map(of_leaf, self.leaves, self.dims)
+        differ = map(self._differ, self.leaves, self.axes)
+        return self.tree.unflatten(list(map(varying, shapes, differ)))
+
+    def _differ(self, leaf: Any, axes: MeshAxes) -> frozenset[str]:
+        """Return the mesh axes over which the numbers of a leaf's groups differ."""
+        return varying_axes(leaf).difference(axes)
 
     @property
     def report_shape(self) -> tuple[int, ...]:
         """See `Groups.report_shape`."""
         return ()
 
-    def _shards(self, x: Array, axes: MeshAxes) -> MeshAxes:
-        """Return the mesh axes over which the groups of a leaf differ."""
-        return tuple(sorted(varying_axes(x)))
+    def _shards(self, x: Array, apart: MeshAxes) -> MeshAxes:
+        """Return the mesh axes over which the groups of a leaf are spread."""
+        return tuple(sorted({*spread_over(x, apart), *varying_axes(x)}))
 
     def _by_shards(self, arrays: list[Array]) -> dict[MeshAxes, list[int]]:
         """Group the positions of arrays by the mesh axes over which groups differ."""
         found: dict[MeshAxes, list[int]] = {}
-        for i, each in enumerate(zip(arrays, self.axes, strict=True)):
+        for i, each in enumerate(zip(arrays, self.apart, strict=True)):
             found.setdefault(self._shards(*each), []).append(i)
         return found
+
+    def combine(self, op: Reduction, arrays: Sequence[Number]) -> Number:
+        """See `Groups.combine`; on the whole mesh."""
+        alike: dict[MeshAxes, list[Number]] = {}
+        for x, apart in zip(arrays, self.apart, strict=True):
+            alike.setdefault(spread_over(x, apart), []).append(op.within(x))
+        return op.of(op.over(op.within(jnp.stack(x)), a) for a, x in alike.items())
 
     def _total(self, arrays: list[Array], counts: Sequence[Number]) -> Number:
         """Add up the counts of all leaves, on the whole mesh."""
@@ -92,14 +109,14 @@ class PerLeaf(Groups):
 
     def _number(self, arrays: list[Array]) -> int:
         """Count the groups, on the whole mesh."""
-        pairs = zip(arrays, self.axes, strict=True)
+        pairs = zip(arrays, self.apart, strict=True)
         return sum(x.size * copies(x, self._shards(x, axes)) for x, axes in pairs)
 
     def summarize(self, value: PerGroup, scale: PerGroup, limit: PerGroup) -> Summary:
         """See `Groups.summarize`."""
         if not self.leaves:
             return Summary(*(jnp.zeros((), jnp.float32) for _ in range(3)))
-        if self.local and not self.pointwise:
+        if self.local and not (self.pointwise or any(self.apart)):
             top, bound, fraction = self._packed_summary(value, scale, limit)
             return Summary(*most_above([(top, bound)]), fraction)
         unscaled = self.pointwise and not self.complex
@@ -185,12 +202,12 @@ class Elements(PerLeaf):
     def _reduce(self, op: Reduction, terms: list[Number]) -> PerGroup:
         return self.tree.unflatten(terms)
 
-    def _shards(self, x: Array, axes: MeshAxes) -> MeshAxes:
-        return tuple(sorted({*spread_over(x, axes), *varying_axes(x)}))
+    def _differ(self, leaf: Any, axes: MeshAxes) -> frozenset[str]:
+        return varying_axes(leaf)
 
 
 for kind in PerLeaf, Tensors, Elements:
-    register_dataclass(kind, ["leaves"], ["dims", "axes", "tree"])
+    register_dataclass(kind, ["leaves"], ["dims", "axes", "tree", "apart"])
 
 
 def _within(op: Reduction, term: Number, dims: tuple[int, ...]) -> Number:

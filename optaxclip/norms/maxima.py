@@ -61,8 +61,8 @@ class GeneralNorm:
 
     def measure(self, groups: Groups) -> Magnitude:
         """See `Norm.measure`; the largest number cancels out of the derivative."""
-        scale = jax.tree.map(_scale_of, groups.max(nan_as_inf))
-        largest = jax.tree.map(_divisor, groups.max(_scaled_size, scale))
+        size, scale = MaxNorm().measure(groups)
+        largest = jax.tree.map(_divisor, size)
         total = groups.sum(self._power, scale, largest)
         return Magnitude(self._root(total, largest), scale)
 

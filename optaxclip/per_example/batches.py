@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from optaxclip.mesh import vary, varying_axes
+from optaxclip.mesh import on_its_mesh, vary, varying_axes
 
 Batch = tuple[PyTree, ...]
 
@@ -209,7 +209,7 @@ def one_example(in_axes: tuple[Any, ...], batch: Batch) -> PyTree:
     """Return the shapes and dtypes of one example."""
 
     def first(axis: int, name: str, x: Any) -> Any:
-        return jax.eval_shape(lambda x: x[0], x)
+        return on_its_mesh(jax.eval_shape(lambda x: x[0], x))
 
     return each_leaf(first, in_axes, batch)
 

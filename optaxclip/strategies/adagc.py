@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +14,8 @@ from jaxtyping import Array, Float, Int32, PyTree
 from optaxclip import norms, responses, scopes
 from optaxclip.arguments import check_decay, check_nonnegative, check_steps
 from optaxclip.clipper import clipper
-from optaxclip.groups import PerGroup, map_groups
+from optaxclip.groups import Groups, PerGroup, map_groups
+from optaxclip.groups.reduction import MAX, SUM
 from optaxclip.leaves import AxisName
 from optaxclip.norms import Magnitude
 from optaxclip.norms.norm import root, unscaled
@@ -107,17 +107,18 @@ def _first(group: jax.ShapeDtypeStruct) -> AdaGCState:
     return AdaGCState(full(group, jnp.inf), full(group, 0, jnp.int32))
 
 
-def _together(size: Magnitude) -> Magnitude:
+def _together(groups: Groups, size: Magnitude) -> Magnitude:
     """Combine the norms of all tensors into the norm of the whole update."""
     values, scales = map(jax.tree.leaves, size)
     if not values:
         return unscaled(jnp.zeros((), jnp.float32))
-    scale = functools.reduce(jnp.minimum, map(jnp.min, scales))
+    scale = -groups.combine(MAX, [-s for s in jax.lax.stop_gradient(scales)])
     scaled = [v * (scale / s) for v, s in zip(values, scales, strict=True)]
-    largest = jnp.max(jnp.stack([jnp.max(x) for x in scaled]))
+    # It cancels out of the derivative, and maxima across a mesh have none.
+    largest = groups.combine(MAX, jax.lax.stop_gradient(scaled))
     one = jnp.where(largest == 0, jnp.ones_like(largest), largest)
-    squares = [jnp.sum(jnp.square(x / one)) for x in scaled]
-    return Magnitude(largest * root(jnp.sum(jnp.stack(squares)), 2), scale)
+    total = groups.combine(SUM, [jnp.square(x / one) for x in scaled])
+    return Magnitude(one * root(total, 2), scale)
 
 
 def _part(
@@ -157,7 +158,7 @@ class _OwnPast:
     ) -> tuple[PerGroup, tuple[Any, Any]]:
         max_norm, first = self.max_norm.update(seen, state[0])
         max_norm = max_norm.astype(seen.groups.dtype)
-        whole = map(computed_once, _together(seen.size))
+        whole = map(computed_once, _together(seen.groups, seen.size))
         part = map_groups(_part, *seen.size, *whole, max_norm)
         limit, memory = remember(_first, self._step, seen.magnitude, state[1], part)
         return limit, (first, memory)

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool
 
 from optaxclip.groups import PerGroup, map_groups
+from optaxclip.mesh import vary, varying_axes
 from optaxclip.numbers import Number
 from optaxclip.thresholds.threshold import GroupShapes, Observation
 
@@ -27,9 +28,15 @@ StepFunction = Callable[..., tuple[Number, Memory]]
 def begin(first: FirstFunction, groups: GroupShapes) -> Memory:
     """Return the initial memory of all groups; each field is a tree like them."""
     shapes, tree = jax.tree.flatten(groups)
-    columns = zip(*(jax.tree.leaves(first(group)) for group in shapes), strict=True)
+    columns = zip(*(_numbers(first, group) for group in shapes), strict=True)
     fields = list(columns) if shapes else [()] * _kind(first).num_leaves
     return _kind(first).unflatten([tree.unflatten(field) for field in fields])
+
+
+def _numbers(first: FirstFunction, group: jax.ShapeDtypeStruct) -> list[Array]:
+    """Return the memory of one array of groups, which varies over a mesh as they do."""
+    axes = varying_axes(group)
+    return [vary(jnp.asarray(part), axes) for part in jax.tree.leaves(first(group))]
 
 
 def _kind(first: FirstFunction) -> Any:
