@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from optaxclip.groups import Entry, paths_of
+from optaxclip.reports import BoundState
 
 
 def _tells(node: Any) -> bool:
@@ -37,7 +38,8 @@ def report(opt_state: PyTree, names: PyTree = None) -> dict[str, Any]:
       A flat dict of arrays, without synchronizing with the device. The keys are
       ``<name>/<field>``, as in ``"clip_global_norm/pre_norm"``. The name is that of the
       strategy or guard, or its ``name=``; the fields of clippers are those of
-      `ClipReport`. Repeated names are numbered from the second on:
+      `ClipReport`, with ``of_params``, which is 1, where they are about parameters
+      rather than updates. Repeated names are numbered from the second on:
       ``"clip_global_norm_2/pre_norm"``. With `names`, the key of a vector's entry ends
       in the path of its leaf, ``"clip_tensor_norm/pre_norm/body/kernel"``, with an
       index if the leaf stacks tensors, ``".../body/kernel/3"``, or in the label of its
@@ -99,6 +101,9 @@ def _fields(state: Any, paths: Collection[str] | None) -> Iterator[tuple[str, An
                 entries = _entry_names(state, part.shape[-1], paths)
                 for name, number in zip(entries, _unstacked(part), strict=True):
                     yield "/".join(filter(None, [field, name])), number
+    if isinstance(state, BoundState):
+        (count,) = jax.tree.leaves(state.report.clipped_steps)
+        yield "of_params", np.ones(jnp.shape(count), np.int32)
 
 
 def _unstacked(vector: Any) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, PyTree
 
 from optaxclip.groups import Entry, Groups, PerGroup
 from optaxclip.norms import Magnitude
@@ -93,6 +93,24 @@ class ClipState(NamedTuple):
     threshold: Any
     measure: Any
     report: ClipReport
+
+
+class BoundState(ClipState):
+    """State of a clipper of parameters; its report is about them, not about updates."""
+
+    __slots__ = ()
+
+
+def bounding(state: PyTree) -> PyTree:
+    """Turn the state of every clipper in a tree into a `BoundState`."""
+
+    def bound(node: Any) -> Any:
+        if not isinstance(node, ClipState):
+            return node
+        entries = getattr(type(node), "entries", ())
+        return state_type(type(node).__name__, BoundState, entries)(*node)
+
+    return jax.tree.map(bound, state, is_leaf=lambda x: isinstance(x, ClipState))
 
 
 def check_state(name: str, state: Any, kind: type = ClipState) -> None:

@@ -18,7 +18,7 @@ PARAMS = {"body": {"kernel": jnp.ones(3), "bias": jnp.ones(1)}, "head": jnp.ones
 LEAVES = ("body/bias", "body/kernel", "head")
 
 
-def told(norms, limit, clipped=None, *, after=None, name="clip"):
+def told(norms, limit, clipped=None, *, after=None, of_params=False):
     """The history of a clipper that shrinks."""
     norms, limit = np.asarray(norms, float), np.asarray(limit, float)
     limit = np.broadcast_to(limit, norms.shape)
@@ -29,7 +29,9 @@ def told(norms, limit, clipped=None, *, after=None, name="clip"):
         clipped = clipped.mean(axis=1)
     fields = {"pre_norm": norms, "post_norm": after, "limit": limit}
     fields["clipped_fraction"] = np.asarray(clipped, float)
-    return History.from_scan({f"{name}/{k}": v for k, v in fields.items()})
+    if of_params:
+        fields["of_params"] = np.ones(len(norms), np.int32)
+    return History.from_scan({f"clip/{k}": v for k, v in fields.items()})
 
 
 def reports_of(transformation, sizes, names=None):
@@ -395,8 +397,16 @@ CASES = {
         ["20% of the steps", "In the last quarter it clipped none"],
     ),
     "weights": (
-        told(USUAL, 0.5, name="clip_weight_norm"),
+        told(USUAL, 0.5, of_params=True),
         ["it holds the parameters there"],
+    ),
+    "spheres": (
+        told(USUAL, 1.5, after=np.full(100, 1.5), of_params=True),
+        ["small norms up to its limit", "the parameters stay on spheres"],
+    ),
+    "no weights": (
+        told(USUAL, 0.0, of_params=True),
+        ["a limit of 0 makes them all 0"],
     ),
 }
 
@@ -427,6 +437,24 @@ def test_a_guard_with_norms_is_judged_by_what_it_skipped():
         }
         fields = {f"skip_above/{k}": v for k, v in columns.items()}
         assert said in verdict(History.from_scan(fields))["skip_above"]
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        optaxclip.clip_weights(0.5, name="mine"),
+        optaxclip.normalize_weights(name="mine"),
+        optaxclip.bound_weights(optaxclip.clip_global_norm(0.5, name="mine")),
+    ],
+    ids=("values", "spheres", "any clipper"),
+)
+def test_a_bound_on_weights_is_known_by_its_report_whatever_it_is_called(bound):
+    history = History()
+    for report in reports_of(optax.chain(optax.sgd(0.1), bound), (1.0, 2.0)):
+        history.append(report)
+    words = verdict(history)["mine"]
+    assert "the parameters" in words
+    assert "learning rate" not in words
 
 
 def test_what_stands_twice_in_a_chain_is_judged_alike():

@@ -19,6 +19,7 @@ class Track(NamedTuple):
       clipped: the share of groups above their limit, one number a step.
       skipped: whether the step was skipped.
       broken: whether the step was not finite.
+      of_params: whether the norms are those of parameters.
     """
 
     groups: tuple[str, ...]
@@ -28,6 +29,7 @@ class Track(NamedTuple):
     clipped: np.ndarray | None
     skipped: np.ndarray | None
     broken: np.ndarray
+    of_params: bool
 
 
 def tracks_of(columns: Columns) -> dict[str, Track]:
@@ -105,4 +107,5 @@ def _track(columns: Columns, name: str) -> Track:
         by_step("clipped_fraction"),
         None if skipped is None else skipped > 0,
         np.asarray(broken),
+        "of_params" in fields,
     )

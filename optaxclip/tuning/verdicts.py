@@ -21,7 +21,6 @@ _BY_DESIGN = {
     "normalize_weights": _SPHERE,
     "relative_update": _LENGTH,
 }
-_OF_WEIGHTS = ("weight", "qk_clip")
 
 
 class Verdicts(dict[str, str]):
@@ -50,11 +49,9 @@ def verdict(history: History, since: int = 0) -> Verdicts:
       since: the number of steps to leave out at the start.
 
     Returns:
-      A dict from the name of each clipper and guard to some sentences. A report does
-      not say what it measures, so names that contain ``weight`` or ``qk_clip`` are
-      taken to bound parameters, and those of `hyperball`, `normalize_weights` and
-      `relative_update` have no limit to choose; a `name` of your own is taken for that
-      of a clipper of updates, unless it contains ``weight``.
+      A dict from the name of each clipper and guard to some sentences. `hyperball`,
+      `normalize_weights` and `relative_update`, which have no limit to choose, are
+      known by their names; with a `name` of your own, each is told by what it did.
 
     Raises:
       ValueError: if there is no step from `since` on.
@@ -105,8 +102,7 @@ def _words(name: str, track: Track, skipped: np.ndarray, since: int) -> list[str
     kind = re.sub(r"_\d+$", "", name)  # `optaxclip.report` numbers the later ones
     if kind in _BY_DESIGN:
         return [*said, _BY_DESIGN[kind]]
-    of_weights = any(part in name for part in _OF_WEIGHTS)
-    return said + clipper_words(track, ~skipped & ~track.broken, of_weights)
+    return said + clipper_words(track, ~skipped & ~track.broken)
 
 
 def _watch_words(track: Track) -> list[str]:

@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from optaxclip.leaves import beside, counted, filled
 from optaxclip.numbers import Leaf, Number, widen, widest
+from optaxclip.reports import bounding
 from optaxclip.roles import check_transformation
 from optaxclip.updates import check_updates
 
@@ -185,6 +186,9 @@ def _of_weights(
     check_transformation(clip, "clip")
     inner = optax.with_extra_args_support(clip)
 
+    def init(params: PyTree) -> Any:
+        return bounding(inner.init(params))
+
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, Any]:
@@ -200,4 +204,4 @@ def _of_weights(
         )
         return filled(updates, found), state
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
