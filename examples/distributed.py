@@ -16,8 +16,8 @@ the script on each, with one address for all:
     python examples/distributed.py --processes 2 --process 1 --coordinator host0:7777
 """
 
-import argparse
 import functools
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from command_line import Parser, until_interrupted
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -48,7 +49,10 @@ def start_all(processes):
     """Start the processes on this machine; where one dies, end the others."""
     address = f"localhost:{free_port()}"
     command = [sys.executable, *sys.argv, "--coordinator", address, "--process"]
+    # The others ignore Ctrl-C, at which this process ends them.
+    ended = signal.signal(signal.SIGINT, signal.SIG_IGN)
     children = [subprocess.Popen([*command, str(i)]) for i in range(processes)]
+    signal.signal(signal.SIGINT, ended)
     try:
         while any(child.poll() is None for child in children):
             if any(child.poll() for child in children):
@@ -58,6 +62,7 @@ def start_all(processes):
     finally:
         for child in children:
             child.kill()
+        for child in children:
             child.wait()
 
 
@@ -190,10 +195,9 @@ def train(steps, folder, output):
     return whole, report
 
 
+@until_interrupted(told="it was interrupted; with --checkpoint it can go on from there")
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--processes", type=int, default=1, help="how many in all")
     parser.add_argument("--process", type=int, help="which of them this is, from 0")
     parser.add_argument("--coordinator", help="host:port of process 0")
