@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import PyTree
 
 from optaxclip.groups import Entry, paths_of
-from optaxclip.reports import BoundState
 
 
 def _tells(node: Any) -> bool:
@@ -38,12 +37,14 @@ def report(opt_state: PyTree, names: PyTree = None) -> dict[str, Any]:
       A flat dict of arrays, without synchronizing with the device. The keys are
       ``<name>/<field>``, as in ``"clip_global_norm/pre_norm"``. The name is that of the
       strategy or guard, or its ``name=``; the fields of clippers are those of
-      `ClipReport`, with ``of_params``, which is 1, where they are about parameters
-      rather than updates. Repeated names are numbered from the second on:
-      ``"clip_global_norm_2/pre_norm"``. With `names`, the key of a vector's entry ends
-      in the path of its leaf, ``"clip_tensor_norm/pre_norm/body/kernel"``, with an
-      index if the leaf stacks tensors, ``".../body/kernel/3"``, or in the label of its
-      group. Without clippers or guards, the dict is empty.
+      `ClipReport`. A report about parameters rather than updates has the field
+      ``of_params``, too, and that of a clipper that sets the length of every update,
+      such as `relative_update`, has ``sets_length``; both are always 1. Repeated names
+      are numbered from the second on: ``"clip_global_norm_2/pre_norm"``. With `names`,
+      the key of a vector's entry ends in the path of its leaf,
+      ``"clip_tensor_norm/pre_norm/body/kernel"``, with an index if the leaf stacks
+      tensors, ``".../body/kernel/3"``, or in the label of its group. Without clippers
+      or guards, the dict is empty.
 
     Raises:
       TypeError: if `opt_state` is a transformation, a function or a class.
@@ -101,9 +102,9 @@ def _fields(state: Any, paths: Collection[str] | None) -> Iterator[tuple[str, An
                 entries = _entry_names(state, part.shape[-1], paths)
                 for name, number in zip(entries, _unstacked(part), strict=True):
                     yield "/".join(filter(None, [field, name])), number
-    if isinstance(state, BoundState):
+    if mark := getattr(type(state), "mark", None):
         (count,) = jax.tree.leaves(state.report.clipped_steps)
-        yield "of_params", np.ones(jnp.shape(count), np.int32)
+        yield mark, np.ones(jnp.shape(count), np.int32)
 
 
 def _unstacked(vector: Any) -> Iterator[Any]:

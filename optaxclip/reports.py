@@ -99,18 +99,38 @@ class BoundState(ClipState):
     """State of a clipper of parameters; its report is about them, not about updates."""
 
     __slots__ = ()
+    mark = "of_params"
 
 
-def bounding(state: PyTree) -> PyTree:
-    """Turn the state of every clipper in a tree into a `BoundState`."""
+class LengthState(ClipState):
+    """State of a clipper that gives every group a length, whatever it had before."""
 
-    def bound(node: Any) -> Any:
+    __slots__ = ()
+    mark = "sets_length"
+
+
+def marked(
+    clip: optax.GradientTransformation, kind: type[ClipState]
+) -> optax.GradientTransformationExtraArgs:
+    """Let a report tell what kind of clipper it is about.
+
+    Args:
+      clip: a clipper, or a chain of them.
+      kind: the type of their states, whose ``mark`` becomes a field of the report.
+    """
+    inner = optax.with_extra_args_support(clip)
+
+    def mark(node: Any) -> Any:
         if not isinstance(node, ClipState):
             return node
         entries = getattr(type(node), "entries", ())
-        return state_type(type(node).__name__, BoundState, entries)(*node)
+        return state_type(type(node).__name__, kind, entries)(*node)
 
-    return jax.tree.map(bound, state, is_leaf=lambda x: isinstance(x, ClipState))
+    def init(params: PyTree) -> Any:
+        state = inner.init(params)
+        return jax.tree.map(mark, state, is_leaf=lambda x: isinstance(x, ClipState))
+
+    return optax.GradientTransformationExtraArgs(init, inner.update)
 
 
 def check_state(name: str, state: Any, kind: type = ClipState) -> None:

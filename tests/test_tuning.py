@@ -457,16 +457,22 @@ def test_a_bound_on_weights_is_known_by_its_report_whatever_it_is_called(bound):
     assert "learning rate" not in words
 
 
-def test_what_stands_twice_in_a_chain_is_judged_alike():
-    twice = map(optaxclip.relative_update, (0.1, 0.2))
+def test_what_sets_the_length_of_a_step_is_known_by_its_report_too():
+    twice = optaxclip.relative_update(0.1), optaxclip.relative_update(0.2)
+    sphere = optaxclip.hyperball(0.1, name="mine")
     history = History()
-    for report in reports_of(optax.chain(*twice), (1.0, 2.0)):
+    for report in reports_of(optax.chain(*twice, sphere), (1.0, 2.0)):
         history.append(report)
     words = verdict(history)
-    assert list(words) == ["relative_update", "relative_update_2"]
-    assert set(words.values()) == {
+    *steps, mine = words
+    assert (steps, mine) == (
+        ["relative_update", "relative_update_2", "mine_step"],
+        "mine",
+    )
+    assert {words[step] for step in steps} == {
         "It sets the length of every step, by design: it is a learning rate."
     }
+    assert "the parameters" in words["mine"]
 
 
 def test_verdicts_begin_where_they_are_told_to():

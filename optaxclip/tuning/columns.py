@@ -9,7 +9,7 @@ Columns = dict[str, np.ndarray]
 # The fields of all reports. A name or a path may have slashes of its own.
 _FIELDS = {
     *("pre_norm", "post_norm", "limit", "clipped_fraction", "clipped_steps"),
-    "of_params",
+    *("of_params", "sets_length"),
     *("skipped", "consecutive", "total", "zeroed"),
     *("norm", "norm_score", "value_score", "value_given"),
     *("update_norm", "param_norm", "ratio", "step"),

@@ -36,7 +36,8 @@ def clipper_words(track: Track, kept: np.ndarray) -> list[str]:
     if not acts.any():
         return _unlimited(before[kept])
     free = int(np.argmax(limited))
-    said = [f"It had no limit in the first {free} steps."] if free else []
+    first = "step" if free == 1 else f"{free} steps"
+    said = [f"It had no limit in the first {first}."] if free else []
     seen = (x[acts] for x in (before, after, limit, clipped))
     acting = _Acting(*seen, of_params=track.of_params)
     if at_once := _plain_case(acting):
@@ -136,7 +137,7 @@ def _role(share: float, acting: _Acting, steady: bool) -> str:
     lower = number(float(np.median(times)))
     said = f"it acts like a learning rate {lower} times lower"
     adam = (
-        "before Adam, which divides by the size of gradients, its height hardly matters"
+        "before Adam, which divides by the size of gradients, its value hardly matters"
     )
     return f"{said}; {adam}" if steady else said
 

@@ -20,6 +20,7 @@ class Track(NamedTuple):
       skipped: whether the step was skipped.
       broken: whether the step was not finite.
       of_params: whether the norms are those of parameters.
+      sets_length: whether it sets every norm, so that there is no limit to choose.
     """
 
     groups: tuple[str, ...]
@@ -30,6 +31,7 @@ class Track(NamedTuple):
     skipped: np.ndarray | None
     broken: np.ndarray
     of_params: bool
+    sets_length: bool
 
 
 def tracks_of(columns: Columns) -> dict[str, Track]:
@@ -108,4 +110,5 @@ def _track(columns: Columns, name: str) -> Track:
         None if skipped is None else skipped > 0,
         np.asarray(broken),
         "of_params" in fields,
+        "sets_length" in fields,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 
 import numpy as np
@@ -13,14 +12,7 @@ from optaxclip.tuning.judging import GUARD, clipper_words
 from optaxclip.tuning.tables import share_of, typical
 from optaxclip.tuning.tracks import Track, left_out, tracks_of
 
-_SPHERE = "It holds the parameters on their spheres, by design."
 _LENGTH = "It sets the length of every step, by design: it is a learning rate."
-_BY_DESIGN = {
-    "hyperball": _SPHERE,
-    "hyperball_step": _LENGTH,
-    "normalize_weights": _SPHERE,
-    "relative_update": _LENGTH,
-}
 
 
 class Verdicts(dict[str, str]):
@@ -49,9 +41,8 @@ def verdict(history: History, since: int = 0) -> Verdicts:
       since: the number of steps to leave out at the start.
 
     Returns:
-      A dict from the name of each clipper and guard to some sentences. `hyperball`,
-      `normalize_weights` and `relative_update`, which have no limit to choose, are
-      known by their names; with a `name` of your own, each is told by what it did.
+      A dict from the name of each clipper and guard to some sentences. That it bounds
+      parameters, or sets the length of each step, is in its report.
 
     Raises:
       ValueError: if there is no step from `since` on.
@@ -66,7 +57,7 @@ def verdict(history: History, since: int = 0) -> Verdicts:
       >>> history = optaxclip.tuning.History.from_scan(reports)
       >>> print(optaxclip.tuning.verdict(history))
       clip: It clipped all the steps: it acts like a learning rate 4 times lower;
-        before Adam, which divides by the size of gradients, its height hardly
+        before Adam, which divides by the size of gradients, its value hardly
         matters. A limit of 2.8 would have clipped 10% of the steps. Norms move when
         the limit does, so look again after a change.
     """
@@ -99,9 +90,8 @@ def _words(name: str, track: Track, skipped: np.ndarray, since: int) -> list[str
         return said + _guard_words(track)
     if track.limit is None:
         return said + _watch_words(track)
-    kind = re.sub(r"_\d+$", "", name)  # `optaxclip.report` numbers the later ones
-    if kind in _BY_DESIGN:
-        return [*said, _BY_DESIGN[kind]]
+    if track.sets_length:
+        return [*said, _LENGTH]
     return said + clipper_words(track, ~skipped & ~track.broken)
 
 

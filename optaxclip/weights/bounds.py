@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from optaxclip.leaves import beside, counted, filled
 from optaxclip.numbers import Leaf, Number, widen, widest
-from optaxclip.reports import bounding
+from optaxclip.reports import BoundState, marked
 from optaxclip.roles import check_transformation
 from optaxclip.updates import check_updates
 
@@ -184,10 +184,7 @@ def _of_weights(
     lead: Callable[[_Pair, Leaf], Leaf],
 ) -> optax.GradientTransformationExtraArgs:
     check_transformation(clip, "clip")
-    inner = optax.with_extra_args_support(clip)
-
-    def init(params: PyTree) -> Any:
-        return bounding(inner.init(params))
+    inner = marked(clip, BoundState)
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
@@ -204,4 +201,4 @@ def _of_weights(
         )
         return filled(updates, found), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(inner.init, update)
