@@ -158,7 +158,7 @@ def main() -> None:
     )
     final = {name: accuracies[-1] for name, accuracies in curves.items()}
     told = ", ".join(f"{accuracy:.1%} with {name}" for name, accuracy in final.items())
-    draw(curves, norms, broken, f"In the end: {told}.", args.output)
+    draw(curves, norms, broken, f"Final accuracy: {told}.", args.output)
     print(f"The picture is in {args.output}.")
     if len(final) == len(ways):
         assert final["per-example clipping"] > 0.9

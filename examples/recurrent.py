@@ -151,7 +151,7 @@ def main():
     clipped, unclipped = final
     caption = (
         f"Median of {args.seeds} seeds (thick), and each (thin): with a limit of "
-        f"{MAX_NORM:g}\nthe network ends at {np.median(clipped):.0%}, without it at "
+        f"{MAX_NORM:g}\nthe network ends at {np.median(clipped):.0%}, without one at "
         f"{np.median(unclipped):.0%}. Below, the norms of one seed."
     )
     draw(accuracy, norms, caption, args.output)
