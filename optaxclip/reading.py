@@ -37,11 +37,11 @@ def report(opt_state: PyTree, names: PyTree = None) -> dict[str, Any]:
       A flat dict of arrays, without synchronizing with the device. The keys are
       ``<name>/<field>``, as in ``"clip_global_norm/pre_norm"``. The name is that of the
       strategy or guard, or its ``name=``; the fields of clippers are those of
-      `ClipReport`. A report about parameters rather than updates has the field
-      ``of_params``, too, and that of a clipper that sets the length of every update,
-      such as `relative_update`, has ``sets_length``; both are always 1. Repeated names
-      are numbered from the second on: ``"clip_global_norm_2/pre_norm"``. With `names`,
-      the key of a vector's entry ends in the path of its leaf,
+      `ClipReport`. Some have one more, which is always 1: ``of_params`` if they are
+      about parameters rather than updates, ``on_spheres`` if these are kept on spheres,
+      and ``sets_length`` if every update is given a length. Repeated names are numbered
+      from the second on: ``"clip_global_norm_2/pre_norm"``. With `names`, the key of a
+      vector's entry ends in the path of its leaf,
       ``"clip_tensor_norm/pre_norm/body/kernel"``, with an index if the leaf stacks
       tensors, ``".../body/kernel/3"``, or in the label of its group. Without clippers
       or guards, the dict is empty.

@@ -102,6 +102,13 @@ class BoundState(ClipState):
     mark = "of_params"
 
 
+class SphereState(ClipState):
+    """State of a clipper that keeps parameters on spheres; its report is about them."""
+
+    __slots__ = ()
+    mark = "on_spheres"
+
+
 class LengthState(ClipState):
     """State of a clipper that gives every group a length, whatever it had before."""
 

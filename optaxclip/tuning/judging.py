@@ -39,7 +39,7 @@ def clipper_words(track: Track, kept: np.ndarray) -> list[str]:
     first = "step" if free == 1 else f"{free} steps"
     said = [f"It had no limit in the first {first}."] if free else []
     seen = (x[acts] for x in (before, after, limit, clipped))
-    acting = _Acting(*seen, of_params=track.of_params)
+    acting = _Acting(*seen, of_params=track.mark == "of_params")
     if at_once := _plain_case(acting):
         return [*said, at_once]
     several = before.shape[1] > 1

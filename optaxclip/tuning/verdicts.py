@@ -12,7 +12,12 @@ from optaxclip.tuning.judging import GUARD, clipper_words
 from optaxclip.tuning.tables import share_of, typical
 from optaxclip.tuning.tracks import Track, left_out, tracks_of
 
-_LENGTH = "It sets the length of every step, by design: it is a learning rate."
+_BY_DESIGN = {
+    "on_spheres": "It holds the parameters on their spheres, by design.",
+    "sets_length": (
+        "It sets the length of every step, by design: it is a learning rate."
+    ),
+}
 
 
 class Verdicts(dict[str, str]):
@@ -41,8 +46,8 @@ def verdict(history: History, since: int = 0) -> Verdicts:
       since: the number of steps to leave out at the start.
 
     Returns:
-      A dict from the name of each clipper and guard to some sentences. That it bounds
-      parameters, or sets the length of each step, is in its report.
+      A dict from the name of each clipper and guard to some sentences. Whether it
+      bounds parameters, or sets the length of each step, is told by its report.
 
     Raises:
       ValueError: if there is no step from `since` on.
@@ -90,8 +95,8 @@ def _words(name: str, track: Track, skipped: np.ndarray, since: int) -> list[str
         return said + _guard_words(track)
     if track.limit is None:
         return said + _watch_words(track)
-    if track.sets_length:
-        return [*said, _LENGTH]
+    if track.mark in _BY_DESIGN:
+        return [*said, _BY_DESIGN[track.mark]]
     return said + clipper_words(track, ~skipped & ~track.broken)
 
 
