@@ -80,9 +80,13 @@ def main():
     axes.figure.savefig(args.output)
     print(f"The picture is in {args.output}.")
 
-    weights = fit(sweep.best, inputs, targets).kernel[...].squeeze(-1)
-    unclipped = fit(jnp.inf, inputs, targets).kernel[...].squeeze(-1)
-    bounded = fit(sweep.best, inputs, targets, bound=1.0).kernel[...].squeeze(-1)
+    @jax.jit
+    def weights_with(limit, bound=jnp.inf):
+        return fit(limit, inputs, targets, bound).kernel[...].squeeze(-1)
+
+    weights = weights_with(sweep.best)
+    unclipped = weights_with(jnp.inf)
+    bounded = weights_with(sweep.best, bound=1.0)
     print(f"weights with c = {sweep.best:.2f}:", weights)
     print("weights without clipping:", unclipped)
     print("weights with parameters, not gradients, kept in [-1, 1]:", bounded)

@@ -2,7 +2,6 @@
 
 from io import BytesIO
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -27,10 +26,7 @@ HIGHLIGHTED = (
     *("global", "tensor", "aggc", "zclip", "agc"),
     *("clippy", "none", "error_feedback"),
 )
-# What docs/evidence.md shows of one case, where a page may be 400 pixels wide.
-SHOWN_CASE = ("recurrent50", "clean")
-SHOWN = ("global", "tensor", "agc", "zclip", "clippy", "trust_ratio")
-COLUMNS, WIDTH, HEIGHT = 4, 2.4, 1.7
+COLUMNS, WIDTH, HEIGHT = 5, 2.4, 2.0
 Panels = dict[str, tuple[np.ndarray, list[float]]]
 
 
@@ -76,46 +72,38 @@ def style_of(name: str) -> dict[str, Any]:
     }
 
 
-def short(number: float) -> str:
-    """Few digits, without a zero before the point: a cell is narrow."""
-    if 0 < number < 0.001:
-        return f"{number:.0e}".replace("e-0", "e-")
-    text = f"{number:.2g}" if number < 10 else f"{number:.0f}"
-    return text.removeprefix("0") or "0"
-
-
 def draw_map(axes: Axes, scores: np.ndarray, task: Task, trials: list[float]) -> None:
     """The median scores over learning rates and limits, darker where they are lower."""
     best = max(scores.min(), task.solved, 1e-9)
     norm = LogNorm(best, max(task.failed, 1.01 * best))
     shown = np.clip(scores, norm.vmin, norm.vmax)
     axes.imshow(shown, norm=norm, cmap="viridis", aspect="auto", origin="lower")
-    axes.set_yticks(range(len(trials)), labels=[f"{x:g}" for x in trials])
-    axes.set_xticks(range(len(task.rates)), labels=map(short, task.rates))
-    axes.tick_params(labelsize=8, length=2)
+    axes.set_yticks(range(len(trials)), labels=[f"{x:g}" for x in trials], fontsize=6)
+    rates = [f"{x:g}" for x in task.rates]
+    axes.set_xticks(range(len(rates)), labels=rates, fontsize=6, rotation=90)
     for (y, x), score in np.ndenumerate(scores):
-        text = "-" if score >= task.failed else short(score)
+        text = "-" if score >= task.failed else f"{score:.2g}"
         color = "white" if norm(shown[y, x]) < 0.6 else "black"
-        axes.text(x, y, text, ha="center", va="center", fontsize=7.5, color=color)
+        axes.text(x, y, text, ha="center", va="center", fontsize=5, color=color)
 
 
-def draw_maps(
-    panels: Panels, task: Task, variant: str, path: Path, columns: int = COLUMNS
-) -> None:
+def draw_maps(panels: Panels, task: Task, variant: str, path: Path) -> None:
     """A map for each strategy."""
-    lines = -(-len(panels) // columns)
-    size = columns * WIDTH, 0.6 + lines * HEIGHT
-    whole = Figure(figsize=size, dpi=100, layout="constrained")
-    places = whole.subplots(lines, columns, squeeze=False).ravel()
+    lines = -(-len(panels) // COLUMNS)
+    whole = Figure(figsize=(COLUMNS * WIDTH, 0.5 + lines * HEIGHT), dpi=90)
+    places = np.atleast_2d(whole.subplots(lines, COLUMNS)).ravel()
     for axes in places[len(panels) :]:
         axes.set_axis_off()
     for axes, (strategy, (scores, trials)) in zip(places, panels.items(), strict=False):
         draw_map(axes, scores, task, trials)
-        axes.set_title(strategy, fontsize=10)
-    title = f"{task.title}, {variant}: {task.measured}; - is no better than untrained"
-    whole.suptitle(fill(title, 28 * columns), fontsize=10)
-    whole.supxlabel("learning rate", fontsize=10)
-    whole.supylabel("limit", fontsize=10)
+        axes.set_title(strategy, fontsize=8)
+    whole.suptitle(
+        f"{task.title}, {variant}: {task.measured}, by limit (up) and learning rate "
+        "(right); - no better than untrained",
+        fontsize=9,
+    )
+    top = 1 - 0.5 / (0.5 + lines * HEIGHT)
+    whole.subplots_adjust(0.04, 0.06, 0.99, top, wspace=0.25, hspace=0.6)
     save(whole, path)
 
 
@@ -164,8 +152,4 @@ def draw(folder: Path, found: list[Row], tasks: dict[str, Task]) -> list[Path]:
         name = f"{task}_{variant.replace(' ', '_').replace('%', '')}.png"
         paths.append(folder / name)
         draw_maps(panels, tasks[task], variant, paths[-1])
-        shown = {name: panels[name] for name in SHOWN if name in panels}
-        if shown and (task, variant) == SHOWN_CASE:
-            paths.append(folder / "learning_rates.png")
-            draw_maps(shown, tasks[task], variant, paths[-1], 2)
     return paths
