@@ -7,8 +7,8 @@
     python image_classification.py --checkpoint run1           resumes when killed
 
 Many scripts clip the norm at 0.5. For this network that is far too tight: on CIFAR-10
-the norm is about 4, so every step is cut to an eighth of its length, and learning slows
-down accordingly. The verdict says so, and suggests a better limit.
+the norm is about 3.4, so every step is cut to a seventh of its length, and learning
+slows down accordingly. The verdict says so, and suggests a better limit.
 """
 
 from pathlib import Path
