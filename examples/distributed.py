@@ -2,9 +2,9 @@
 
 Parameters, gradients and the optimizer's state are spread over all devices (FSDP). The
 code is that of one device: the clipper, the guard and their reports need not be told
-about the mesh, since JAX sums over all processes. One batch in the middle is broken, and
-one is a hundred times too large. There is no picture, since there is nothing to see: the
-parameters become what they would in one process.
+about the mesh, since JAX sums over all processes. One batch in the middle is broken,
+and one is a hundred times too large. There is no picture, since there is nothing to
+see: the parameters become what they would in one process.
 
     python examples/distributed.py                   # one process, on all its devices
     python examples/distributed.py --processes 2     # two processes on this machine
