@@ -358,6 +358,17 @@ CASES = {
         told(USUAL[::-1], np.where(np.arange(100) < 50, np.inf, 1.4)),
         ["no limit in the first 50 steps", "20% of the steps: it guards"],
     ),
+    "spikes alone": (
+        told(USUAL[::-1], np.where(USUAL[::-1] > 1.95, 0.9 * USUAL[::-1], np.inf)),
+        ["It clipped 5% of the steps: it guards", "limit moves, here from 1.76 to 1.8"],
+    ),
+    "spikes of one group": (
+        told(
+            np.stack([USUAL[::-1], USUAL], 1),
+            np.stack([np.where(USUAL[::-1] > 1.95, 1.9, np.inf), np.full(100, 3.0)], 1),
+        ),
+        ["never clipped 1, clipped 1 now and then; most of all 0, in 5% of the steps"],
+    ),
     "percentile": (told(USUAL, 0.9 * USUAL), ["a learning rate 1.11", "by design"]),
     "normalized": (
         told(USUAL, 1.5, after=np.full(100, 1.5)),

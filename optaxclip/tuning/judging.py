@@ -32,10 +32,12 @@ def clipper_words(track: Track, kept: np.ndarray) -> list[str]:
     if before is None or after is None or limit is None or clipped is None:
         return ["Its report lacks norms to judge by."]
     limited = np.isfinite(limit).any(axis=1)
-    acts = kept & limited
-    if not acts.any():
+    if not (kept & limited).any():
         return _unlimited(before[kept])
     free = int(np.argmax(limited))
+    if not limited[free:].all():  # Not a warm-up: ZClip limits nothing but spikes.
+        free = 0
+    acts = kept & (np.arange(len(kept)) >= free)
     first = "step" if free == 1 else f"{free} steps"
     said = [f"It had no limit in the first {first}."] if free else []
     seen = (x[acts] for x in (before, after, limit, clipped))
@@ -144,9 +146,8 @@ def _role(share: float, acting: _Acting, steady: bool) -> str:
 
 def _several(acting: _Acting, groups: tuple[str, ...]) -> list[str]:
     """Judge each group by itself."""
-    bounded = np.isfinite(acting.limit)
     over = above(acting.before, acting.limit)
-    shares = over.sum(axis=0) / np.maximum(bounded.sum(axis=0), 1)
+    shares = over.mean(axis=0)
     steady = _steady(acting.limit)
     stories = np.array([_story(share) for share in shares])
     counts = np.bincount(np.minimum(stories, 2), minlength=3).tolist()
@@ -185,7 +186,8 @@ def _otherwise(acting: _Acting) -> list[str]:
 
 
 def _steady(limit: np.ndarray) -> bool:
-    return bool(np.all(limit.min(axis=0) >= (1 - _SAME) * limit.max(axis=0)))
+    highest = np.where(np.isfinite(limit), limit, -np.inf).max(axis=0)
+    return bool(np.all(limit.min(axis=0) >= (1 - _SAME) * highest))
 
 
 def _moved(acting: _Acting) -> list[str]:
@@ -193,7 +195,8 @@ def _moved(acting: _Acting) -> list[str]:
         return []
     words = "Its limits move"
     if acting.limit.shape[1] == 1:
-        low, high = (number(float(f(acting.limit))) for f in (np.min, np.max))
+        limits = acting.limit[np.isfinite(acting.limit)]
+        low, high = (number(float(f(limits))) for f in (np.min, np.max))
         words = f"Its limit moves, here from {low} to {high}"
     if acting.clipped.mean() > GUARD:
         words += ": one that follows the norms clips such a share by design"

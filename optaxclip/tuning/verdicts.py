@@ -34,9 +34,10 @@ def verdict(history: History, since: int = 0) -> Verdicts:
     A limit that up to 30% of the steps exceed guards against rare large steps, and one
     that more than half exceed acts like a lower learning rate. Where there are several
     groups, each is judged by itself; of single numbers and units, of which a report
-    shows the largest alone, the share that is clipped counts. Steps with an infinite
-    limit, such as those of a warm-up, are left out, as are steps that are not finite or
-    that a guard skipped. Of a limit that moves, no better value is told. Of singular
+    shows the largest alone, the share that is clipped counts. The steps of a warm-up,
+    before there is a limit, are left out, as are steps that are not finite or that a
+    guard skipped. Where limits come and go, as those of `zclip`, a step without one
+    counts as not clipped. Of a limit that moves, no better value is told. Of singular
     values, all is said of the largest alone.
 
     Norms move when the limit does. So after a change, train again and look again.
