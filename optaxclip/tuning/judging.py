@@ -31,7 +31,7 @@ def clipper_words(track: Track, kept: np.ndarray) -> list[str]:
     before, after, limit, clipped = told
     if before is None or after is None or limit is None or clipped is None:
         return ["Its report lacks norms to judge by."]
-    limited = np.isfinite(limit).any(axis=1)
+    limited = np.asarray(np.isfinite(limit).any(axis=1))
     if not (kept & limited).any():
         return _unlimited(before[kept])
     free = int(np.argmax(limited))
