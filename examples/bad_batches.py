@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from command_line import until_interrupted
 from flax import nnx
 from image_data import Images, digits
 from image_network import CNN, augment, normalize
@@ -104,7 +105,7 @@ def train_both_ways(epochs: int, seed: int) -> tuple[dict[str, Run], np.ndarray]
         own = jax.tree.map(jnp.copy, params)
         states[name] = own, optimizer(limit).init(own)
     norms, accuracies = [], []
-    try:
+    with until_interrupted(accuracies):
         for number, batch in enumerate(tqdm(batches, mininterval=0.5), start=1):
             step_key, both = jax.random.fold_in(key, number), []
             for name, limit in LIMITS.items():
@@ -114,10 +115,6 @@ def train_both_ways(epochs: int, seed: int) -> tuple[dict[str, Run], np.ndarray]
             if number % TEST_EVERY == 0:
                 both = [accuracy(params) for params, _ in states.values()]
                 accuracies.append(jax.device_get(both))
-    except KeyboardInterrupt:
-        if not accuracies:
-            raise
-        print("Interrupted: here is what there is so far.")
     # One column for each run.
     columns = np.array(norms).reshape(-1, 2).T, np.array(accuracies).reshape(-1, 2).T
     runs = dict(zip(LIMITS, map(Run, *columns), strict=True))

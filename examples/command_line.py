@@ -1,7 +1,7 @@
-"""The command line of an example: what is wrong with it is said before training."""
+"""What all examples share: arguments that are checked before training, and Ctrl-C."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +23,26 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+@contextmanager
+def until_interrupted(
+    kept: Sized = (), told: str = "it was interrupted before there was anything to show"
+) -> Iterator[None]:
+    """Let Ctrl-C end a block early, and go on with what was kept by then.
+
+    If nothing was kept, the program ends. It also decorates a function.
+
+    Args:
+      kept: what the block fills.
+      told: the program's last sentence if that is empty.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not len(kept):
+            Parser(None).error(told)
+        print("Interrupted: this is what there is so far.")
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,19 +76,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message.removesuffix('.')}.\n")
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        """Parse, and see whether the picture can be written."""
+        """Parse, and see whether the output can be written."""
         parsed = super().parse_args(*args, **kwargs)
-        if hasattr(parsed, "output"):
+        if getattr(parsed, "output", None):
             self._try_to_write(parsed.output)
         return parsed
-
-    @contextmanager
-    def until_interrupted(self) -> Iterator[None]:
-        """Say in one sentence that Ctrl-C came before there was anything to show."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            self.error("it was interrupted before there was anything to show")
 
     def _try_to_write(self, file: Path) -> None:
         is_new = not file.exists()
@@ -77,4 +89,4 @@ class Parser(argparse.ArgumentParser):
         except OSError as error:
             self.error(f"--output {file} cannot be written: {error.strerror}")
         if is_new:
-            file.unlink()
+            file.unlink(missing_ok=True)  # Other processes try, too.

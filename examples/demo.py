@@ -15,20 +15,20 @@ Accuracy on test images after 15 epochs, for the seeds 0 to 4:
     without, if no batches are bad    98.1%  98.6%  98.6%  98.1%  96.4%
 """
 
-from command_line import Parser, whole_number
+from command_line import Parser, until_interrupted, whole_number
 
 
+@until_interrupted()
 def main() -> None:
     parser = Parser(__doc__, picture="demo.png", seeded=True)
     add = parser.add_argument
     add("--epochs", type=whole_number(1), default=15, metavar="N", help="default: 15")
     args = parser.parse_args()
 
-    with parser.until_interrupted():
-        # Only now: JAX takes seconds to import, and a wrong argument is told at once.
-        from bad_batches import conclusion, draw, train_both_ways
+    # Only now: JAX takes seconds to import, and a wrong argument is told at once.
+    from bad_batches import conclusion, draw, train_both_ways
 
-        runs, is_bad = train_both_ways(args.epochs, args.seed)
+    runs, is_bad = train_both_ways(args.epochs, args.seed)
     said = conclusion(runs, is_bad)
     draw(runs, is_bad, said, args.output)
     print(said)

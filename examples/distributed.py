@@ -1,9 +1,10 @@
 """Train with several processes, and go on from a checkpoint where one of them died.
 
 Parameters, gradients and the optimizer's state are spread over all devices (FSDP). The
-code is that of one device: the clipper, the guard and their reports need no word about
-the mesh, since JAX adds up over all processes. One batch in the middle is broken, and
-one is a hundred times too large.
+code is that of one device: the clipper, the guard and their reports need not be told
+about the mesh, since JAX sums over all processes. One batch in the middle is broken,
+and one is a hundred times too large. There is no picture, since there is nothing to
+see: the parameters become what they would in one process.
 
     python examples/distributed.py                   # one process, on all its devices
     python examples/distributed.py --processes 2     # two processes on this machine
@@ -16,8 +17,8 @@ the script on each, with one address for all:
     python examples/distributed.py --processes 2 --process 1 --coordinator host0:7777
 """
 
-import argparse
 import functools
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from command_line import Parser, until_interrupted
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -48,7 +50,10 @@ def start_all(processes):
     """Start the processes on this machine; where one dies, end the others."""
     address = f"localhost:{free_port()}"
     command = [sys.executable, *sys.argv, "--coordinator", address, "--process"]
+    # The others ignore Ctrl-C, at which this process ends them.
+    ended = signal.signal(signal.SIGINT, signal.SIG_IGN)
     children = [subprocess.Popen([*command, str(i)]) for i in range(processes)]
+    signal.signal(signal.SIGINT, ended)
     try:
         while any(child.poll() is None for child in children):
             if any(child.poll() for child in children):
@@ -58,6 +63,7 @@ def start_all(processes):
     finally:
         for child in children:
             child.kill()
+        for child in children:
             child.wait()
 
 
@@ -190,10 +196,9 @@ def train(steps, folder, output):
     return whole, report
 
 
+@until_interrupted(told="it was interrupted; with --checkpoint it can go on from there")
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--processes", type=int, default=1, help="how many in all")
     parser.add_argument("--process", type=int, help="which of them this is, from 0")
     parser.add_argument("--coordinator", help="host:port of process 0")

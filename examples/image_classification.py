@@ -7,13 +7,13 @@
     python image_classification.py --checkpoint run1           resumes when killed
 
 Many scripts clip the norm at 0.5. For this network that is far too tight: on CIFAR-10
-the norm is about 4, so every step is cut to an eighth of its length, and learning slows
-down accordingly. The verdict says so, and suggests a better limit.
+the norm is about 3.4, so every step is cut to a seventh of its length, and learning
+slows down accordingly. The verdict says so, and suggests a better limit.
 """
 
 from pathlib import Path
 
-from command_line import Parser, whole_number
+from command_line import Parser, until_interrupted, whole_number
 from image_data import ImageDataError, cifar10, digits
 
 
@@ -29,6 +29,7 @@ def options() -> Parser:
     return parser
 
 
+@until_interrupted()
 def main() -> None:
     parser = options()
     args = parser.parse_args()
@@ -37,19 +38,18 @@ def main() -> None:
     except ImageDataError as error:
         parser.error(str(error))
 
-    with parser.until_interrupted():
-        # Only now: JAX takes seconds to import, and a wrong argument is told at once.
-        from named_strategies import build
+    # Only now: JAX takes seconds to import, and a wrong argument is told at once.
+    from named_strategies import build
 
-        try:
-            clip, limit = build(args.strategy, args.limit)
-        except ValueError as error:
-            parser.error(str(error))
-        from checkpoints import CheckpointError, Checkpoints
-        from image_report import draw
-        from image_training import train
+    try:
+        clip, limit = build(args.strategy, args.limit)
+    except ValueError as error:
+        parser.error(str(error))
+    from checkpoints import CheckpointError, Checkpoints
+    from image_report import draw
+    from image_training import train
 
-        from optaxclip.tuning import verdict
+    from optaxclip.tuning import verdict
 
     setting = f"{args.strategy}({limit:g}) on {data.name}"
     run = {"setting": setting, "seed": args.seed}
@@ -57,8 +57,7 @@ def main() -> None:
     print(f"{data.name}: {sizes[0]:,} images to train on, {sizes[1]:,} to test.")
     try:
         saved = Checkpoints(args.checkpoint, run) if args.checkpoint else None
-        with parser.until_interrupted():
-            history, accuracies = train(data, clip, args.epochs, args.seed, saved)
+        history, accuracies = train(data, clip, args.epochs, args.seed, saved)
     except CheckpointError as error:
         parser.error(str(error))
     print(history)

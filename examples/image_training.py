@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from checkpoints import Checkpoints
+from command_line import until_interrupted
 from flax import nnx
 from image_data import Images
 from image_network import CNN, augment, normalize
@@ -133,24 +134,20 @@ def train(
     new = Progress(TrainState(params, optimizer.init(params)), History(), [])
     state, history, accuracies = new.resume(saved) if saved else new
     steps = len(shuffled(data, seed, 0))
-    try:
-        with tqdm(total=epochs * steps, initial=len(history), mininterval=0.5) as bar:
-            bar.write(EPOCH_HEADER)
-            for epoch in range(len(accuracies), epochs):
-                start = time.perf_counter()
-                for batch in batches(data, seed, epoch):
-                    state, metrics = train_step(state, *batch)
-                    history.append(metrics)
-                    bar.update()
-                accuracies.append(test(state.params))
-                seconds = time.perf_counter() - start
-                bar.write(epoch_line(history, steps, accuracies[-1], seconds))
-                if saved:
-                    Progress(state, history, accuracies).save(saved)
-    except KeyboardInterrupt:
-        if not len(history):
-            raise
-        print("Interrupted: here is what there is so far.")
+    bar = tqdm(total=epochs * steps, initial=len(history), mininterval=0.5)
+    with until_interrupted(history), bar:
+        bar.write(EPOCH_HEADER)
+        for epoch in range(len(accuracies), epochs):
+            start = time.perf_counter()
+            for batch in batches(data, seed, epoch):
+                state, metrics = train_step(state, *batch)
+                history.append(metrics)
+                bar.update()
+            accuracies.append(test(state.params))
+            seconds = time.perf_counter() - start
+            bar.write(epoch_line(history, steps, accuracies[-1], seconds))
+            if saved:
+                Progress(state, history, accuracies).save(saved)
     if saved:
         saved.wait()
     return history, accuracies

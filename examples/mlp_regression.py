@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import Parser
+from command_line import Parser, until_interrupted
 from flax import nnx
 
 import optaxclip
@@ -53,8 +53,9 @@ def train_epoch(model, optimizer, inputs, targets):
     return step((model, optimizer), inputs, targets)[1]
 
 
+@until_interrupted()
 def main():
-    """Train for 100 epochs and return the mean loss of the first and the last."""
+    """Train for 100 epochs, print a table, check the claims."""
     Parser(__doc__).parse_args()
     data_key, map_key = jax.random.split(jax.random.key(0))
     inputs = jax.random.normal(data_key, (EXAMPLES, 10))
@@ -69,27 +70,24 @@ def main():
     shuffle = np.random.default_rng(0)
     history = []
     print("epoch   loss  norm before  norm after  clipped")
-    for epoch in range(EPOCHS):
-        order = shuffle.permutation(EXAMPLES).reshape(-1, BATCH)
-        loss, norm, report = train_epoch(
-            model, optimizer, inputs[order], targets[order]
-        )
-        before, after = (
-            report["clip_global_norm/pre_norm"],
-            report["clip_global_norm/post_norm"],
-        )
-        history.append((loss, norm, before, after))
-        if epoch % 10 == 0 or epoch == EPOCHS - 1:
-            share = report["clip_global_norm/clipped_fraction"].mean()
-            print(f"{epoch:5} {loss.mean():6.2f} {before.mean():12.2f}", end=" ")
-            print(f"{after.mean():11.2f} {share:8.0%}")
+    with until_interrupted(history):
+        for epoch in range(EPOCHS):
+            rows = shuffle.permutation(EXAMPLES).reshape(-1, BATCH)
+            batches = inputs[rows], targets[rows]
+            loss, norm, report = train_epoch(model, optimizer, *batches)
+            before = report["clip_global_norm/pre_norm"]
+            after = report["clip_global_norm/post_norm"]
+            history.append((loss, norm, before, after))
+            if epoch % 10 == 0 or epoch == EPOCHS - 1:
+                share = report["clip_global_norm/clipped_fraction"].mean()
+                print(f"{epoch:5} {loss.mean():6.2f} {before.mean():12.2f}", end=" ")
+                print(f"{after.mean():11.2f} {share:8.0%}")
 
     loss, norm, before, after = np.array(history).swapaxes(0, 1)
-    first_loss, last_loss = loss[0].mean(), loss[-1].mean()
     assert np.allclose(before, norm), "the report has the norm before clipping"
     assert after.max() <= MAX_NORM * 1.00001, "no step exceeds the limit"
-    assert last_loss < first_loss / 100, "the network learns within the limit"
-    return first_loss, last_loss
+    if len(history) == EPOCHS:
+        assert loss[-1].mean() < loss[0].mean() / 100, "it learns within the limit"
 
 
 if __name__ == "__main__":

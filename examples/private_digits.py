@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from command_line import until_interrupted
 from dp_accounting.pld import PLDAccountant
 from image_data import Images
 from matplotlib.figure import Figure
@@ -130,7 +131,10 @@ def compare(
             f"ε = {epsilon:g} allows {steps} steps with noise of {multiplier:.2f} "
             f"sensitivities, {deviation:.4f} for each parameter."
         )
-    found = [train([*multipliers, 0.0], data, steps, seed) for seed in range(seeds)]
+    found: list[np.ndarray] = []
+    with until_interrupted(found):
+        for seed in range(seeds):
+            found.append(train([*multipliers, 0.0], data, steps, seed))
     names = [f"ε = {epsilon:g}" for epsilon in epsilons] + ["no noise"]
     return dict(zip(names, np.stack(found, axis=1), strict=True))
 

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import Parser, whole_number
+from command_line import Parser, until_interrupted, whole_number
 from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -125,8 +125,9 @@ def draw(accuracy, norms, caption: str, path: Path) -> None:
     figure.savefig(path)
 
 
+@until_interrupted()
 def main():
-    """Train every seed both ways, and return the final accuracies."""
+    """Train every seed both ways, print the results, draw, check the claims."""
     parser = Parser(__doc__, picture="recurrent.png")
     add = parser.add_argument
     add("--seeds", type=whole_number(1), default=8, metavar="N", help="default: 8")
@@ -150,7 +151,7 @@ def main():
     clipped, unclipped = final
     caption = (
         f"Median of {args.seeds} seeds (thick), and each (thin): with a limit of "
-        f"{MAX_NORM:g}\nthe network ends at {np.median(clipped):.0%}, without it at "
+        f"{MAX_NORM:g}\nthe network ends at {np.median(clipped):.0%}, without one at "
         f"{np.median(unclipped):.0%}. Below, the norms of one seed."
     )
     draw(accuracy, norms, caption, args.output)
@@ -158,7 +159,6 @@ def main():
     assert np.median(clipped) > 0.95, "with clipping, the network learns the task"
     assert np.median(unclipped) < 0.4, "without it, the network is left with a guess"
     assert clipped.min() > unclipped.max(), "every seed is better off clipped"
-    return clipped, unclipped
 
 
 if __name__ == "__main__":

@@ -24,17 +24,24 @@ def table(runs: Mapping[str, History], held_out: Mapping[str, float]) -> str:
 
 
 def conclusion(
-    held_out: Mapping[str, float], skipped: np.ndarray, corrupted: np.ndarray
+    runs: Mapping[str, History], held_out: Mapping[str, float], corrupted: np.ndarray
 ) -> str:
     """Say the result in plain words."""
     best = min(held_out, key=held_out.__getitem__)
-    others = len(set(skipped) - set(corrupted))
-    return (
+    said = (
         f"{len(corrupted)} corrupted batches left the run without clipping at a "
-        f"held-out loss of {held_out['no clipping']:.2f}, against "
-        f"{held_out[best]:.2f} with {best}. skip_spikes skipped "
-        f"{len(corrupted)} of the {len(corrupted)} and {others} good ones."
+        f"held-out loss of {held_out['no clipping']:.2f}"
     )
+    if best != "no clipping":
+        said += f", against {held_out[best]:.2f} with {best}"
+    if "skip_spikes" in runs:
+        skipped = runs["skip_spikes"]["after"] == 0
+        bad = skipped[corrupted].sum()
+        said += (
+            f". skip_spikes skipped {bad} of the {len(corrupted)} and "
+            f"{skipped.sum() - bad} good ones"
+        )
+    return f"{said}."
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:
@@ -68,7 +75,7 @@ def draw(
         for batch in corrupted:
             axes.axvline(batch, color="black", alpha=0.35, linestyle=":", linewidth=1)
 
-    for (name, run), color in zip(runs.items(), COLORS, strict=True):
+    for (name, run), color in zip(runs.items(), COLORS, strict=False):
         smoothed = smooth(run["loss"][clean], max(1, steps // 40))
         loss.plot(clean, smoothed, color=color, label=name, linewidth=1.6)
     loss.set(ylabel="training loss of good batches", xlabel="step", xlim=(0, steps))
@@ -78,7 +85,7 @@ def draw(
     loss.minorticks_off()
     loss.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
 
-    for axes, (name, run), color in zip(norms.flat, runs.items(), COLORS, strict=True):
+    for axes, (name, run), color in zip(norms.flat, runs.items(), COLORS, strict=False):
         left = np.where(run["after"] > 0, run["after"], np.nan)
         axes.plot(step, run["before"], color="#bbbbbb", linewidth=1)
         axes.plot(step, left, color=color, linewidth=1)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import Parser, whole_number
+from command_line import Parser, until_interrupted, whole_number
 from flax import nnx
 from matplotlib.figure import Figure
 
@@ -28,6 +28,7 @@ import optaxclip
 
 CRITIC_STEPS, BATCH = 5, 128
 LEARNING_RATE, MAX_WEIGHT = 5e-4, 0.01
+BOUNDS = {"weights clipped": MAX_WEIGHT, "not clipped": np.inf}
 MODES, SPREAD = 8, 0.05
 EARLY, LATE = slice(20, 120), slice(-100, None)
 
@@ -119,7 +120,7 @@ def draw(runs, truth, caption, path):
     scatters, estimates = (axes["a"], axes["b"]), axes["c"]
     colors = ("#0072b2", "#d55e00")  # which the color-blind can tell apart
     for plot, color, (title, (samples, history)) in zip(
-        scatters, colors, runs.items(), strict=True
+        scatters, colors, runs.items(), strict=False
     ):
         plot.scatter(*truth.T, s=4, color="#999999")
         plot.scatter(*samples.T, s=4, color=color, alpha=0.6)
@@ -134,26 +135,21 @@ def draw(runs, truth, caption, path):
     figure.savefig(path)
 
 
+@until_interrupted()
 def main():
     """Train with and without the clip, print the results, check the claim."""
     parser = Parser(__doc__, picture="wgan.png")
-    add = parser.add_argument
-    add(
-        "--steps",
-        type=whole_number(500),
-        default=2000,
-        metavar="N",
-        help="default: 2000",
-    )
+    steps, told = whole_number(500), "default: 2000"
+    parser.add_argument("--steps", type=steps, default=2000, metavar="N", help=told)
     args = parser.parse_args()
     random = np.random.default_rng(0)
     shape = args.steps, CRITIC_STEPS + 1, BATCH
     truth = real(random, *shape)
     noise = random.standard_normal((*shape, 2), np.float32)
-    runs = {
-        title: jax.device_get(train(bound, truth, noise))
-        for title, bound in (("weights clipped", MAX_WEIGHT), ("not clipped", np.inf))
-    }
+    runs = {}
+    with until_interrupted(runs):
+        for title, bound in BOUNDS.items():
+            runs[title] = jax.device_get(train(bound, truth, noise))
     columns = "modes  samples near one    estimate      slope  weight"
     print(f"{columns:>80}")
     for title, (samples, history) in runs.items():
@@ -169,6 +165,8 @@ def main():
     draw(runs, truth[0].reshape(-1, 2), caption, args.output)
     print(f"The picture is in {args.output}.")
 
+    if len(runs) < len(BOUNDS):
+        return
     (samples, clipped), (_, free) = runs.values()
     assert clipped["weight"].max() <= np.float32(MAX_WEIGHT), "within, at every step"
     assert quality(samples)[0] > MODES / 2, "the generator finds most modes"

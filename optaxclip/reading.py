@@ -37,11 +37,14 @@ def report(opt_state: PyTree, names: PyTree = None) -> dict[str, Any]:
       A flat dict of arrays, without synchronizing with the device. The keys are
       ``<name>/<field>``, as in ``"clip_global_norm/pre_norm"``. The name is that of the
       strategy or guard, or its ``name=``; the fields of clippers are those of
-      `ClipReport`. Repeated names are numbered from the second on:
-      ``"clip_global_norm_2/pre_norm"``. With `names`, the key of a vector's entry ends
-      in the path of its leaf, ``"clip_tensor_norm/pre_norm/body/kernel"``, with an
-      index if the leaf stacks tensors, ``".../body/kernel/3"``, or in the label of its
-      group. Without clippers or guards, the dict is empty.
+      `ClipReport`. Some have one more, which is always 1: ``of_params`` if they are
+      about parameters rather than updates, ``on_spheres`` if these are kept on spheres,
+      and ``sets_length`` if every update is given a length. Repeated names are numbered
+      from the second on: ``"clip_global_norm_2/pre_norm"``. With `names`, the key of a
+      vector's entry ends in the path of its leaf,
+      ``"clip_tensor_norm/pre_norm/body/kernel"``, with an index if the leaf stacks
+      tensors, ``".../body/kernel/3"``, or in the label of its group. Without clippers
+      or guards, the dict is empty.
 
     Raises:
       TypeError: if `opt_state` is a transformation, a function or a class.
@@ -99,6 +102,9 @@ def _fields(state: Any, paths: Collection[str] | None) -> Iterator[tuple[str, An
                 entries = _entry_names(state, part.shape[-1], paths)
                 for name, number in zip(entries, _unstacked(part), strict=True):
                     yield "/".join(filter(None, [field, name])), number
+    if mark := getattr(type(state), "mark", None):
+        (count,) = jax.tree.leaves(state.report.clipped_steps)
+        yield mark, np.ones(jnp.shape(count), np.int32)
 
 
 def _unstacked(vector: Any) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, PyTree
 
 from optaxclip.groups import Entry, Groups, PerGroup
 from optaxclip.norms import Magnitude
@@ -93,6 +93,51 @@ class ClipState(NamedTuple):
     threshold: Any
     measure: Any
     report: ClipReport
+
+
+class BoundState(ClipState):
+    """State of a clipper of parameters; its report is about them, not about updates."""
+
+    __slots__ = ()
+    mark = "of_params"
+
+
+class SphereState(ClipState):
+    """State of a clipper that keeps parameters on spheres; its report is about them."""
+
+    __slots__ = ()
+    mark = "on_spheres"
+
+
+class LengthState(ClipState):
+    """State of a clipper that gives every group a length, whatever it had before."""
+
+    __slots__ = ()
+    mark = "sets_length"
+
+
+def marked(
+    clip: optax.GradientTransformation, kind: type[ClipState]
+) -> optax.GradientTransformationExtraArgs:
+    """Let a report tell what kind of clipper it is about.
+
+    Args:
+      clip: a clipper, or a chain of them.
+      kind: the type of their states, whose ``mark`` becomes a field of the report.
+    """
+    inner = optax.with_extra_args_support(clip)
+
+    def mark(node: Any) -> Any:
+        if not isinstance(node, ClipState):
+            return node
+        entries = getattr(type(node), "entries", ())
+        return state_type(type(node).__name__, kind, entries)(*node)
+
+    def init(params: PyTree) -> Any:
+        state = inner.init(params)
+        return jax.tree.map(mark, state, is_leaf=lambda x: isinstance(x, ClipState))
+
+    return optax.GradientTransformationExtraArgs(init, inner.update)
 
 
 def check_state(name: str, state: Any, kind: type = ClipState) -> None:

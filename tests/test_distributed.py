@@ -66,6 +66,7 @@ def start(tmp_path):
 def alone(tmp_path, monkeypatch, capsys):
     """What one process of eight devices ends with, which is this one."""
     file = tmp_path / "one.npz"
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--output", str(file)])
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         runpy.run_path(str(SCRIPT), run_name="__main__")

@@ -142,6 +142,22 @@ def test_an_interrupt_before_there_is_anything_to_show_is_told_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_interrupt_later_on_draws_what_there_is(run, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = importlib.import_module("noisy_labels")
+    trained = iter([[0.5] * example.EPOCHS])
+
+    def train(*_):
+        for accuracies in trained:
+            return accuracies
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(example, "train", train)
+    said = run(example)
+    assert "no clipping            accuracy 50.0%\nInterrupted: this is what" in said
+    assert is_picture(tmp_path / "noisy_labels.png")
+
+
 def test_per_example_clipping_withstands_broken_digits(run, tmp_path):
     assert "per-example clipping" in run(EXAMPLES / "noisy_labels.py")
     assert is_picture(tmp_path / "noisy_labels.png")

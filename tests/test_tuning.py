@@ -18,7 +18,7 @@ PARAMS = {"body": {"kernel": jnp.ones(3), "bias": jnp.ones(1)}, "head": jnp.ones
 LEAVES = ("body/bias", "body/kernel", "head")
 
 
-def told(norms, limit, clipped=None, *, after=None, name="clip"):
+def told(norms, limit, clipped=None, *, after=None, of_params=False):
     """The history of a clipper that shrinks."""
     norms, limit = np.asarray(norms, float), np.asarray(limit, float)
     limit = np.broadcast_to(limit, norms.shape)
@@ -29,7 +29,9 @@ def told(norms, limit, clipped=None, *, after=None, name="clip"):
         clipped = clipped.mean(axis=1)
     fields = {"pre_norm": norms, "post_norm": after, "limit": limit}
     fields["clipped_fraction"] = np.asarray(clipped, float)
-    return History.from_scan({f"{name}/{k}": v for k, v in fields.items()})
+    if of_params:
+        fields["of_params"] = np.ones(len(norms), np.int32)
+    return History.from_scan({f"clip/{k}": v for k, v in fields.items()})
 
 
 def reports_of(transformation, sizes, names=None):
@@ -356,6 +358,17 @@ CASES = {
         told(USUAL[::-1], np.where(np.arange(100) < 50, np.inf, 1.4)),
         ["no limit in the first 50 steps", "20% of the steps: it guards"],
     ),
+    "spikes alone": (
+        told(USUAL[::-1], np.where(USUAL[::-1] > 1.95, 0.9 * USUAL[::-1], np.inf)),
+        ["It clipped 5% of the steps: it guards", "limit moves, here from 1.76 to 1.8"],
+    ),
+    "spikes of one group": (
+        told(
+            np.stack([USUAL[::-1], USUAL], 1),
+            np.stack([np.where(USUAL[::-1] > 1.95, 1.9, np.inf), np.full(100, 3.0)], 1),
+        ),
+        ["never clipped 1, clipped 1 now and then; most of all 0, in 5% of the steps"],
+    ),
     "percentile": (told(USUAL, 0.9 * USUAL), ["a learning rate 1.11", "by design"]),
     "normalized": (
         told(USUAL, 1.5, after=np.full(100, 1.5)),
@@ -395,8 +408,16 @@ CASES = {
         ["20% of the steps", "In the last quarter it clipped none"],
     ),
     "weights": (
-        told(USUAL, 0.5, name="clip_weight_norm"),
+        told(USUAL, 0.5, of_params=True),
         ["it holds the parameters there"],
+    ),
+    "spheres": (
+        told(USUAL, 1.5, after=np.full(100, 1.5), of_params=True),
+        ["small norms up to its limit", "the parameters stay on spheres"],
+    ),
+    "no weights": (
+        told(USUAL, 0.0, of_params=True),
+        ["a limit of 0 makes them all 0"],
     ),
 }
 
@@ -429,12 +450,37 @@ def test_a_guard_with_norms_is_judged_by_what_it_skipped():
         assert said in verdict(History.from_scan(fields))["skip_above"]
 
 
-def test_what_stands_twice_in_a_chain_is_judged_alike():
-    twice = map(optaxclip.relative_update, (0.1, 0.2))
+def verdict_of(transformation):
+    """What is said after two steps."""
     history = History()
-    for report in reports_of(optax.chain(*twice), (1.0, 2.0)):
+    for report in reports_of(transformation, (1.0, 2.0)):
         history.append(report)
-    words = verdict(history)
+    return verdict(history)
+
+
+@pytest.mark.parametrize(
+    ("bound", "said"),
+    [
+        (optaxclip.clip_weights(0.5, name="mine"), "it holds the parameters there"),
+        (
+            optaxclip.bound_weights(optaxclip.clip_global_norm(0.5, name="mine")),
+            "it holds the parameters there",
+        ),
+        (optaxclip.normalize_weights(name="mine"), "on their spheres, by design"),
+        (optaxclip.hyperball(0.1, name="mine"), "on their spheres, by design"),
+    ],
+    ids=("values", "any clipper", "spheres", "hyperball"),
+)
+def test_what_bounds_weights_is_known_by_its_report_whatever_it_is_called(bound, said):
+    words = verdict_of(optax.chain(optax.sgd(0.1), bound))
+    assert said in words["mine"]
+    assert all(
+        "it is a learning rate" in words[name] for name in words if name != "mine"
+    )
+
+
+def test_what_stands_twice_in_a_chain_is_judged_alike():
+    words = verdict_of(optax.chain(*map(optaxclip.relative_update, (0.1, 0.2))))
     assert list(words) == ["relative_update", "relative_update_2"]
     assert set(words.values()) == {
         "It sets the length of every step, by design: it is a learning rate."

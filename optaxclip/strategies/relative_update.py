@@ -11,6 +11,7 @@ from optaxclip.arguments import check_nonnegative
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName
 from optaxclip.norms import Norm, as_norm
+from optaxclip.reports import LengthState, marked
 from optaxclip.thresholds import Limit, Share, as_threshold
 
 
@@ -77,10 +78,11 @@ def relative_update(
       arXiv:1708.03888.
     """
     check_nonnegative(floor, "floor")
-    return clipper(
+    clip = clipper(
         scopes.tensor(leading_axes=leading_axes, axis_name=axis_name),
         as_norm(ord),
         Share(as_threshold(ratio, "ratio"), floor),
         responses.normalize,
         name=name,
     )
+    return marked(clip, LengthState)

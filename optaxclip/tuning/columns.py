@@ -6,9 +6,13 @@ import numpy as np
 
 Columns = dict[str, np.ndarray]
 
+# What a report is about, if not about limits of updates: fields that are always 1.
+MARKS = ("of_params", "on_spheres", "sets_length")
+
 # The fields of all reports. A name or a path may have slashes of its own.
 _FIELDS = {
     *("pre_norm", "post_norm", "limit", "clipped_fraction", "clipped_steps"),
+    *MARKS,
     *("skipped", "consecutive", "total", "zeroed"),
     *("norm", "norm_score", "value_score", "value_given"),
     *("update_norm", "param_norm", "ratio", "step"),

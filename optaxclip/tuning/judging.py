@@ -22,35 +22,30 @@ class _Acting(NamedTuple):
     after: np.ndarray
     limit: np.ndarray
     clipped: np.ndarray
+    of_params: bool
 
 
-def clipper_words(track: Track, kept: np.ndarray, of_weights: bool) -> list[str]:
-    """Say whether the limit of a clipper suits.
-
-    Args:
-      track: its steps.
-      kept: which steps count.
-      of_weights: whether it bounds parameters rather than updates.
-    """
+def clipper_words(track: Track, kept: np.ndarray) -> list[str]:
+    """Say whether the limit of a clipper suits, by those of its steps that are kept."""
     told = track.before, track.after, track.limit, track.clipped
     before, after, limit, clipped = told
     if before is None or after is None or limit is None or clipped is None:
         return ["Its report lacks norms to judge by."]
-    limited = np.isfinite(limit).any(axis=1)
-    acts = kept & limited
-    if not acts.any():
+    limited = np.asarray(np.isfinite(limit).any(axis=1))
+    if not (kept & limited).any():
         return _unlimited(before[kept])
     free = int(np.argmax(limited))
-    said = [f"It had no limit in the first {free} steps."] if free else []
-    acting = _Acting(before[acts], after[acts], limit[acts], clipped[acts])
+    if not limited[free:].all():  # Not a warm-up: ZClip limits nothing but spikes.
+        free = 0
+    acts = kept & (np.arange(len(kept)) >= free)
+    first = "step" if free == 1 else f"{free} steps"
+    said = [f"It had no limit in the first {first}."] if free else []
+    seen = (x[acts] for x in (before, after, limit, clipped))
+    acting = _Acting(*seen, of_params=track.mark == "of_params")
     if at_once := _plain_case(acting):
         return [*said, at_once]
     several = before.shape[1] > 1
-    said += (
-        _several(acting, track.groups, of_weights)
-        if several
-        else _single(acting, of_weights)
-    )
+    said += _several(acting, track.groups) if several else _single(acting)
     said += _otherwise(acting) + _moved(acting)
     return sorted(said, key=lambda words: words.endswith(_LOOK_AGAIN))
 
@@ -58,12 +53,14 @@ def clipper_words(track: Track, kept: np.ndarray, of_weights: bool) -> list[str]
 def _plain_case(acting: _Acting) -> str:
     """Say what needs one sentence, if anything."""
     if not acting.after.any() and acting.before.any():
+        if acting.of_params:
+            return "Nothing is left of the parameters: a limit of 0 makes them all 0."
         return "Nothing is left of any update: a limit of 0 stops all learning."
     if _sets_every_norm(acting):
-        return (
-            "It brings small norms up to its limit as well as large ones down: the "
-            "limit is the length of every step, as a learning rate would be."
-        )
+        said = "It brings small norms up to its limit as well as large ones down: "
+        if acting.of_params:
+            return f"{said}the parameters stay on spheres."
+        return f"{said}the limit is the length of every step, like a learning rate."
     if not acting.clipped.any():
         largest = number(float(np.nanmax(_excess(acting), initial=0)))
         return f"It never acts: no norm was above {largest} times its limit."
@@ -86,7 +83,7 @@ def _unlimited(norms: np.ndarray) -> list[str]:
 
 def _changes(acting: _Acting) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tell which norms were brought to their limit, changed at all, and raised."""
-    before, after, limit, _ = acting
+    before, after, limit = acting[:3]
     counted = (before > 0) & np.isfinite(limit)
     there = np.abs(after - limit) <= _SAME * limit
     changed = np.abs(after - before) > _SAME * before
@@ -101,20 +98,18 @@ def _sets_every_norm(acting: _Acting) -> bool:
     return bool(most and raised.any())
 
 
-def _single(acting: _Acting, of_weights: bool) -> list[str]:
+def _single(acting: _Acting) -> list[str]:
     """Judge one group, or the one that stands for many."""
     share, steps = float(acting.clipped.mean()), float(np.mean(acting.clipped > 0))
     steady = _steady(acting.limit)
     if steps == share:
-        words = [
-            f"It clipped {share_of(share)}: {_role(share, acting, of_weights, steady)}."
-        ]
+        words = [f"It clipped {share_of(share)}: {_role(share, acting, steady)}."]
         words += _lately(acting.clipped, "the steps")
         better = f"A limit of {number(float(np.quantile(acting.before, 0.9)))}"
         would = "clipped 10% of the steps"
     else:
         whole = "the numbers or units"
-        role = _role(max(share, min(steps, _RULE)), acting, of_weights, steady)
+        role = _role(max(share, min(steps, _RULE)), acting, steady)
         words = [
             f"It clipped {share_of(share, whole)}, and some of them in "
             f"{share_of(steps)}: {role}."
@@ -123,14 +118,14 @@ def _single(acting: _Acting, of_weights: bool) -> list[str]:
         times = number(float(np.nanquantile(_excess(acting), 0.9)))
         better = f"A limit {times} times as high"
         would = "clipped something in 10% of the steps"
-    if steps > GUARD and steady and not of_weights:
+    if steps > GUARD and steady and not acting.of_params:
         words.append(f"{better} would have {would}. {_LOOK_AGAIN}")
     return words
 
 
-def _role(share: float, acting: _Acting, of_weights: bool, steady: bool) -> str:
+def _role(share: float, acting: _Acting, steady: bool) -> str:
     """Say what a limit does that this share of the norms exceeds."""
-    if of_weights:
+    if acting.of_params:
         held = "it holds the parameters there"
         return held if share > _RULE else "it stops what grows beyond it"
     if share <= GUARD:
@@ -144,16 +139,15 @@ def _role(share: float, acting: _Acting, of_weights: bool, steady: bool) -> str:
     lower = number(float(np.median(times)))
     said = f"it acts like a learning rate {lower} times lower"
     adam = (
-        "before Adam, which divides by the size of gradients, its height hardly matters"
+        "before Adam, which divides by the size of gradients, its value hardly matters"
     )
     return f"{said}; {adam}" if steady else said
 
 
-def _several(acting: _Acting, groups: tuple[str, ...], of_weights: bool) -> list[str]:
+def _several(acting: _Acting, groups: tuple[str, ...]) -> list[str]:
     """Judge each group by itself."""
-    bounded = np.isfinite(acting.limit)
     over = above(acting.before, acting.limit)
-    shares = over.sum(axis=0) / np.maximum(bounded.sum(axis=0), 1)
+    shares = over.mean(axis=0)
     steady = _steady(acting.limit)
     stories = np.array([_story(share) for share in shares])
     counts = np.bincount(np.minimum(stories, 2), minlength=3).tolist()
@@ -165,15 +159,16 @@ def _several(acting: _Acting, groups: tuple[str, ...], of_weights: bool) -> list
         after=acting.after[:, [worst]],
         limit=acting.limit[:, [worst]],
         clipped=over[:, worst].astype(float),
+        of_params=acting.of_params,
     )
     share = float(shares[worst])
-    role = _role(share, one, of_weights, steady)
+    role = _role(share, one, steady)
     words = [
         f"Of its {len(groups)} groups, it {', '.join(told)}; most of all "
         f"{groups[worst]}, in {share_of(share)}: {role}."
     ]
     words += _lately(over.mean(axis=1), "the groups")
-    if counts[2] and steady and not of_weights:
+    if counts[2] and steady and not acting.of_params:
         words.append(f"suggest_limit gives a limit for each. {_LOOK_AGAIN}")
     return words
 
@@ -191,7 +186,8 @@ def _otherwise(acting: _Acting) -> list[str]:
 
 
 def _steady(limit: np.ndarray) -> bool:
-    return bool(np.all(limit.min(axis=0) >= (1 - _SAME) * limit.max(axis=0)))
+    highest = np.where(np.isfinite(limit), limit, -np.inf).max(axis=0)
+    return bool(np.all(limit.min(axis=0) >= (1 - _SAME) * highest))
 
 
 def _moved(acting: _Acting) -> list[str]:
@@ -199,7 +195,8 @@ def _moved(acting: _Acting) -> list[str]:
         return []
     words = "Its limits move"
     if acting.limit.shape[1] == 1:
-        low, high = (number(float(f(acting.limit))) for f in (np.min, np.max))
+        limits = acting.limit[np.isfinite(acting.limit)]
+        low, high = (number(float(f(limits))) for f in (np.min, np.max))
         words = f"Its limit moves, here from {low} to {high}"
     if acting.clipped.mean() > GUARD:
         words += ": one that follows the norms clips such a share by design"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optaxclip.tuning.columns import Columns, fields_of, groups_of, names_in
+from optaxclip.tuning.columns import MARKS, Columns, fields_of, groups_of, names_in
 
 
 class Track(NamedTuple):
@@ -19,6 +19,7 @@ class Track(NamedTuple):
       clipped: the share of groups above their limit, one number a step.
       skipped: whether the step was skipped.
       broken: whether the step was not finite.
+      mark: what its report is about, one of `MARKS`; "" for limits of updates.
     """
 
     groups: tuple[str, ...]
@@ -28,6 +29,7 @@ class Track(NamedTuple):
     clipped: np.ndarray | None
     skipped: np.ndarray | None
     broken: np.ndarray
+    mark: str
 
 
 def tracks_of(columns: Columns) -> dict[str, Track]:
@@ -105,4 +107,5 @@ def _track(columns: Columns, name: str) -> Track:
         by_step("clipped_fraction"),
         None if skipped is None else skipped > 0,
         np.asarray(broken),
+        next((mark for mark in MARKS if mark in fields), ""),
     )

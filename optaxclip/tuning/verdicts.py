@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 
 import numpy as np
@@ -13,15 +12,12 @@ from optaxclip.tuning.judging import GUARD, clipper_words
 from optaxclip.tuning.tables import share_of, typical
 from optaxclip.tuning.tracks import Track, left_out, tracks_of
 
-_SPHERE = "It holds the parameters on their spheres, by design."
-_LENGTH = "It sets the length of every step, by design: it is a learning rate."
 _BY_DESIGN = {
-    "hyperball": _SPHERE,
-    "hyperball_step": _LENGTH,
-    "normalize_weights": _SPHERE,
-    "relative_update": _LENGTH,
+    "on_spheres": "It holds the parameters on their spheres, by design.",
+    "sets_length": (
+        "It sets the length of every step, by design: it is a learning rate."
+    ),
 }
-_OF_WEIGHTS = ("weight", "qk_clip")
 
 
 class Verdicts(dict[str, str]):
@@ -38,9 +34,10 @@ def verdict(history: History, since: int = 0) -> Verdicts:
     A limit that up to 30% of the steps exceed guards against rare large steps, and one
     that more than half exceed acts like a lower learning rate. Where there are several
     groups, each is judged by itself; of single numbers and units, of which a report
-    shows the largest alone, the share that is clipped counts. Steps with an infinite
-    limit, such as those of a warm-up, are left out, as are steps that are not finite or
-    that a guard skipped. Of a limit that moves, no better value is told. Of singular
+    shows the largest alone, the share that is clipped counts. The steps of a warm-up,
+    before there is a limit, are left out, as are steps that are not finite or that a
+    guard skipped. Where limits come and go, as those of `zclip`, a step without one
+    counts as not clipped. Of a limit that moves, no better value is told. Of singular
     values, all is said of the largest alone.
 
     Norms move when the limit does. So after a change, train again and look again.
@@ -50,11 +47,8 @@ def verdict(history: History, since: int = 0) -> Verdicts:
       since: the number of steps to leave out at the start.
 
     Returns:
-      A dict from the name of each clipper and guard to some sentences. A report does
-      not say what it measures, so names that contain ``weight`` or ``qk_clip`` are
-      taken to bound parameters, and those of `hyperball`, `normalize_weights` and
-      `relative_update` have no limit to choose; a `name` of your own is taken for that
-      of a clipper of updates, unless it contains ``weight``.
+      A dict from the name of each clipper and guard to some sentences. Whether it
+      bounds parameters, or sets the length of each step, is told by its report.
 
     Raises:
       ValueError: if there is no step from `since` on.
@@ -69,7 +63,7 @@ def verdict(history: History, since: int = 0) -> Verdicts:
       >>> history = optaxclip.tuning.History.from_scan(reports)
       >>> print(optaxclip.tuning.verdict(history))
       clip: It clipped all the steps: it acts like a learning rate 4 times lower;
-        before Adam, which divides by the size of gradients, its height hardly
+        before Adam, which divides by the size of gradients, its value hardly
         matters. A limit of 2.8 would have clipped 10% of the steps. Norms move when
         the limit does, so look again after a change.
     """
@@ -102,11 +96,9 @@ def _words(name: str, track: Track, skipped: np.ndarray, since: int) -> list[str
         return said + _guard_words(track)
     if track.limit is None:
         return said + _watch_words(track)
-    kind = re.sub(r"_\d+$", "", name)  # `optaxclip.report` numbers the later ones
-    if kind in _BY_DESIGN:
-        return [*said, _BY_DESIGN[kind]]
-    of_weights = any(part in name for part in _OF_WEIGHTS)
-    return said + clipper_words(track, ~skipped & ~track.broken, of_weights)
+    if track.mark in _BY_DESIGN:
+        return [*said, _BY_DESIGN[track.mark]]
+    return said + clipper_words(track, ~skipped & ~track.broken)
 
 
 def _watch_words(track: Track) -> list[str]:

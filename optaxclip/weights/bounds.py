@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from optaxclip.leaves import beside, counted, filled
 from optaxclip.numbers import Leaf, Number, widen, widest
+from optaxclip.reports import BoundState, SphereState, marked
 from optaxclip.roles import check_transformation
 from optaxclip.updates import check_updates
 
@@ -159,7 +160,8 @@ def bound_weights(
       smaller than necessary: a float16 of 6e4 with a limit of 1 becomes 0, since no
       float16 update leads from 6e4 to 1. The bound holds.
     """
-    return _of_weights(clip, name, _Pair.sum, _Pair.reach)
+    check_transformation(clip, "clip")
+    return _of_weights(marked(clip, BoundState), name, _Pair.sum, _Pair.reach)
 
 
 def place_weights(
@@ -173,18 +175,16 @@ def place_weights(
       clip: any clipper of the library.
       name: the name used in error messages.
     """
-    return _of_weights(clip, name, _Pair.unrounded, _Pair.nearest)
+    on_spheres = marked(clip, SphereState)
+    return _of_weights(on_spheres, name, _Pair.unrounded, _Pair.nearest)
 
 
 def _of_weights(
-    clip: optax.GradientTransformation,
+    inner: optax.GradientTransformationExtraArgs,
     name: str,
     add: Callable[[_Pair], Leaf],
     lead: Callable[[_Pair, Leaf], Leaf],
 ) -> optax.GradientTransformationExtraArgs:
-    check_transformation(clip, "clip")
-    inner = optax.with_extra_args_support(clip)
-
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, Any]:

@@ -11,6 +11,7 @@ from optaxclip import norms, responses, scopes
 from optaxclip.clipper import clipper
 from optaxclip.leaves import AxisName, counted, filled
 from optaxclip.norms import Norm, as_norm
+from optaxclip.reports import LengthState, marked
 from optaxclip.thresholds import Limit, Share, as_threshold
 from optaxclip.weights.bounds import place_weights
 
@@ -166,5 +167,9 @@ def hyperball(
         for limit, called in ((share, f"{name}_step"), (own, name))
     )
     return optax.with_extra_args_support(
-        optax.chain(step, optax.stateless(_downhill), place_weights(sphere, name))
+        optax.chain(
+            marked(step, LengthState),
+            optax.stateless(_downhill),
+            place_weights(sphere, name),
+        )
     )
