@@ -25,7 +25,7 @@ def counts(leaf: Any) -> bool:
     if isinstance(leaf, float | complex):
         return True
     dtype = None if isinstance(leaf, type) else getattr(leaf, "dtype", None)
-    return dtype is not None and _is_inexact(dtype) and leaf.size > 0
+    return dtype is not None and _is_inexact(dtype) and 0 not in leaf.shape
 
 
 @functools.cache  # JAX does not cache this, and it runs for every leaf.
