@@ -55,6 +55,18 @@ class Given:
         """The values that are held for each example."""
         return frozenset() if self.carried else frozenset((self.atom,))
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the value."""
+        return self.atom.aval.shape
+
+    @property
+    def cost(self) -> int:
+        """The number of multiplications for the norm of one example."""
+        return math.prod(self.shape)
+
+    memory = cost  # The numbers stored for one example.
+
 
 @dataclass(frozen=True, eq=False)
 class Shared:
@@ -136,6 +148,11 @@ class Product:
         return frozenset((self.left.atom, self.right.atom))
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the product."""
+        return tuple(axis.size for axis in self.axes)
+
+    @property
     def summed(self) -> Axes:
         """The axes that are summed over."""
         both = dict.fromkeys(self.left.spans + self.right.spans)
@@ -173,6 +190,11 @@ class Convolution:
     def held(self) -> Held:
         """The values that are held for each example."""
         return frozenset((self.image, self.cotangent))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the gradient."""
+        return self.shapes[2]
 
 
 @dataclass(frozen=True, eq=False)

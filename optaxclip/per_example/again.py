@@ -1,0 +1,67 @@
+"""Gradients that are formed after all, where their squares are not to be trusted."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from optaxclip.mesh import vary, varying_axes
+from optaxclip.numbers import modulus
+from optaxclip.per_example.batches import Batch
+from optaxclip.per_example.decisions import LeafGroups, Sums
+from optaxclip.per_example.microbatches import in_microbatches
+from optaxclip.per_example.tracing import Traced
+from optaxclip.per_example.ways import unit_of
+
+
+def measured_again(
+    traced: Traced,
+    loss: Callable[..., Any],
+    params: PyTree,
+    batch: Batch,
+    in_axes: tuple,
+    groups: LeafGroups,
+    asked: Array,
+    dtype: np.dtype,
+) -> Sums:
+    """Square the gradients of the examples that are asked for, one after another.
+
+    Their factors are computed again rather than kept for that: what a conditional
+    takes is held, in full, whether it is needed or not.
+
+    Returns:
+      the squares of each group, and the units of their roots.
+    """
+    chunks, together = in_microbatches(in_axes, batch, 1)
+    none = vary(jnp.zeros((), dtype), varying_axes(asked))
+
+    def precisely(chunk: Batch) -> list[tuple[Array, Array]]:
+        alone = together(chunk)
+        if traced.program.narrow:  # JAX would round the gradient.
+            leaves = traced.record(params, alone, in_axes).added_up(params)
+        else:
+            gradient = jax.vmap(jax.grad(loss), (None, *in_axes))
+            leaves = jax.tree.leaves(gradient(params, *alone))
+        return [_squared([leaves[i] for i in group], none) for group in groups]
+
+    def of_one(one: tuple[Batch, Array]) -> list[tuple[Array, Array]]:
+        chunk, asked = one
+        nothing = [(none, none)] * len(groups)
+        return jax.lax.cond(asked, precisely, lambda _: nothing, chunk)
+
+    with jax.default_matmul_precision("highest"):
+        found = jax.lax.map(of_one, (chunks, asked))
+    return [square for square, _ in found], [unit for _, unit in found]
+
+
+def _squared(leaves: list[Array], none: Array) -> tuple[Array, Array]:
+    """Sum squares in a unit, a power of two, so that none over- or underflows."""
+    sizes = [modulus(x).astype(none.dtype) for x in leaves]
+    largest = [jnp.max(x, initial=0) for x in sizes]
+    unit = unit_of(functools.reduce(jnp.maximum, largest, none))
+    squares = [jnp.sum(jnp.square(x * (1 / unit))) for x in sizes]
+    return functools.reduce(jnp.add, squares, none), unit
