@@ -97,8 +97,10 @@ class Kernel:
     def _view(self, image: Array, start: Sequence[Any]) -> Array:
         """Return the image as seen from a place of the kernel, like the cotangent.
 
-        It is padded anew for each place, since XLA would hold what is padded before.
+        It is padded anew for each place: XLA would pad all images before the loops
+        over places, and hold them.
         """
+        image, *start = jax.lax.optimization_barrier((image, *start))
         image = self._padded(image, range(2, image.ndim - 2))
         strides = self.term.params["rhs_dilation"]
         extents = [
