@@ -13,7 +13,7 @@ from optaxclip.mesh import vary, varying_axes
 from optaxclip.numbers import modulus
 from optaxclip.per_example.batches import Batch
 from optaxclip.per_example.decisions import LeafGroups, Sums
-from optaxclip.per_example.microbatches import in_microbatches
+from optaxclip.per_example.microbatches import apart
 from optaxclip.per_example.tracing import Traced
 from optaxclip.per_example.ways import unit_of
 
@@ -36,25 +36,24 @@ def measured_again(
     Returns:
       the squares of each group, and the units of their roots.
     """
-    chunks, together = in_microbatches(in_axes, batch, 1)
+    own, together = apart(in_axes, batch)
     none = vary(jnp.zeros((), dtype), varying_axes(asked))
 
-    def precisely(chunk: Batch) -> list[tuple[Array, Array]]:
-        alone = together(chunk)
+    def precisely(own: list[Any]) -> list[tuple[Array, Array]]:
         if traced.program.narrow:  # JAX would round the gradient.
+            alone = together([x[None] for x in own])
             leaves = traced.record(params, alone, in_axes).added_up(params)
         else:
-            gradient = jax.vmap(jax.grad(loss), (None, *in_axes))
-            leaves = jax.tree.leaves(gradient(params, *alone))
+            leaves = jax.tree.leaves(jax.grad(loss)(params, *together(own)))
         return [_squared([leaves[i] for i in group], none) for group in groups]
 
-    def of_one(one: tuple[Batch, Array]) -> list[tuple[Array, Array]]:
-        chunk, asked = one
+    def of_one(one: tuple[list[Any], Array]) -> list[tuple[Array, Array]]:
+        own, asked = one
         nothing = [(none, none)] * len(groups)
-        return jax.lax.cond(asked, precisely, lambda _: nothing, chunk)
+        return jax.lax.cond(asked, precisely, lambda _: nothing, own)
 
     with jax.default_matmul_precision("highest"):
-        found = jax.lax.map(of_one, (chunks, asked))
+        found = jax.lax.map(of_one, (own, asked))
     return [square for square, _ in found], [unit for _, unit in found]
 
 

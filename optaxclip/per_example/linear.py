@@ -76,7 +76,7 @@ class Linear:
     norms: tuple[Part, ...] | None
     values: Values = field(default_factory=dict, repr=False, compare=False)
 
-    @property
+    @functools.cached_property
     def atoms(self) -> tuple[Atom, ...]:
         """The values of the traced gradient that are held for each example."""
         atoms = (f.atom for cut in cuts_of(self.term) for f in factors_of(cut))
