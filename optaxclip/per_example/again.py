@@ -13,9 +13,9 @@ from optaxclip.mesh import vary, varying_axes
 from optaxclip.numbers import modulus
 from optaxclip.per_example.batches import Batch
 from optaxclip.per_example.decisions import LeafGroups, Sums
-from optaxclip.per_example.microbatches import apart
+from optaxclip.per_example.microbatches import differences
 from optaxclip.per_example.tracing import Traced
-from optaxclip.per_example.ways import unit_of
+from optaxclip.per_example.ways import power_of_two
 
 
 def measured_again(
@@ -36,7 +36,7 @@ def measured_again(
     Returns:
       the squares of each group, and the units of their roots.
     """
-    own, together = apart(in_axes, batch)
+    own, together = differences(in_axes, batch)
     none = vary(jnp.zeros((), dtype), varying_axes(asked))
 
     def precisely(own: list[Any]) -> list[tuple[Array, Array]]:
@@ -61,6 +61,6 @@ def _squared(leaves: list[Array], none: Array) -> tuple[Array, Array]:
     """Sum squares in a unit, a power of two, so that none over- or underflows."""
     sizes = [modulus(x).astype(none.dtype) for x in leaves]
     largest = [jnp.max(x, initial=0) for x in sizes]
-    unit = unit_of(functools.reduce(jnp.maximum, largest, none))
+    unit = power_of_two(functools.reduce(jnp.maximum, largest, none))
     squares = [jnp.sum(jnp.square(x * (1 / unit))) for x in sizes]
     return functools.reduce(jnp.add, squares, none), unit

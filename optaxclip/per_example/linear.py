@@ -6,6 +6,7 @@ gradient after another.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -96,12 +97,17 @@ class Linear:
         """The number of multiplications for the norm of one example."""
         if self.norms is None:
             return sum(map(_cost_of_forming, cuts_of(self.term)))
-        return sum(norm.cost for norm in self.norms)
+        return sum(
+            math.prod(n.shape) if isinstance(n, Given) else n.cost for n in self.norms
+        )
 
     @property
     def memory(self) -> int:
         """The numbers stored for one example, in addition to the traced values."""
-        return sum(norm.memory for norm in self.norms or ())
+        return sum(
+            math.prod(n.shape) if isinstance(n, Given) else n.memory
+            for n in self.norms or ()
+        )
 
     def knowing(self, values: Values) -> "Linear":
         """Return the same, with the shared values."""

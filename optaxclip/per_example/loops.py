@@ -104,7 +104,7 @@ def _with_operands(
     if isinstance(term, Sum):
         return Sum(operands)
     levels = term.levels if level is None else (*term.levels, level)
-    return Made(term.equation, operands, term.output, levels)
+    return Made(operands, term.equation, term.output, levels)
 
 
 def out_of_branches(

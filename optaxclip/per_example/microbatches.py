@@ -23,7 +23,7 @@ def joined(x: Any) -> Any:
     return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
-def apart(
+def differences(
     in_axes: tuple[Any, ...], batch: Batch
 ) -> tuple[list[Any], Callable[[Sequence[Any]], Batch]]:
     """Take what differs between examples out of a batch; also return what puts back."""

@@ -20,7 +20,6 @@ from optaxclip.per_example.terms import (
     Term,
     in_order,
     is_zero,
-    numbers_in,
 )
 
 SUMS = ("add", "add_any")
@@ -128,7 +127,7 @@ class Origins:
             return [
                 Shared(None)
                 if all(map(is_zero, operands))
-                else Made(equation, operands, i)
+                else Made(operands, equation, i)
                 for i in range(len(equation.outputs))
             ]
         if isinstance(equation.call, Loop):
@@ -155,7 +154,8 @@ class Origins:
             return Given(out)
         if _carries(term):
             return term if isinstance(term, Sum) else Given(out)
-        if not late or max(whole, self._peak.get(out, 0)) <= numbers_in(term.held):
+        held = sum(math.prod(atom.aval.shape) for atom in term.held)
+        if not late or max(whole, self._peak.get(out, 0)) <= held:
             return Given(out)
         return term
 

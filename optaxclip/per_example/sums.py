@@ -19,7 +19,7 @@ from optaxclip.per_example import batches
 from optaxclip.per_example.again import measured_again
 from optaxclip.per_example.decisions import LeafGroups, decide, measure_examples
 from optaxclip.per_example.limits import Limits
-from optaxclip.per_example.microbatches import apart, chunked, joined
+from optaxclip.per_example.microbatches import chunked, differences, joined
 from optaxclip.per_example.tracing import Recorded, Traced, checked_params, trace
 from optaxclip.per_example.twice import Twice, in_two_passes, runs_twice
 from optaxclip.responses import Response
@@ -207,7 +207,7 @@ def in_chunks(
             f"microbatch_size must divide the batch of {number} examples, which "
             f"{size} does not; pad the batch and exclude the padding by mask."
         )
-    own, together = apart(examples.in_axes, examples.batch)
+    own, together = differences(examples.in_axes, examples.batch)
 
     def one(chunk: Any) -> tuple[PerExample, list[Array]]:
         parts, mask = chunk

@@ -33,11 +33,6 @@ def size(axes: Axes) -> int:
     return math.prod(axis.size for axis in axes)
 
 
-def numbers_in(held: Held) -> int:
-    """Count the numbers in held values."""
-    return sum(math.prod(atom.aval.shape) for atom in held)
-
-
 @dataclass(frozen=True, eq=False)
 class Given:
     """A value as the traced gradient computes it.
@@ -59,13 +54,6 @@ class Given:
     def shape(self) -> tuple[int, ...]:
         """The shape of the value."""
         return self.atom.aval.shape
-
-    @property
-    def cost(self) -> int:
-        """The number of multiplications for the norm of one example."""
-        return math.prod(self.shape)
-
-    memory = cost  # The numbers stored for one example.
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,21 +186,8 @@ class Convolution:
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
-    """A result of an equation that is linear in those operands that are not shared.
-
-    Attributes:
-      equation: the equation.
-      operands: its operands.
-      output: which of its results this is.
-      levels: for each loop around it, from the innermost, which operands are stacked;
-        the equation is mapped over these.
-    """
-
-    equation: Equation
+class _Composed:
     operands: tuple["Term", ...]
-    output: int = 0
-    levels: tuple[tuple[bool, ...], ...] = ()
     held: Held = field(init=False)
 
     def __post_init__(self):
@@ -221,19 +196,25 @@ class Made:
 
 
 @dataclass(frozen=True, eq=False)
-class Sum:
-    """A sum of terms.
+class Made(_Composed):
+    """A result of an equation that is linear in those operands that are not shared.
 
     Attributes:
-      operands: the terms.
+      operands: its operands.
+      equation: the equation.
+      output: which of its results this is.
+      levels: for each loop around it, from the innermost, which operands are stacked;
+        the equation is mapped over these.
     """
 
-    operands: tuple["Term", ...]
-    held: Held = field(init=False)
+    equation: Equation
+    output: int = 0
+    levels: tuple[tuple[bool, ...], ...] = ()
 
-    def __post_init__(self):
-        together = frozenset().union(*(term.held for term in self.operands))
-        object.__setattr__(self, "held", together)
+
+@dataclass(frozen=True, eq=False)
+class Sum(_Composed):
+    """A sum of terms, its operands."""
 
 
 Cut = Given | Product | Convolution

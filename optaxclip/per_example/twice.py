@@ -21,7 +21,7 @@ from optaxclip.per_example.decisions import LeafGroups
 from optaxclip.per_example.linear import Linear
 from optaxclip.per_example.plans import Plan
 from optaxclip.per_example.tracing import Traced
-from optaxclip.per_example.ways import Factors, Squares, no_squares, unit_of
+from optaxclip.per_example.ways import Factors, Squares, no_squares, power_of_two
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Twice:
                 found.append(jnp.zeros_like(leaf))
                 continue
             if id(pair) not in sums:
-                unit = unit_of(jnp.max(jnp.where(good, pair[0], 0), initial=0.0))
+                unit = power_of_two(jnp.max(jnp.where(good, pair[0], 0), initial=0.0))
                 weights = jnp.where(good, pair[0] / unit * pair[1], 0)
                 found_by = back(weights.astype(values.dtype))[0]
                 sums[id(pair)] = unit, jax.tree.leaves(found_by)

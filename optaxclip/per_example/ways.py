@@ -59,7 +59,7 @@ def weigh(x: Array, weights: Sequence[ExampleArray], good: Good) -> Array:
     return jnp.where(spread_over_examples(good, x), product, jnp.zeros_like(product))
 
 
-def unit_of(largest: Array) -> Array:
+def power_of_two(largest: Array) -> Array:
     """Return the power of two by which to divide so that the largest is from 1 to 4."""
     usual = (largest > 0) & (largest < jnp.inf)
     _, exponent = jnp.frexp(jnp.where(usual, largest, 1))
