@@ -10,7 +10,7 @@ Every variant is run, and traced, once per round, in turn; a ratio is the median
 rounds. The first round of tracing, which fills JAX's caches, does not count.
 
     python benchmarks/per_example_losses.py                  # about 15 minutes
-    python benchmarks/per_example_losses.py --markdown       # as a table of docs/costs.md
+    python benchmarks/per_example_losses.py --markdown       # as docs/costs.md has it
     python benchmarks/per_example_losses.py --losses gpt vit
 """
 
@@ -712,7 +712,8 @@ def error_of(loss: Any, p: Any, batch: Any, found: Any) -> float:
 
 
 def ratio(found: dict[str, list[float]], other: str) -> float:
-    return median(a / max(b, 1e-9) for a, b in zip(found["ours"], found[other]))
+    pairs = zip(found["ours"], found[other], strict=True)
+    return median(a / max(b, 1e-9) for a, b in pairs)
 
 
 def traced(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
