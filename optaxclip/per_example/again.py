@@ -58,9 +58,19 @@ def measured_again(
 
 
 def _squared(leaves: list[Array], none: Array) -> tuple[Array, Array]:
-    """Sum squares in a unit, a power of two, so that none over- or underflows."""
-    sizes = [modulus(x).astype(none.dtype) for x in leaves]
-    largest = [jnp.max(x, initial=0) for x in sizes]
+    """Sum squares in a unit, a power of two, so that none over- or underflows.
+
+    Each leaf is divided by its largest number before, so that it is not held until the
+    unit of all is known.
+    """
+    largest, squares = [], []
+    for leaf in leaves:
+        size = modulus(leaf).astype(none.dtype)
+        top = jnp.max(size, initial=0)
+        usual = (top >= jnp.finfo(top.dtype).tiny) & (top < jnp.inf)
+        largest.append(top)
+        squares.append(jnp.sum(jnp.square(size / jnp.where(usual, top, 1))))
     unit = power_of_two(functools.reduce(jnp.maximum, largest, none))
-    squares = [jnp.sum(jnp.square(x * (1 / unit))) for x in sizes]
-    return functools.reduce(jnp.add, squares, none), unit
+    pairs = zip(squares, largest, strict=True)
+    terms = (square * jnp.square(top / unit) for square, top in pairs)
+    return functools.reduce(jnp.add, terms, none), unit

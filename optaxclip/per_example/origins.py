@@ -166,10 +166,7 @@ class Origins:
         varies = [not isinstance(term, Shared) for term in start]
         program = loop.program
         while True:
-            inputs = [
-                Shared(value) if isinstance(term, Shared) else Given(value)
-                for term, value in zip(operands, program.inputs, strict=True)
-            ]
+            inputs = _like(operands, program)
             for i, value in enumerate(loop.carries):
                 given = Given(value, carried=True) if varies[i] else Shared(value)
                 inputs[loop.constant + i] = given
@@ -193,13 +190,17 @@ class Origins:
     ) -> Sequence[Term | None]:
         branches = []
         for program in choice.programs:
-            inputs = [
-                Shared(value) if isinstance(term, Shared) else Given(value)
-                for term, value in zip(operands[1:], program.inputs, strict=True)
-            ]
-            inside = Origins(program, inputs, program.outputs)
+            inside = Origins(program, _like(operands[1:], program), program.outputs)
             branches.append([inside.of(atom) for atom in program.outputs])
         return out_of_branches(equation, branches)
+
+
+def _like(terms: Sequence[Term], program: Program) -> list[Term]:
+    """Return the inputs of a program, which are shared where these terms are."""
+    return [
+        Shared(value) if isinstance(term, Shared) else Given(value)
+        for term, value in zip(terms, program.inputs, strict=True)
+    ]
 
 
 def _total(operands: tuple[Term, ...]) -> Term:
