@@ -107,10 +107,10 @@ class Factor:
         """The axes that a product with this factor has."""
         return self.rows + (self.axes[:-1] if self.rows else self.axes)
 
-    def stacked(self, axis: Axis, outside: Callable[[Atom], tuple[Atom, bool]]):
-        """Convert to a factor seen from outside a scan, maybe stacked along an axis."""
+    def stacked(self, axis: Axis | None, outside: Callable[[Atom], tuple[Atom, bool]]):
+        """Convert to a factor seen from outside a call, maybe stacked along an axis."""
         atom, is_stacked = outside(self.atom)
-        front = (axis,) if is_stacked else ()
+        front = (axis,) if axis is not None and is_stacked else ()
         return replace(self, atom=atom, axes=front + self.axes)
 
 
