@@ -61,16 +61,15 @@ def _squared(leaves: list[Array], none: Array) -> tuple[Array, Array]:
     """Sum squares in a unit, a power of two, so that none over- or underflows.
 
     Each leaf is divided by its largest number before, so that it is not held until the
-    unit of all is known.
+    unit of all is known; the reciprocal of what divides it must be no subnormal.
     """
-    largest, squares = [], []
-    for leaf in leaves:
-        size = modulus(leaf).astype(none.dtype)
-        top = jnp.max(size, initial=0)
-        usual = (top >= jnp.finfo(top.dtype).tiny) & (top < jnp.inf)
-        largest.append(top)
-        squares.append(jnp.sum(jnp.square(size / jnp.where(usual, top, 1))))
+    tiny = jnp.finfo(none.dtype).tiny
+    sizes = [modulus(leaf).astype(none.dtype) for leaf in leaves]
+    largest = [jnp.max(size, initial=0) for size in sizes]
+    scales = [jnp.maximum(top / 16, tiny) for top in largest]
     unit = power_of_two(functools.reduce(jnp.maximum, largest, none))
-    pairs = zip(squares, largest, strict=True)
-    terms = (square * jnp.square(top / unit) for square, top in pairs)
+    terms = (
+        jnp.sum(jnp.square(size / scale)) * jnp.square(scale / unit)
+        for size, scale in zip(sizes, scales, strict=True)
+    )
     return functools.reduce(jnp.add, terms, none), unit
