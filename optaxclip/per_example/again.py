@@ -15,7 +15,7 @@ from optaxclip.per_example.batches import Batch
 from optaxclip.per_example.decisions import LeafGroups, Sums
 from optaxclip.per_example.microbatches import differences
 from optaxclip.per_example.tracing import Traced
-from optaxclip.per_example.ways import power_of_two
+from optaxclip.per_example.ways import power_of_two, spread_over_examples
 
 
 def measured_again(
@@ -47,14 +47,28 @@ def measured_again(
             leaves = jax.tree.leaves(jax.grad(loss)(params, *together(own)))
         return [_squared([leaves[i] for i in group], none) for group in groups]
 
-    def of_one(one: tuple[list[Any], Array]) -> list[tuple[Array, Array]]:
-        own, asked = one
+    def of_one(which: Array) -> list[tuple[Array, Array]]:
+        here = jnp.arange(len(asked)) == which
         nothing = [(none, none)] * len(groups)
-        return jax.lax.cond(asked, precisely, lambda _: nothing, own)
+        return jax.lax.cond(
+            jnp.any(asked & here),
+            lambda own: precisely([_only(x, here) for x in own]),
+            lambda _: nothing,
+            own,
+        )
 
     with jax.default_matmul_precision("highest"):
-        found = jax.lax.map(of_one, (own, asked))
+        found = jax.lax.map(of_one, jnp.arange(len(asked)))
     return [square for square, _ in found], [unit for _, unit in found]
+
+
+def _only(x: Array, here: Array) -> Array:
+    """Take one example, by a sum for which no device of a mesh gathers the others."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _only(jax.random.key_data(x), here)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    kept = jnp.where(spread_over_examples(here, x), x, jnp.zeros_like(x))
+    return jnp.any(kept, 0) if x.dtype == bool else jnp.sum(kept, 0, dtype=x.dtype)
 
 
 def _squared(leaves: list[Array], none: Array) -> tuple[Array, Array]:
