@@ -1,11 +1,16 @@
 """What clipping every example takes on fifty losses of the kinds that people train.
 
-For each loss: the error against gradients in float64, temporary memory in MiB of the
-plain gradient, of `clipped_grad` and of `vmap` of `grad`, clipped, floating-point
-operations and tracing time over those of the plain gradient, and the ways of the
-leaves. A star marks more memory than twice the plain gradient's and 15% of `vmap`'s.
+For each loss: the error against gradients in float64; temporary memory in MiB of the
+plain gradient, of `clipped_grad` and of `vmap` of `grad`, clipped; then floating-point
+operations and the times of a step, of tracing and of compiling, each over those of the
+plain gradient and over those of `vmap`; and the ways of the leaves. A star marks more
+memory than twice the plain gradient's and 15% of `vmap`'s, or more than `vmap`'s.
+
+Every variant is run, and traced, once per round, in turn; a ratio is the median over
+rounds. The first round of tracing, which fills JAX's caches, does not count.
 
     python benchmarks/per_example_losses.py                  # about 15 minutes
+    python benchmarks/per_example_losses.py --markdown       # as docs/costs.md has it
     python benchmarks/per_example_losses.py --losses gpt vit
 """
 
@@ -28,6 +33,7 @@ import optaxclip
 
 LOSSES: dict[str, Callable[[], Model]] = {}
 KEY = jax.random.key(0)
+KINDS = ("flops", "time", "trace", "compile")
 
 
 def case(make: Callable[[], Model]) -> Callable[[], Model]:
@@ -705,44 +711,84 @@ def error_of(loss: Any, p: Any, batch: Any, found: Any) -> float:
     return max(float(np.linalg.norm(a - b)) for a, b in pairs) / size
 
 
-def measure(name: str) -> tuple[float, float]:
+def ratio(found: dict[str, list[float]], other: str) -> float:
+    pairs = zip(found["ours"], found[other], strict=True)
+    return median(a / max(b, 1e-9) for a, b in pairs)
+
+
+def traced(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    start = time.process_time()
+    found = jax.jit(lambda *args: function(*args)).trace(*args)
+    return found, time.process_time() - start
+
+
+def measured(name: str, rounds: int) -> dict[str, Any]:
     loss, p, batch = LOSSES[name]()
     variants = {"plain": plain(loss), "ours": optaxclip.clipped_grad(loss, LIMIT)}
     variants["vmap"] = stacked(loss)
-    memory, flops, seconds = {}, {}, {}
-    steps: dict[str, Any] = {}
+    found: dict[str, dict[str, list[float]]]
+    found = {key: {v: [] for v in variants} for key in KINDS}
+    memory, steps = {}, {}
     for variant, function in variants.items():
+        program, _ = traced(function, p, *batch)
         start = time.process_time()
-        traced = jax.jit(function).trace(p, *batch)
-        seconds[variant] = time.process_time() - start
-        steps[variant] = traced.lower().compile()
+        steps[variant] = program.lower().compile()
+        found["compile"][variant] = [time.process_time() - start]
         memory[variant] = temporary(steps[variant])
-        flops[variant] = steps[variant].cost_analysis().get("flops", 0.0)
-    error = error_of(loss, p, batch, steps["ours"](p, *batch))
+        flops = steps[variant].cost_analysis().get("flops", 0.0)
+        found["flops"][variant] = [flops]
+        jax.block_until_ready(steps[variant](p, *batch))
+    for _ in range(rounds):
+        for variant, function in variants.items():
+            found["trace"][variant].append(traced(function, p, *batch)[1])
+            start = time.perf_counter()
+            jax.block_until_ready(steps[variant](p, *batch))
+            found["time"][variant].append(time.perf_counter() - start)
     example = jax.tree.map(lambda x: x[0], batch)
     rows = optaxclip.explain(loss, p, *example).rows
     ways = ", ".join(f"{n} {way}" for way, n in Counter(r.way for r in rows).items())
+    error = error_of(loss, p, batch, steps["ours"](p, *batch))
+    return {"name": name, "error": error, "ways": ways, "memory": memory, **found}
+
+
+def line(row: dict[str, Any], markdown: bool) -> str:
+    memory = row["memory"]
     bound = 2 * memory["plain"] + 0.15 * memory["vmap"] + 0.5
-    star = "*" if memory["ours"] > min(bound, 1.05 * memory["vmap"] + 0.5) else " "
-    over = [x["ours"] / max(x["plain"], 1e-9) for x in (flops, seconds)]
-    print(
-        f"{name:24} {error:7.0e} {memory['plain']:7.1f} {memory['ours']:7.1f}{star}"
-        f"{memory['vmap']:7.1f} {over[0]:6.2f} {over[1]:6.2f}  {ways}",
-        flush=True,
-    )
-    return memory["ours"] / max(memory["plain"], 0.5), over[1]
+    star = memory["ours"] > min(bound, 1.05 * memory["vmap"] + 0.5)
+    cells = [f"{row['error']:.0e}", *(f"{memory[v]:.1f}" for v in memory)]
+    cells[2] += "*" if star else ""
+    for kind in KINDS:
+        cells += [f"{ratio(row[kind], other):.2f}" for other in ("plain", "vmap")]
+    return joined(row["name"], cells, row["ways"], markdown)
+
+
+def joined(name: str, cells: list[str], ways: str, markdown: bool) -> str:
+    if markdown:
+        return "| " + " | ".join([name.replace("_", " "), *cells, ways]) + " |"
+    return f"{name:26}" + "".join(f"{cell:>8}" for cell in cells) + f"  {ways}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--losses", nargs="*", choices=LOSSES, default=list(LOSSES))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     print(f"JAX {jax.__version__} on {jax.devices()[0].device_kind}")
-    heads = "".join(f"{head:>8}" for head in ("error", "plain", "ours", "vmap"))
-    print(f"{'':24}{heads}   flops  trace  ways")
-    found = [measure(name) for name in options.losses]
-    memory, traces = zip(*found, strict=True)
-    print(f"median memory {median(memory):.2f}, tracing {median(traces):.2f} of plain")
+    heads = ["error", "plain", "ours", "vmap"]
+    heads += [head for kind in KINDS for head in (kind, "/vmap")]
+    print(joined("loss", heads, "ways", options.markdown))
+    if options.markdown:
+        print("|---" * (len(heads) + 2) + "|")
+    rows = []
+    for name in options.losses:
+        rows.append(measured(name, options.rounds))
+        print(line(rows[-1], options.markdown), flush=True)
+    memory = median(r["memory"]["ours"] / max(r["memory"]["plain"], 0.5) for r in rows)
+    over = [
+        f"{kind} {median(ratio(r[kind], 'plain') for r in rows):.2f}" for kind in KINDS
+    ]
+    print(f"medians over plain: memory {memory:.2f}, {', '.join(over)}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from per_example import (
 )
 
 import optaxclip
+from optaxclip.per_example import sums
 
 WIDE, NARROW = 24, 20
 MASK = jnp.asarray(np.tril(np.ones((WIDE, NARROW))), jnp.float32)
@@ -322,3 +323,30 @@ def test_two_passes_shrink_large_gradients_to_small_limits():
     gradients = stacked_gradients(large, REMATERIALIZED, (INPUTS,))
     grads = jax.jit(optaxclip.clipped_grad(large, 1e-18))(REMATERIALIZED, INPUTS)
     assert distance(grads, clipped_mean(gradients, 1e-18)) < 1e-5
+
+
+def hinge(w, x):
+    return jnp.maximum(0.0, jnp.sum(jnp.tanh(x @ w)))
+
+
+def penalized(w, x):
+    return jnp.sum(jnp.tanh(x @ w)) + 1e-2 * jnp.sum(w**2)
+
+
+@pytest.mark.parametrize("loss", [hinge, penalized])
+def test_what_is_zero_or_does_not_cancel_is_measured_once(loss, monkeypatch):
+    asked, again = [], sums.measured_again
+
+    def told(*args):
+        jax.debug.callback(asked.append, args[-2])
+        return again(*args)
+
+    monkeypatch.setattr(sums, "measured_again", told)
+    w, x = random(0, 400, 400) ** 2, random(1, 4, 400)
+    x = x.at[0].set(-jnp.abs(x[0]))  # where the hinge is flat
+    norms = jax.jit(optaxclip.per_example_norms(loss))(w, x)
+    jax.effects_barrier()
+    assert not asked
+    wanted = norms_of(stacked_gradients(loss, w, (x,)))
+    assert wanted[0] == 0 or loss is penalized
+    np.testing.assert_allclose(norms, wanted, rtol=1e-5)

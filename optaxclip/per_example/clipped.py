@@ -135,37 +135,47 @@ def clipped_value_and_grad(
     if dtype is not None:
         check_dtype(dtype)
     of_one = Loss(woven(loss, argnums), has_aux)
-
-    def clip_all(of_one: Loss, examples: Examples) -> tuple[PerExample, PyTree]:
-        limits = arrange(max_norm, examples.params).places(examples.params)
-        given = denominator
-        number = examples.number(axis_name) if given is None else as_number(given)
-        function = partial(add_up, of_one, limits, response, number)
-        told, sums = in_chunks(function, examples, microbatch_size)
-        if axis_name is not None:
-            sums = jax.lax.psum(sums, axis_name)
-        leaves, treedef = jax.tree.flatten(examples.params)
-        pairs = zip(sums, leaves, strict=True)
-        grads = [as_dtype(s, x.dtype if dtype is None else dtype) for s, x in pairs]
-        return told, jax.tree.unflatten(treedef, grads)
+    clip_all = partial(
+        _clipped, max_norm, response, denominator, microbatch_size, axis_name, dtype
+    )
 
     def value_and_grad(
         *args: Any, mask: Any = None, **named: Any
     ) -> tuple[PerExample, PyTree]:
         params, batch = chosen(argnums, args)
         examples = prepare(params, batch, named, in_axes, mask, axis_name)
-        if pre_clipping_transform is None:
-            return on_any_mesh(partial(clip_all, of_one), examples, _pair)
-        product, examples = transformed(of_one, pre_clipping_transform, examples)
-        told, grads = on_any_mesh(partial(clip_all, product), examples, _pair)
-        return told_before(told), grads
+        one = of_one
+        if pre_clipping_transform is not None:
+            one, examples = transformed(of_one, pre_clipping_transform, examples)
+        told, grads = on_any_mesh(
+            partial(clip_all, one), examples, lambda each, shared: (each, shared)
+        )
+        return told if one is of_one else told_before(told), grads
 
     return ClippedGradient(value_and_grad, max_norm, response, denominator)
 
 
-def _pair(each: Any, shared: PyTree) -> tuple[Any, PyTree]:
-    """Lay the examples' results out like the batch, and gradients like params."""
-    return each, shared
+def _clipped(
+    max_norm: PyTree[ArrayLike],
+    response: Response,
+    denominator: ArrayLike | None,
+    microbatch_size: int | None,
+    axis_name: AxisName,
+    dtype: DTypeLike | None,
+    loss: Loss,
+    examples: Examples,
+) -> tuple[PerExample, PyTree]:
+    """Clip each example's gradient, and average them, in the type asked for."""
+    limits = arrange(max_norm, examples.params).places(examples.params)
+    given = denominator
+    number = examples.number(axis_name) if given is None else as_number(given)
+    function = partial(add_up, loss, limits, response, number)
+    told, sums = in_chunks(function, examples, microbatch_size)
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+    leaves, treedef = jax.tree.flatten(examples.params)
+    wanted = [x.dtype if dtype is None else dtype for x in leaves]
+    return told, jax.tree.unflatten(treedef, map(as_dtype, sums, wanted))
 
 
 def clipped_grad(

@@ -65,10 +65,9 @@ class Kernel:
         return self._sizes(1)[1:]
 
     def _image(self, x: Array) -> Array:
-        """Pad, and arrange as (examples, images, space, groups, channels)."""
+        """Arrange as (examples, images, space, groups, channels)."""
         channel, image, *space = self._specs[0]
         x = jnp.transpose(x, (0, 1 + image, *(1 + d for d in space), 1 + channel))
-        x = self._padded(x, range(2, x.ndim - 1))
         return x.reshape(*x.shape[:-1], self.groups, -1)
 
     def _padded(self, x: Array, space: Sequence[int]) -> Array:
@@ -96,7 +95,13 @@ class Kernel:
         return starts.astype(np.int32)
 
     def _view(self, image: Array, start: Sequence[Any]) -> Array:
-        """Return the image as seen from a place of the kernel, like the cotangent."""
+        """Return the image as seen from a place of the kernel, like the cotangent.
+
+        It is padded anew for each place: XLA would pad all images before the loops
+        over places, and hold them.
+        """
+        image, *start = jax.lax.optimization_barrier((image, *start))
+        image = self._padded(image, range(2, image.ndim - 2))
         strides = self.term.params["rhs_dilation"]
         extents = [
             (n - 1) * s + 1 for n, s in zip(self.extents[1:], strides, strict=True)

@@ -14,7 +14,7 @@ from optaxclip.mesh import vary, varying_axes
 from optaxclip.norms import Magnitude
 from optaxclip.norms.norm import in_units
 from optaxclip.per_example.limits import Limits
-from optaxclip.per_example.ways import Factors, InUnits, Squares, precision_of
+from optaxclip.per_example.ways import Factors, Squares, precision_of
 from optaxclip.responses import Response
 from optaxclip.responses.apply import nonnegative
 
@@ -54,8 +54,8 @@ def _(size: int, batched: Any, decision: Array) -> tuple[Array, bool]:
     return jnp.any(decision), False
 
 
-# Squares and units of each leaf, given which of its examples are doubtful.
-Again = Callable[[list[Array], np.dtype], Sums]
+# Squares, and the units of their roots, of each group, given which are doubtful.
+Again = Callable[[Array, np.dtype], Sums]
 
 
 def measure_examples(
@@ -69,31 +69,27 @@ def measure_examples(
 
     Args:
       plain: the squared norms of each leaf's gradients.
-      again: measures leaves again, given the examples for each leaf and the dtype.
+      again: measures the groups again, given the examples and the dtype.
       groups: the leaves that are measured together.
       mask: the examples that count.
       dtype: the dtype of norms.
     """
     zero = vary(jnp.zeros(mask.shape, dtype), varying_axes(mask))
-    totals = [zero + s.total.astype(dtype) for s in plain]
-    errors = [zero if s.error is None else zero + s.error.astype(dtype) for s in plain]
-    found = [_added(totals, group, zero) for group in groups]
-    unusual = [
-        mask & _doubtful(total, _added(errors, group, zero))
-        for total, group in zip(found, groups, strict=True)
-    ]
+    parts = [[plain[i] for i in group] for group in groups]
+    found = [_added([s.total for s in part], zero) for part in parts]
+    trusted = [_trusted(*each, zero) for each in zip(found, parts, strict=True)]
+    asked = mask & ~functools.reduce(jnp.logical_and, trusted)
 
     def precisely() -> Sums:
-        asked = [zero != 0] * len(plain)
-        for group, which in zip(groups, unusual, strict=True):
-            for i in group:
-                asked[i] = which & _doubtful(totals[i], errors[i])
         squares, units = again(asked, dtype)
-        each = zip(asked, squares, units, totals, strict=True)
-        return _in_common_units([_either(*one) for one in each], groups, zero)
+        pairs = zip(squares, found, strict=True)
+        return (
+            [jnp.where(asked, new, old) for new, old in pairs],
+            [jnp.where(asked, unit, zero + 1) for unit in units],
+        )
 
     sums, units = jax.lax.cond(
-        for_any_member(jnp.any(jnp.stack(unusual))),
+        for_any_member(jnp.any(asked)),
         precisely,
         lambda: (found, [zero + 1 for _ in groups]),
     )
@@ -102,39 +98,22 @@ def measure_examples(
     ]
 
 
-def _added(terms: list[Array], group: tuple[int, ...], zero: Array) -> Array:
-    return functools.reduce(jnp.add, (terms[i] for i in group), zero)
+def _added(terms: list[Array], zero: Array) -> Array:
+    return functools.reduce(jnp.add, (x.astype(zero.dtype) for x in terms), zero)
 
 
-def _doubtful(total: Array, error: Array) -> Array:
-    """Return where a square is not to be trusted."""
+def _trusted(total: Array, part: list[Squares], zero: Array) -> Array:
+    """Return where a square is to be trusted, or known to be zero."""
     finfo = jnp.finfo(total.dtype)
     # Below this, terms lost to underflow may affect the last bit of a sum.
     faint = float(finfo.tiny) / float(finfo.eps) * 2.0**20
-    trusted = (total >= faint) & (total < jnp.inf)
-    return ~(trusted & (error <= precision_of(total.dtype) * total))
-
-
-def _either(asked: Array, square: Array, unit: Array, total: Array) -> InUnits:
-    """Choose between a leaf's new squares and its first ones; zeros have no unit."""
-    square = jnp.where(asked, square.astype(total.dtype), total)
-    unit = jnp.where(asked, unit.astype(total.dtype), jnp.ones_like(total))
-    return square, jnp.where(square == 0, jnp.zeros_like(unit), unit)
-
-
-def _in_common_units(leaves: list[InUnits], groups: LeafGroups, zero: Array) -> Sums:
-    """Add up the squares of each group, in the largest of their units."""
-    sums, common = [], []
-    squares, units = zip(*leaves, strict=True)
-    # The reciprocal of the largest power of two may be flushed to 0.
-    cap = 2.0 ** (int(jnp.finfo(zero.dtype).maxexp) - 2)
-    for group in groups:
-        largest = functools.reduce(jnp.maximum, (units[i] for i in group), zero)
-        unit = jnp.where(largest == 0, zero + 1, jnp.minimum(largest, cap))
-        terms = (squares[i] * jnp.square(units[i] / unit) for i in group)
-        sums.append(functools.reduce(jnp.add, terms, zero))
-        common.append(unit)
-    return sums, common
+    error = _added([s.error for s in part if s.error is not None], zero)
+    usual = (total >= faint) & (total < jnp.inf)
+    usual &= error <= precision_of(total.dtype) * total
+    known = [s.zero for s in part if s.zero is not None]
+    if len(known) < len(part) or not part:
+        return usual
+    return usual | functools.reduce(jnp.logical_and, known)
 
 
 def decide(

@@ -1,124 +1,48 @@
-"""Gradients that are formed for each example: small, or without a rule."""
+"""Kernels of which the gradient of each example is formed."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from jaxtyping import Array
 
-from optaxclip.per_example.assembly import put_together
-from optaxclip.per_example.calls import Atom
+from optaxclip.per_example.assembly import cuts_of, put_together
 from optaxclip.per_example.convolutions import KernelDirect
 from optaxclip.per_example.linear import Linear
+from optaxclip.per_example.terms import Convolution
 from optaxclip.per_example.ways import (
     Factors,
     Good,
-    InUnits,
     Kept,
     Squares,
-    Way,
-    squared_in_units,
-    sum_of_squares,
+    squared,
     weighted_sum,
 )
 
 
 @dataclass(frozen=True)
-class FullGradient:
-    """The gradient of each example as JAX computes it: small, or without a rule.
-
-    Attributes:
-      gradient: the leaf's gradient.
-    """
-
-    gradient: Atom
-    shared: tuple[Atom, ...] = ()
+class Formed(Linear):
+    """The gradient of a kernel, multiplied out for each example and held."""
 
     @property
-    def atoms(self) -> tuple[Atom, ...]:
-        """See `Way.atoms`."""
-        return (self.gradient,)
-
-    @property
-    def cost(self) -> int:
-        """See `Way.cost`."""
-        return math.prod(self.gradient.aval.shape)
+    def _kernel(self) -> KernelDirect:
+        (cut,) = cuts_of(self.term)
+        assert isinstance(cut, Convolution)
+        return KernelDirect(cut)
 
     @property
     def memory(self) -> int:
-        """See `Way.memory`."""
-        return math.prod(self.gradient.aval.shape)
-
-    def knowing(self, values: Mapping[Atom, Array]) -> Way:
-        """See `Way.knowing`."""
-        return self
+        """The numbers stored for one example, in addition to the traced values."""
+        return self._kernel.memory
 
     def hold(self, values: Sequence[Array]) -> Kept:
-        """See `Way.hold`."""
-        return (values[0],)
+        """Multiply out."""
+        return (self._kernel.formed(values),)
 
     def squares(self, kept: Kept) -> Squares:
-        """See `Way.squares`."""
-        return Squares(sum_of_squares(kept[0]))
-
-    def squares_in_units(self, kept: Kept) -> InUnits:
-        """See `Way.squares_in_units`."""
-        return squared_in_units(kept[0])
+        """Compute the squared norm of each example's gradient."""
+        return squared(kept[0])
 
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
-        """See `Way.total`."""
-        return weighted_sum(kept[0], weights, good)
-
-
-@dataclass(frozen=True)
-class FormedKernel:
-    """The gradient of a kernel, multiplied out for each example.
-
-    Attributes:
-      kernel: how it is multiplied out.
-      linear: the steps from there.
-    """
-
-    kernel: KernelDirect
-    linear: Linear
-
-    @property
-    def atoms(self) -> tuple[Atom, ...]:
-        """See `Way.atoms`."""
-        return self.linear.atoms
-
-    @property
-    def shared(self) -> tuple[Atom, ...]:
-        """See `Way.shared`."""
-        return self.linear.shared
-
-    @property
-    def cost(self) -> int:
-        """See `Way.cost`."""
-        return self.kernel.cost
-
-    @property
-    def memory(self) -> int:
-        """See `Way.memory`."""
-        return self.kernel.memory
-
-    def knowing(self, values: Mapping[Atom, Array]) -> "FormedKernel":
-        """See `Way.knowing`."""
-        return replace(self, linear=self.linear.knowing(values))
-
-    def hold(self, values: Sequence[Array]) -> Kept:
-        """See `Way.hold`."""
-        return (self.kernel.formed(values),)
-
-    def squares(self, kept: Kept) -> Squares:
-        """See `Way.squares`."""
-        return Squares(sum_of_squares(kept[0]))
-
-    def squares_in_units(self, kept: Kept) -> InUnits:
-        """See `Way.squares_in_units`."""
-        return squared_in_units(kept[0])
-
-    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
-        """See `Way.total`."""
-        found = self.kernel.arranged(weighted_sum(kept[0], weights, good))
-        return put_together(self.linear.term, [found], self.linear.values, 0.0)
+        """Sum the gradients of good examples, multiplied by their weights."""
+        found = self._kernel.arranged(weighted_sum(kept[0], weights, good))
+        return put_together(self.term, [found], self.values, 0.0)

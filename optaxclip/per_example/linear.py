@@ -6,6 +6,7 @@ gradient after another.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -38,12 +39,10 @@ from optaxclip.per_example.ways import (
     ExampleArray,
     Factors,
     Good,
-    InUnits,
     Kept,
     Squares,
-    in_units,
-    squares_one_by_one,
     sum_of_squares,
+    vanishes,
     weigh,
     weighted_sum,
 )
@@ -78,15 +77,15 @@ class Linear:
     norms: tuple[Part, ...] | None
     values: Values = field(default_factory=dict, repr=False, compare=False)
 
-    @property
+    @functools.cached_property
     def atoms(self) -> tuple[Atom, ...]:
-        """See `Way.atoms`."""
+        """The values of the traced gradient that are held for each example."""
         atoms = (f.atom for cut in cuts_of(self.term) for f in factors_of(cut))
         return tuple(dict.fromkeys(atoms))
 
     @property
     def shared(self) -> tuple[Atom, ...]:
-        """See `Way.shared`."""
+        """The values that all examples share."""
         parts = (*cuts_of(self.term), *(self.norms or ()))
         factors = (factor for part in parts for factor in factors_of(part))
         changes = (change for factor in factors for change in factor.changes)
@@ -95,24 +94,27 @@ class Linear:
 
     @property
     def cost(self) -> int:
-        """See `Way.cost`."""
+        """The number of multiplications for the norm of one example."""
         if self.norms is None:
             return sum(map(_cost_of_forming, cuts_of(self.term)))
-        measured = (n for n in self.norms if not isinstance(n, Given))
-        return sum(norm.cost for norm in measured)
+        return sum(
+            math.prod(n.shape) if isinstance(n, Given) else n.cost for n in self.norms
+        )
 
     @property
     def memory(self) -> int:
-        """See `Way.memory`."""
-        measured = (n for n in self.norms or () if not isinstance(n, Given))
-        return sum(norm.memory for norm in measured)
+        """The numbers stored for one example, in addition to the traced values."""
+        return sum(
+            math.prod(n.shape) if isinstance(n, Given) else n.memory
+            for n in self.norms or ()
+        )
 
     def knowing(self, values: Values) -> "Linear":
-        """See `Way.knowing`."""
+        """Return the same, with the shared values."""
         return replace(self, values=values)
 
     def hold(self, values: Sequence[Array]) -> Kept:
-        """See `Way.hold`."""
+        """Arrange the traced values for the two methods below."""
         return tuple(values)
 
     def _arrays(self, kept: Kept, part: Cut | Part) -> list[Array]:
@@ -129,15 +131,16 @@ class Linear:
         return x
 
     def squares(self, kept: Kept) -> Squares:
-        """See `Way.squares`."""
+        """Compute the squared norm of each example's gradient."""
         if self.norms is None:
-            return Squares(squares_one_by_one(self, kept))
+            return Squares(self._one_by_one(kept), zero=self._zero(kept))
         found = [self._squares(kept, norm) for norm in self.norms]
         if constant_of(self.term):
             found.append(self._with_constant(kept, found))
         total = functools.reduce(jnp.add, (s.total for s in found))
         errors = [s.error for s in found if s.error is not None]
-        return Squares(total, functools.reduce(jnp.add, errors) if errors else None)
+        error = functools.reduce(jnp.add, errors) if errors else None
+        return Squares(total, error, self._zero(kept))
 
     def _squares(self, kept: Kept, norm: Part) -> Squares:
         arrays = self._arrays(kept, norm)
@@ -145,32 +148,24 @@ class Linear:
             return Squares(sum_of_squares(arrays[0]))
         return norm.squares(arrays)
 
-    def squares_in_units(self, kept: Kept) -> InUnits | None:
-        """See `Way.squares_in_units`."""
-        if self.norms is None or constant_of(self.term):
-            return None
-        if not all(isinstance(n, Given) or n.positions == 1 for n in self.norms):
-            return None  # Terms may cancel each other.
-        found = [self._in_units(kept, norm) for norm in self.norms]
-        # The unit of what is zero is of no account.
-        found = [(square, jnp.where(square == 0, 0, unit)) for square, unit in found]
-        common = functools.reduce(jnp.maximum, (unit for _, unit in found))
-        common = jnp.where(common == 0, 1, common)
-        squares = (square * jnp.square(unit / common) for square, unit in found)
-        return functools.reduce(jnp.add, squares), common
+    def _one_by_one(self, kept: Kept) -> ExampleArray:
+        """Square the gradients themselves; only one at a time is in memory."""
+        one = jnp.ones((1,), jnp.float32)
 
-    def _in_units(self, kept: Kept, norm: Part) -> InUnits:
-        """Square a piece, whose factors are divided by units first."""
-        arrays = self._arrays(kept, norm)
-        pairs = [
-            (x, None) if factor.rows else in_units(x)
-            for x, factor in zip(arrays, factors_of(norm), strict=True)
-        ]
-        units = [unit for _, unit in pairs if unit is not None]
-        scaled = [x for x, _ in pairs]
-        if isinstance(norm, Given):
-            return sum_of_squares(scaled[0]), units[0]
-        return norm.squares(scaled).total, functools.reduce(jnp.multiply, units)
+        def of_one(held: Kept) -> Array:
+            alone = tuple(x[None] for x in held)
+            gradient = self.total(alone, (one, one), jnp.ones((1,), bool))
+            return sum_of_squares(gradient[None])[0]
+
+        return jax.lax.map(of_one, kept)
+
+    def _zero(self, kept: Kept) -> Good | None:
+        """Return whose gradient is zero, since all cotangents are."""
+        if constant_of(self.term):
+            return None
+        held = dict(zip(self.atoms, kept, strict=True))
+        each = (vanishes(held[_cotangent(cut)]) for cut in cuts_of(self.term))
+        return functools.reduce(jnp.logical_and, each)
 
     def _with_constant(self, kept: Kept, found: list[Squares]) -> Squares:
         """Square what all examples add alike, and multiply it by the rest.
@@ -179,7 +174,7 @@ class Linear:
         product of x and the transpose of L, of S.
         """
         cuts = cuts_of(self.term)
-        zeros = [jnp.zeros(shape_of(cut), jnp.float32) for cut in cuts]
+        zeros = [jnp.zeros(cut.shape, jnp.float32) for cut in cuts]
         alone = put_together(self.term, zeros, self.values, 1.0)
         _, back = jax.vjp(
             lambda *sums: put_together(self.term, sums, self.values, 0.0), *zeros
@@ -189,11 +184,12 @@ class Linear:
         for cut, x in zip(cuts, back(alone), strict=True):
             total = total + 2 * _inner(cut, self._arrays(kept, cut), x)
         gross = sum(jnp.sqrt(s.total) for s in found) + jnp.sqrt(square)
-        unit = float(jnp.finfo(total.dtype).eps) / 2
-        return Squares(total, jnp.square(gross) * (unit * alone.size**0.5))
+        # Numbers are added axis by axis.
+        rounding = float(jnp.finfo(total.dtype).eps) / 2 * sum(alone.shape) ** 0.5
+        return Squares(total, jnp.square(gross) * rounding)
 
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
-        """See `Way.total`."""
+        """Sum the gradients of good examples, multiplied by their weights."""
         sums = [
             _sum_of(cut, self._arrays(kept, cut), weights, good)
             for cut in cuts_of(self.term)
@@ -202,11 +198,13 @@ class Linear:
         return put_together(self.term, sums, self.values, count)
 
 
-def shape_of(cut: Cut) -> tuple[int, ...]:
-    """Return the shape of a cut."""
-    if isinstance(cut, Product):
-        return tuple(axis.size for axis in cut.axes)
-    return cut.shapes[2] if isinstance(cut, Convolution) else cut.atom.aval.shape
+def _cotangent(cut: Cut) -> Atom:
+    """Return what the backward pass multiplies; JAX puts it first in a product."""
+    if isinstance(cut, Convolution):
+        return cut.cotangent
+    if isinstance(cut, Given):
+        return cut.atom
+    return cut.right.atom if cut.left.rows else cut.left.atom
 
 
 def _cost_of_forming(cut: Cut) -> int:
@@ -232,7 +230,7 @@ def _sum_of(cut: Cut, arrays: list[Array], weights: Factors, good: Good) -> Arra
 def _inner(cut: Cut, arrays: list[Array], x: Array) -> ExampleArray:
     """Multiply each example's cut by an array like it, and sum up."""
     if isinstance(cut, Given):
-        return contract("n...,...->n", arrays[0], x)
+        return jnp.sum(arrays[0] * x, tuple(range(1, x.ndim + 1)))
     assert isinstance(cut, Product)
     first, second, own = letters_of(cut.left.axes, cut.right.axes, cut.axes)
     return contract(f"N{first},N{second},{own}->N", *arrays, x)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from optaxclip.per_example.calls import Atom, Equation, Fixed, Inner, Loop
 from optaxclip.per_example.terms import (
@@ -57,8 +56,8 @@ def _summed(
     return Sum(tuple(found)) if len(found) > 1 else found[0]
 
 
-def _seen(term: Term, axis: Axis, outside: Callable, stack: bool) -> Seen | None:
-    """Convert a term, with an axis of steps in front or summed over the steps."""
+def _seen(term: Term, axis: Axis | None, outside: Callable, stack: bool) -> Seen | None:
+    """Convert a term, with an axis of steps, if any, in front or summed over them."""
     known: dict[int, Seen] = {}
     for each in in_order(term):
         below = [known[id(x)] for x in getattr(each, "operands", ())]
@@ -70,7 +69,7 @@ def _seen(term: Term, axis: Axis, outside: Callable, stack: bool) -> Seen | None
 
 
 def _one_seen(
-    term: Term, below: list[Seen], axis: Axis, outside: Callable, stack: bool
+    term: Term, below: list[Seen], axis: Axis | None, outside: Callable, stack: bool
 ) -> Seen | None:
     if isinstance(term, Shared):
         if term.atom is None:
@@ -83,10 +82,17 @@ def _one_seen(
     if isinstance(term, Product):
         left = term.left.stacked(axis, outside)
         right = term.right.stacked(axis, outside)
+        seen = replace(term, left=left, right=right)
+        if axis is None:
+            return seen, False
         if axis not in left.axes and axis not in right.axes:
             return None  # A loop finds the same at every step.
-        axes = (axis, *term.axes) if stack else term.axes
-        return replace(term, left=left, right=right, axes=axes), stack
+        return (replace(seen, axes=(axis, *term.axes)) if stack else seen), stack
+    if isinstance(term, Convolution):
+        if axis is not None:
+            return None
+        image, cotangent = outside(term.image)[0], outside(term.cotangent)[0]
+        return replace(term, image=image, cotangent=cotangent), False
     if isinstance(term, Made | Sum):
         operands = tuple(operand for operand, _ in below)
         stacked = tuple(stacked for _, stacked in below)
@@ -104,7 +110,7 @@ def _with_operands(
     if isinstance(term, Sum):
         return Sum(operands)
     levels = term.levels if level is None else (*term.levels, level)
-    return Made(term.equation, operands, term.output, levels)
+    return Made(operands, term.equation, term.output, levels)
 
 
 def out_of_branches(
@@ -123,27 +129,13 @@ def out_of_branches(
 
 
 def _in_branch(equation: Equation, branch: int, term: Term) -> Term | None:
-    def outside(atom: Atom) -> Inner:
-        return Inner(equation, atom, atom.aval, branch)
+    def outside(atom: Atom) -> tuple[Atom, bool]:
+        if isinstance(atom, Fixed):
+            return atom, False
+        return Inner(equation, atom, atom.aval, branch), False
 
-    known: dict[int, Term] = {}
-    for each in in_order(term):
-        seen: Any
-        if isinstance(each, Product):
-            left = replace(each.left, atom=outside(each.left.atom))
-            right = replace(each.right, atom=outside(each.right.atom))
-            seen = replace(each, left=left, right=right)
-        elif isinstance(each, Convolution):
-            image, cotangent = outside(each.image), outside(each.cotangent)
-            seen = replace(each, image=image, cotangent=cotangent)
-        elif isinstance(each, Given):
-            seen = Given(outside(each.atom))
-        elif isinstance(each, Shared) and isinstance(each.atom, Fixed | None):
-            seen = each
-        elif isinstance(each, Shared):
-            return None  # It would have to be zero where its branch is not taken.
-        else:
-            operands = tuple(known[id(x)] for x in each.operands)
-            seen = _with_operands(each, operands, None)
-        known[id(each)] = seen
-    return known[id(term)]
+    shared = [x.atom for x in in_order(term) if isinstance(x, Shared)]
+    if not all(isinstance(atom, Fixed | None) for atom in shared):
+        return None  # It would have to be zero where its branch is not taken.
+    seen = _seen(term, None, outside, stack=True)
+    return None if seen is None else seen[0]

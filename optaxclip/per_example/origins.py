@@ -20,7 +20,6 @@ from optaxclip.per_example.terms import (
     Term,
     in_order,
     is_zero,
-    numbers_in,
 )
 
 SUMS = ("add", "add_any")
@@ -128,7 +127,7 @@ class Origins:
             return [
                 Shared(None)
                 if all(map(is_zero, operands))
-                else Made(equation, operands, i)
+                else Made(operands, equation, i)
                 for i in range(len(equation.outputs))
             ]
         if isinstance(equation.call, Loop):
@@ -155,7 +154,8 @@ class Origins:
             return Given(out)
         if _carries(term):
             return term if isinstance(term, Sum) else Given(out)
-        if not late or max(whole, self._peak.get(out, 0)) <= numbers_in(term.held):
+        held = sum(math.prod(atom.aval.shape) for atom in term.held)
+        if not late or max(whole, self._peak.get(out, 0)) <= held:
             return Given(out)
         return term
 
@@ -166,10 +166,7 @@ class Origins:
         varies = [not isinstance(term, Shared) for term in start]
         program = loop.program
         while True:
-            inputs = [
-                Shared(value) if isinstance(term, Shared) else Given(value)
-                for term, value in zip(operands, program.inputs, strict=True)
-            ]
+            inputs = _like(operands, program)
             for i, value in enumerate(loop.carries):
                 given = Given(value, carried=True) if varies[i] else Shared(value)
                 inputs[loop.constant + i] = given
@@ -193,13 +190,17 @@ class Origins:
     ) -> Sequence[Term | None]:
         branches = []
         for program in choice.programs:
-            inputs = [
-                Shared(value) if isinstance(term, Shared) else Given(value)
-                for term, value in zip(operands[1:], program.inputs, strict=True)
-            ]
-            inside = Origins(program, inputs, program.outputs)
+            inside = Origins(program, _like(operands[1:], program), program.outputs)
             branches.append([inside.of(atom) for atom in program.outputs])
         return out_of_branches(equation, branches)
+
+
+def _like(terms: Sequence[Term], program: Program) -> list[Term]:
+    """Return the inputs of a program, which are shared where these terms are."""
+    return [
+        Shared(value) if isinstance(term, Shared) else Given(value)
+        for term, value in zip(terms, program.inputs, strict=True)
+    ]
 
 
 def _total(operands: tuple[Term, ...]) -> Term:

@@ -10,7 +10,6 @@ from typing import Any
 from optaxclip.per_example.places import Piece, UnknownStepError, everywhere
 from optaxclip.per_example.steps import PARTS, STACKED, STEPS
 from optaxclip.per_example.terms import (
-    Convolution,
     Made,
     Product,
     Shared,
@@ -50,13 +49,8 @@ def _pieces(term: Term, below: Sequence[list[Piece]]) -> list[Piece]:
         return _together([piece for pieces in below for piece in pieces])
     if isinstance(term, Made):
         return _changed(term, below)
-    if isinstance(term, Product):
-        shape = tuple(axis.size for axis in term.axes)
-    else:
-        shape = (
-            term.shapes[2] if isinstance(term, Convolution) else term.atom.aval.shape
-        )
-    return [Piece(term, shape, everywhere(shape), isinstance(term, Product))]
+    place = everywhere(term.shape)
+    return [Piece(term, term.shape, place, isinstance(term, Product))]
 
 
 def _changed(made: Made, below: Sequence[list[Piece]]) -> list[Piece]:

@@ -62,8 +62,7 @@ class Piece:
         """Replace the product by one of the whole array."""
         if self.place != everywhere(self.shape):
             raise UnknownStepError
-        shape = tuple(axis.size for axis in product.axes)
-        return Piece(product, shape, everywhere(shape), True)
+        return Piece(product, product.shape, everywhere(product.shape), True)
 
 
 class UnknownStepError(Exception):

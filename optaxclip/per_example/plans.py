@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from optaxclip.per_example.assembly import constant_of, cuts_of
 from optaxclip.per_example.calls import Atom, Equation
 from optaxclip.per_example.convolutions import KernelDirect, KernelGram
-from optaxclip.per_example.formed import FormedKernel, FullGradient
+from optaxclip.per_example.formed import Formed
 from optaxclip.per_example.layouts import sizes_of
 from optaxclip.per_example.linear import Linear, Part
 from optaxclip.per_example.pieces import pieces_of
@@ -21,7 +21,6 @@ from optaxclip.per_example.terms import (
     Term,
     is_zero,
 )
-from optaxclip.per_example.ways import Way
 
 NO_PRODUCT = "it is no product"
 
@@ -37,7 +36,7 @@ class Plan:
       inside: the loop that stacks the gradient step by step, and the plan for a step.
     """
 
-    way: Way | None
+    way: Linear | None
     name: str
     reason: str
     inside: "tuple[Equation, Plan] | None" = None
@@ -50,7 +49,8 @@ def plan_leaf(term: Term, gradient: Atom, reason: str = NO_PRODUCT) -> Plan:
     """
     if is_zero(term) or not gradient.aval.size:
         return Plan(None, "none", "no gradient reaches it")
-    whole = Plan(FullGradient(gradient), "example by example", reason)
+    given = Given(gradient)
+    whole = Plan(Linear(given, (given,)), "example by example", reason)
     if isinstance(term, Shared):
         return Plan(Linear(term, ()), "shared", "it is the same for all examples")
     if isinstance(term, Given):
@@ -80,8 +80,7 @@ def _of_kernel(term: Term, groups: Sequence[Sequence[Piece]] | None) -> Plan | N
     shape = f"a kernel of {direct.memory} numbers on {on}"
     if gram.cost < direct.cost:
         return Plan(Linear(term, (gram,)), "inner products", shape)
-    formed = FormedKernel(direct, Linear(term, None))
-    return Plan(formed, "example by example", shape)
+    return Plan(Formed(term, None), "example by example", shape)
 
 
 def _norms(groups: Sequence[Sequence[Piece]]) -> tuple[Part, ...] | None:

@@ -9,7 +9,6 @@ products are no more numbers than a and b.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -19,28 +18,13 @@ from optaxclip.per_example.layouts import (
     HIGHEST,
     contract,
     join,
+    letters_of,
     matrices,
     ordered,
     sizes_of,
 )
 from optaxclip.per_example.terms import Factor, Product
 from optaxclip.per_example.ways import Squares, added
-
-
-class Letters(NamedTuple):
-    """Names of axes for `jnp.einsum`.
-
-    Attributes:
-      first: the axes of the first factor.
-      second: the axes of the second factor.
-      shared: the axes that both factors and the product have.
-      summed: the axes that both factors have and that are summed over.
-    """
-
-    first: str
-    second: str
-    shared: str
-    summed: str
 
 
 @dataclass(frozen=True)
@@ -89,16 +73,13 @@ class Gram:
         return len(self.products) == 1 and axes >= {*product.shared, *product.summed}
 
     @property
-    def _letters(self) -> Letters:
-        """The names of the factors' axes as stored."""
+    def _letters(self) -> list[str]:
+        """Name the axes of both factors as stored, the shared and the summed ones."""
         if not self._in_place:
-            return Letters("zta", "ztb", "z", "t")
+            return ["zta", "ztb", "z", "t"]
         product = self.products[0]
-        order = (*product.axes, *product.summed)
-        name = {axis: chr(ord("a") + i) for i, axis in enumerate(order)}
-        parts = [f.axes for f in ordered(product)]
-        parts += [product.shared, product.summed]
-        return Letters(*("".join(name[axis] for axis in part) for part in parts))
+        own = [factor.axes for factor in ordered(product)]
+        return letters_of(*own, product.shared, product.summed)
 
     def _joined(self, values: Sequence[Array]) -> tuple[Array, Array]:
         found: tuple[list[Array], list[Array]] = ([], [])
@@ -113,25 +94,21 @@ class Gram:
 
     def squares(self, values: Sequence[Array]) -> Squares:
         """Compute the squared norm of each example."""
-        letters = self._letters
-        pairs = zip(self._joined(values), letters[:2], strict=True)
-        a, b = (self._gram(x, axes, letters) for x, axes in pairs)
-        terms = a * b
+        *own, shared, summed = self._letters
+        pairs = zip(self._joined(values), own, strict=True)
+        a, b = (self._gram(x, axes, shared, summed) for x, axes in pairs)
         _, positions, first, second = sizes_of(self.products)
         if positions == 1:
-            return Squares(jnp.sum(terms.reshape(len(terms), -1), axis=1))
-        return added([terms], first + second)
+            return Squares(jnp.sum(a * b, tuple(range(1, a.ndim))))
+        return added([a * b], first + second)
 
-    def _gram(self, x: Array, axes: str, letters: Letters) -> Array:
+    def _gram(self, x: Array, axes: str, shared: str, summed: str) -> Array:
         """Compute inner products of all positions, separately per shared entry."""
-        if sizes_of(self.products)[1] == 1:
-            own = [1 + i for i, a in enumerate(axes) if a not in letters.shared]
+        if self.positions == 1:
+            own = [1 + i for i, a in enumerate(axes) if a not in shared]
             squares = jnp.sum(jnp.square(widen(x)), axis=own)
-            order = [
-                1 + [a for a in axes if a in letters.shared].index(a)
-                for a in letters.shared
-            ]
-            return jnp.transpose(squares, (0, *order))
-        other = "".join(a.upper() if a in letters.summed else a for a in axes)
-        out = letters.shared + letters.summed + letters.summed.upper()
+            left = [a for a in axes if a in shared]
+            return jnp.transpose(squares, (0, *(1 + left.index(a) for a in shared)))
+        other = "".join(a.upper() if a in summed else a for a in axes)
+        out = shared + summed + summed.upper()
         return contract(f"N{axes},N{other}->N{out}", x, x, precision=HIGHEST)

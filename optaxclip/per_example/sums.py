@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +16,10 @@ from optaxclip.mesh import check_axes, vary, varying_axes
 from optaxclip.norms import Magnitude
 from optaxclip.numbers import measuring_dtype
 from optaxclip.per_example import batches
-from optaxclip.per_example.decisions import decide, measure_examples
+from optaxclip.per_example.again import measured_again
+from optaxclip.per_example.decisions import LeafGroups, decide, measure_examples
 from optaxclip.per_example.limits import Limits
-from optaxclip.per_example.microbatches import chunked, in_microbatches, joined
+from optaxclip.per_example.microbatches import chunked, differences, joined
 from optaxclip.per_example.tracing import Recorded, Traced, checked_params, trace
 from optaxclip.per_example.twice import Twice, in_two_passes, runs_twice
 from optaxclip.responses import Response
@@ -141,33 +143,11 @@ def add_up(
     """Clip each example's gradient, and sum them, divided by a number, leaf by leaf."""
     traced = examples.trace(loss)
     twice = runs_twice(traced, limits.groups)
-    found = _evaluated(traced, loss, examples, twice)
-    sizes = _sizes(found, limits, examples)
+    found, sizes = _measured(traced, loss, limits.groups, examples, twice)
     weights = decide(sizes, limits, response, examples.mask)
     factors = limits.of_leaves(weights.divided(number))
     totals = found.totals(factors, weights.good, examples.params)
     return _told(found, limits, sizes, examples.mask), totals
-
-
-def _evaluated(
-    traced: Traced, loss: Loss, examples: Examples, twice: bool
-) -> Recorded | Twice:
-    params, in_axes, batch, _ = examples
-    if twice:
-        return in_two_passes(traced, loss.alone, params, batch, in_axes)
-    return traced.record(params, batch, in_axes)
-
-
-def _sizes(
-    found: Recorded | Twice, limits: Limits, examples: Examples
-) -> list[Magnitude]:
-    return measure_examples(
-        found.squares(),
-        found.again,
-        limits.groups,
-        examples.mask,
-        examples.dtype(),
-    )
 
 
 def _told(
@@ -180,9 +160,21 @@ def _told(
 def measure_norms(loss: Loss, groups: Limits, examples: Examples) -> PerExample:
     """Measure each example's gradient."""
     traced = examples.trace(loss)
-    found = _evaluated(traced, loss, examples, traced.program.rematerializes)
-    sizes = _sizes(found, groups, examples)
+    twice = traced.program.rematerializes
+    found, sizes = _measured(traced, loss, groups.groups, examples, twice)
     return _told(found, groups, sizes, examples.mask)
+
+
+def _measured(
+    traced: Traced, loss: Loss, groups: LeafGroups, examples: Examples, twice: bool
+) -> tuple[Recorded | Twice, list[Magnitude]]:
+    """Evaluate the trace, and measure each group of leaves."""
+    params, in_axes, batch, mask = examples
+    given = (traced, loss.alone, params, batch, in_axes)
+    found = in_two_passes(*given) if twice else traced.record(*given[2:])
+    again = partial(measured_again, *given, groups)
+    squares, dtype = found.squares(), examples.dtype()
+    return found, measure_examples(squares, again, groups, mask, dtype)
 
 
 def _of_none(
@@ -215,13 +207,13 @@ def in_chunks(
             f"microbatch_size must divide the batch of {number} examples, which "
             f"{size} does not; pad the batch and exclude the padding by mask."
         )
-    chunks, together = in_microbatches(examples.in_axes, examples.batch, size)
+    own, together = differences(examples.in_axes, examples.batch)
 
     def one(chunk: Any) -> tuple[PerExample, list[Array]]:
         parts, mask = chunk
         return function(examples._replace(batch=together(parts), mask=mask))
 
-    chunks = (chunks, chunked(examples.mask, size))
+    chunks = jax.tree.map(lambda x: chunked(x, size), (own, examples.mask))
     totals = jax.eval_shape(one, jax.tree.map(lambda x: x[0], chunks))[1]
 
     def step(sums: list[Array], chunk: Any) -> tuple[list[Array], PerExample]:

@@ -33,11 +33,6 @@ def size(axes: Axes) -> int:
     return math.prod(axis.size for axis in axes)
 
 
-def numbers_in(held: Held) -> int:
-    """Count the numbers in held values."""
-    return sum(math.prod(atom.aval.shape) for atom in held)
-
-
 @dataclass(frozen=True, eq=False)
 class Given:
     """A value as the traced gradient computes it.
@@ -54,6 +49,11 @@ class Given:
     def held(self) -> Held:
         """The values that are held for each example."""
         return frozenset() if self.carried else frozenset((self.atom,))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the value."""
+        return self.atom.aval.shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,10 +107,10 @@ class Factor:
         """The axes that a product with this factor has."""
         return self.rows + (self.axes[:-1] if self.rows else self.axes)
 
-    def stacked(self, axis: Axis, outside: Callable[[Atom], tuple[Atom, bool]]):
-        """Convert to a factor seen from outside a scan, maybe stacked along an axis."""
+    def stacked(self, axis: Axis | None, outside: Callable[[Atom], tuple[Atom, bool]]):
+        """Convert to a factor seen from outside a call, maybe stacked along an axis."""
         atom, is_stacked = outside(self.atom)
-        front = (axis,) if is_stacked else ()
+        front = (axis,) if axis is not None and is_stacked else ()
         return replace(self, atom=atom, axes=front + self.axes)
 
 
@@ -134,6 +134,11 @@ class Product:
     def held(self) -> Held:
         """The values that are held for each example."""
         return frozenset((self.left.atom, self.right.atom))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the product."""
+        return tuple(axis.size for axis in self.axes)
 
     @property
     def summed(self) -> Axes:
@@ -174,44 +179,42 @@ class Convolution:
         """The values that are held for each example."""
         return frozenset((self.image, self.cotangent))
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the gradient."""
+        return self.shapes[2]
+
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class _Composed:
+    operands: tuple["Term", ...]
+    held: Held = field(init=False)
+
+    def __post_init__(self):
+        together = frozenset().union(*(term.held for term in self.operands))
+        object.__setattr__(self, "held", together)
+
+
+@dataclass(frozen=True, eq=False)
+class Made(_Composed):
     """A result of an equation that is linear in those operands that are not shared.
 
     Attributes:
-      equation: the equation.
       operands: its operands.
+      equation: the equation.
       output: which of its results this is.
       levels: for each loop around it, from the innermost, which operands are stacked;
         the equation is mapped over these.
     """
 
     equation: Equation
-    operands: tuple["Term", ...]
     output: int = 0
     levels: tuple[tuple[bool, ...], ...] = ()
-    held: Held = field(init=False)
-
-    def __post_init__(self):
-        together = frozenset().union(*(term.held for term in self.operands))
-        object.__setattr__(self, "held", together)
 
 
 @dataclass(frozen=True, eq=False)
-class Sum:
-    """A sum of terms.
-
-    Attributes:
-      operands: the terms.
-    """
-
-    operands: tuple["Term", ...]
-    held: Held = field(init=False)
-
-    def __post_init__(self):
-        together = frozenset().union(*(term.held for term in self.operands))
-        object.__setattr__(self, "held", together)
+class Sum(_Composed):
+    """A sum of terms, its operands."""
 
 
 Cut = Given | Product | Convolution

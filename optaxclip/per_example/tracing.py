@@ -12,12 +12,12 @@ from jaxtyping import PyTree
 from optaxclip.leaves import counts
 from optaxclip.per_example.batches import Batch, arrays_of, differing
 from optaxclip.per_example.calls import Atom
-from optaxclip.per_example.decisions import Sums
+from optaxclip.per_example.linear import Linear
 from optaxclip.per_example.origins import Origins
 from optaxclip.per_example.plans import NO_PRODUCT, Plan, plan_leaf
 from optaxclip.per_example.program import Program
 from optaxclip.per_example.terms import Given, Shared
-from optaxclip.per_example.ways import Factors, Kept, Squares, Way, measured_again
+from optaxclip.per_example.ways import Factors, Kept, Squares, no_squares
 
 
 class Recorded(NamedTuple):
@@ -32,26 +32,22 @@ class Recorded(NamedTuple):
 
     value: jax.Array
     aux: PyTree
-    ways: list[Way | None]
+    ways: list[Linear | None]
     kept: list[Kept]
 
     def squares(self) -> list[Squares]:
         """Square the norm of each leaf's gradients."""
-        zero = jnp.zeros(self.value.shape, jnp.float32)
+        none = no_squares(self.value)
         return [
-            Squares(zero) if way is None else way.squares(held)
+            none if way is None else way.squares(held)
             for way, held in zip(self.ways, self.kept, strict=True)
         ]
 
-    def again(self, asked: list[jax.Array], dtype: np.dtype) -> Sums:
-        """Square again, where that is asked for, the gradients themselves."""
-        found = [
-            (jnp.zeros_like(which, jnp.float32),) * 2
-            if way is None
-            else measured_again(way, held, which, dtype)
-            for way, held, which in zip(self.ways, self.kept, asked, strict=True)
-        ]
-        return [square for square, _ in found], [unit for _, unit in found]
+    def added_up(self, params: PyTree) -> list[jax.Array]:
+        """Sum each leaf's gradients as they are."""
+        one = jnp.ones(self.value.shape, jnp.float32)
+        factors = dict.fromkeys(range(len(self.ways)), (one, one))
+        return self.totals(factors, one > 0, params)
 
     def totals(
         self, factors: dict[int, Factors], good: jax.Array, params: PyTree

@@ -12,19 +12,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 
-from optaxclip.mesh import vary, varying_axes
 from optaxclip.numbers import multiply
 from optaxclip.per_example.batches import Batch, replaced
 from optaxclip.per_example.calls import Atom, Inner, Reduced
-from optaxclip.per_example.decisions import LeafGroups, Sums
+from optaxclip.per_example.decisions import LeafGroups
 from optaxclip.per_example.linear import Linear
-from optaxclip.per_example.microbatches import in_microbatches
 from optaxclip.per_example.plans import Plan
 from optaxclip.per_example.tracing import Traced
-from optaxclip.per_example.ways import Factors, Squares, Way, in_units, squared_in_units
+from optaxclip.per_example.ways import Factors, Squares, no_squares, power_of_two
 
 
 @dataclass(frozen=True)
@@ -53,28 +50,6 @@ class Twice:
         """Return the squared norms of each leaf's gradients."""
         return self.found
 
-    def again(self, asked: list[jax.Array], dtype: np.dtype) -> Sums:
-        """Square again the gradients of examples for which that is asked."""
-        chunks, together = in_microbatches(self.in_axes, self.batch, 1)
-        axes = (None, *self.in_axes)
-
-        def of_one(one: tuple[Any, jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
-            def precisely(parts: Any) -> list[tuple[jax.Array, jax.Array]]:
-                gradient = jax.vmap(jax.grad(self.loss), axes)
-                grads = gradient(self.params, *together(parts))
-                found = [squared_in_units(g) for g in jax.tree.leaves(grads)]
-                return [(s[0].astype(dtype), u[0].astype(dtype)) for s, u in found]
-
-            parts, asked = one
-            none = vary(jnp.zeros((), dtype), varying_axes(asked))
-            nothing = [(none, none) for _ in jax.tree.leaves(self.params)]
-            return jax.lax.cond(asked, precisely, lambda _: nothing, parts)
-
-        which = jnp.any(jnp.stack(asked), axis=0)
-        with jax.default_matmul_precision("highest"):
-            found = jax.lax.map(of_one, (chunks, which))
-        return [square for square, _ in found], [unit for _, unit in found]
-
     def totals(
         self, factors: dict[int, Factors], good: jax.Array, params: PyTree
     ) -> list[jax.Array]:
@@ -98,9 +73,10 @@ class Twice:
                 found.append(jnp.zeros_like(leaf))
                 continue
             if id(pair) not in sums:
-                (first,), unit = in_units(jnp.where(good, pair[0], 0)[None])
-                weights = jnp.where(good, first * pair[1], 0).astype(values.dtype)
-                sums[id(pair)] = unit[0], jax.tree.leaves(back(weights)[0])
+                unit = power_of_two(jnp.max(jnp.where(good, pair[0], 0), initial=0.0))
+                weights = jnp.where(good, pair[0] / unit * pair[1], 0)
+                found_by = back(weights.astype(values.dtype))[0]
+                sums[id(pair)] = unit, jax.tree.leaves(found_by)
             unit, leaves = sums[id(pair)]
             total = multiply(leaves[i], unit.astype(leaves[i].dtype))
             found.append(jnp.where(jnp.any(good), total, jnp.zeros_like(total)))
@@ -130,21 +106,21 @@ def in_two_passes(
     shared = traced.shared_values(params, batch)
     value, aux, found = traced.evaluate(params, batch, in_axes, wanted)
     values = iter(found)
-    zero = jnp.zeros(value.shape, jnp.float32)
     squares = []
     for atoms, way in parts:
         here = [next(values) for _ in atoms]
         if way is not None:
             way = way.knowing(shared)
             squares.append(way.squares(way.hold(here)))
+        elif here:
+            total, error, some = jnp.moveaxis(here[0], 1, 0)
+            squares.append(Squares(total, error, some == 0))
         else:
-            squares.append(
-                Squares(here[0][:, 0], here[0][:, 1]) if here else Squares(zero)
-            )
+            squares.append(no_squares(value))
     return Twice(loss, params, batch, in_axes, value, aux, squares)
 
 
-def _parts(plan: Plan) -> tuple[tuple[Atom, ...], Way | None]:
+def _parts(plan: Plan) -> tuple[tuple[Atom, ...], Linear | None]:
     """Return what is to be evaluated, and the way by which it is squared afterwards."""
     way = plan.way
     if way is None:
@@ -159,12 +135,12 @@ def _parts(plan: Plan) -> tuple[tuple[Atom, ...], Way | None]:
     return (_squares_of(way),), None
 
 
-def _forms(way: Way) -> bool:
+def _forms(way: Linear) -> bool:
     """Return whether a way forms gradients one after another."""
     return isinstance(way, Linear) and way.norms is None
 
 
-def _squares_of(way: Way) -> Reduced:
+def _squares_of(way: Linear) -> Reduced:
     """Square the gradient of one example as soon as its factors are known."""
     number = len(way.atoms)
 
@@ -173,7 +149,9 @@ def _squares_of(way: Way) -> Reduced:
         shared = dict(zip(way.shared, map(jnp.asarray, values[number:]), strict=True))
         knowing = way.knowing(shared)
         found = knowing.squares(knowing.hold(arrays))
-        error = jnp.zeros_like(found.total) if found.error is None else found.error
-        return jnp.stack([jnp.ravel(found.total)[0], jnp.ravel(error)[0]])
+        none = jnp.zeros_like(found.total)
+        error = none if found.error is None else found.error
+        some = none + 1 if found.zero is None else ~found.zero
+        return jnp.concatenate([found.total, error, some.astype(none.dtype)])
 
     return Reduced((*way.atoms, *way.shared), run)

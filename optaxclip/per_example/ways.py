@@ -1,24 +1,20 @@
-"""The ways in which a leaf's gradients are measured, scaled and summed."""
+"""Arithmetic on what is held for each example: squares, weights and sums."""
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from optaxclip.mesh import vary, varying_axes
 from optaxclip.numbers import modulus, multiply, widen
-from optaxclip.per_example.calls import Atom
 from optaxclip.per_example.layouts import HIGHEST, contract
 
 Kept = tuple[Array, ...]
 ExampleArray = Float[Array, "examples"]
 Factors = tuple[ExampleArray, ExampleArray]  # Their product may underflow.
 Good = Bool[Array, "examples"]
-InUnits = tuple[ExampleArray, ExampleArray]  # Squares, and the units of their roots.
 
 
 class Squares(NamedTuple):
@@ -27,10 +23,17 @@ class Squares(NamedTuple):
     Attributes:
       total: the squared norm of each example's gradient.
       error: a bound on its rounding error, if its terms can cancel.
+      zero: whether the gradient is known to be zero.
     """
 
     total: ExampleArray
     error: ExampleArray | None = None
+    zero: Good | None = None
+
+
+def no_squares(like: Array) -> Squares:
+    """Return the squares of a leaf that no gradient reaches."""
+    return Squares(jnp.zeros_like(like, jnp.float32), zero=jnp.ones_like(like, bool))
 
 
 def precision_of(dtype: np.dtype) -> float:
@@ -40,51 +43,6 @@ def precision_of(dtype: np.dtype) -> float:
     multiplied out.
     """
     return 168 * float(jnp.finfo(dtype).eps)
-
-
-@runtime_checkable
-class Way(Protocol):
-    """A method for one leaf's gradients; arrays have a leading axis of examples."""
-
-    @property
-    def atoms(self) -> tuple[Atom, ...]:
-        """The values of the traced gradient that are held for each example."""
-        ...
-
-    @property
-    def shared(self) -> tuple[Atom, ...]:
-        """The values that all examples share."""
-        ...
-
-    @property
-    def cost(self) -> int:
-        """The number of multiplications for the norm of one example."""
-        ...
-
-    @property
-    def memory(self) -> int:
-        """The numbers stored for one example, in addition to the traced values."""
-        ...
-
-    def knowing(self, values: Mapping[Atom, Array]) -> "Way":
-        """Return the same way, with the shared values."""
-        ...
-
-    def hold(self, values: Sequence[Array]) -> Kept:
-        """Arrange the traced values for the two methods below."""
-        ...
-
-    def squares(self, kept: Kept) -> Squares:
-        """Compute the squared norm of each example's gradient."""
-        ...
-
-    def squares_in_units(self, kept: Kept) -> InUnits | None:
-        """Compute them so that no square over- or underflows, if that is cheap."""
-        ...
-
-    def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
-        """Sum the gradients of good examples, multiplied by their weights."""
-        ...
 
 
 def spread_over_examples(per_example: Array, x: Array) -> Array:
@@ -101,22 +59,29 @@ def weigh(x: Array, weights: Sequence[ExampleArray], good: Good) -> Array:
     return jnp.where(spread_over_examples(good, x), product, jnp.zeros_like(product))
 
 
-def in_units(x: Array) -> tuple[Array, ExampleArray]:
-    """Divide each example by a power of two, so that its maximum is between 1 and 4."""
-    wide = widen(x)
-    largest = jnp.max(modulus(wide).reshape(len(x), -1), axis=1, initial=0.0)
+def power_of_two(largest: Array) -> Array:
+    """Return the power of two by which to divide so that the largest is from 1 to 4."""
     usual = (largest > 0) & (largest < jnp.inf)
     _, exponent = jnp.frexp(jnp.where(usual, largest, 1))
     # The unit and its reciprocal must be normal; subnormals may be flushed to 0.
     finfo = jnp.finfo(largest.dtype)
     exponent = jnp.clip(exponent - 1, int(finfo.minexp), int(finfo.maxexp) - 2)
-    unit = jnp.ldexp(jnp.ones_like(largest), exponent)
-    return multiply(wide, 1 / spread_over_examples(unit, wide)), unit
+    return jnp.ldexp(jnp.ones_like(largest), exponent)
 
 
 def sum_of_squares(x: Array) -> ExampleArray:
     """Sum the squares of each example, in at least float32."""
-    return jnp.sum(jnp.square(modulus(widen(x))).reshape(len(x), -1), axis=1)
+    return _summed(jnp.square(modulus(widen(x))))
+
+
+def vanishes(x: Array) -> Good:
+    """Return which examples are all zeros."""
+    return ~jnp.any(x != 0, tuple(range(1, x.ndim)))
+
+
+def squared(x: Array) -> Squares:
+    """Square gradients that are formed."""
+    return Squares(sum_of_squares(x), zero=vanishes(x))
 
 
 def added(terms: Sequence[Array], summands: int) -> Squares:
@@ -140,54 +105,6 @@ def added(terms: Sequence[Array], summands: int) -> Squares:
 
 def _summed(x: Array) -> ExampleArray:
     return jnp.sum(x, tuple(range(1, x.ndim)))
-
-
-def multiplied_out(way: Way, held: Kept) -> Array:
-    """Return the gradient of a single example, held without an axis of examples."""
-    one = jnp.ones((1,), jnp.float32)
-    alone = tuple(x[None] for x in held)
-    return way.total(alone, (one, one), jnp.ones((1,), bool))
-
-
-def squares_one_by_one(way: Way, kept: Kept) -> ExampleArray:
-    """Square the gradients themselves; only one at a time is in memory."""
-
-    def of_one(held: Kept) -> Array:
-        return sum_of_squares(multiplied_out(way, held)[None])[0]
-
-    return jax.lax.map(of_one, kept)
-
-
-def squared_in_units(x: Array) -> InUnits:
-    """Sum the squares of each example, in units so that none over- or underflows."""
-    scaled, unit = in_units(x)
-    square = sum_of_squares(scaled)
-    return square, unit.astype(square.dtype)
-
-
-def measured_again(
-    way: Way, kept: Kept, asked: Bool[Array, "examples"], dtype: np.dtype
-) -> InUnits:
-    """Square again, at least those examples that are asked for.
-
-    Where terms can cancel each other, that takes the gradients themselves.
-    """
-    found = way.squares_in_units(kept)
-    if found is not None:
-        return found
-
-    def of_one(one: tuple[Kept, Array]) -> tuple[Array, Array]:
-        held, asked = one
-
-        def precisely(held: Kept) -> tuple[Array, Array]:
-            square, unit = squared_in_units(multiplied_out(way, held)[None])
-            return square[0].astype(dtype), unit[0].astype(dtype)
-
-        none = vary(jnp.zeros((), dtype), varying_axes(asked))
-        return jax.lax.cond(asked, precisely, lambda _: (none, none), held)
-
-    with jax.default_matmul_precision("highest"):
-        return jax.lax.map(of_one, (kept, asked))
 
 
 def weighted_sum(x: Array, weights: Factors, good: Good) -> Array:
