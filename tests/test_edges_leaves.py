@@ -217,7 +217,7 @@ def test_params_of_another_structure_are_refused(strategy):
 @needing_params
 def test_params_in_a_container_are_no_params_of_a_bare_array(strategy):
     array, transformation = ARRAYS[-1], strategy.make(1.0)
-    state = start.eval_shape(strategy, array)
+    state = start(strategy, array)
     with pytest.raises(ValueError, match="needs params of the same structure as the "):
         transformation.update(array, state, {"w": array})
 

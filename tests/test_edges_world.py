@@ -18,7 +18,7 @@ from zoo import every_kind, every_strategy
 
 import optaxclip
 
-UPDATES = tree_of(jnp.float32, shapes=FEW)
+UPDATES = jax.tree.map(np.asarray, tree_of(jnp.float32, shapes=FEW))
 PARAMS = params_for(UPDATES)
 
 

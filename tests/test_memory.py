@@ -252,8 +252,8 @@ def test_a_tensor_that_is_not_finite_leaves_no_trace_in_the_warm_up_of_the_other
 
 def test_a_loss_that_is_not_finite_leaves_no_trace():
     clip = optaxclip.greedy_clip(1.0)
-    update = jax.jit(lambda loss, s: clip.update(jnp.ones(2), s, value=loss)[1])
-    state = update(2.0, update(1.0, clip.init(jnp.ones(2))))
+    update = jax.jit(lambda loss, s: clip.update(np.ones(2, np.float32), s, value=loss)[1])
+    state = update(2.0, update(1.0, clip.init(np.ones(2, np.float32))))
     for bad in (np.nan, np.inf, -np.inf):
         after = update(bad, state)
         assert_same_bits(after.threshold, state.threshold)
@@ -264,7 +264,7 @@ def test_a_finite_extreme_poisons_no_memory_for_ever():
     """All that is remembered stays finite, and every limit comes down again."""
     clip, steps = all_under("whole"), 3000
     loss = np.resize(np.array([1, 2], np.float32), steps)
-    start = clip.init(jnp.zeros(()))
+    start = clip.init(np.zeros((), np.float32))
     states_of = jax.jit(lambda updates: run(clip, start, updates, loss)[1][1])
     for size in (1e30, 3e38, 1e-30):
         updates = np.ones(steps, np.float32)
@@ -449,11 +449,11 @@ def state_bytes(state):
 
 def test_the_memory_of_autoclip_is_its_window():
     clip = optaxclip.autoclip(window=50)
-    state = clip.init(jnp.zeros(4))
+    state = clip.init(np.zeros(4, np.float32))
     before = state_bytes(state)
     update = jax.jit(clip.update)
     for _ in range(120):
-        _, state = update(jnp.ones(4), state)
+        _, state = update(np.ones(4, np.float32), state)
         assert state_bytes(state) == before
     assert before < 4 * 50 + 100
 
@@ -501,7 +501,7 @@ def test_hyperparameters_may_be_traced(name):
 def test_a_traced_window_is_refused_with_the_way_out():
     injected = optax.inject_hyperparams(optaxclip.autoclip)(percentile=30.0)
     with unchecked(), pytest.raises(TypeError, match="static_args"):
-        injected.init(jnp.zeros(2))
+        injected.init(np.zeros(2, np.float32))
 
 
 REFUSED = [
@@ -543,9 +543,9 @@ def test_an_average_of_equal_numbers_is_that_number(size):
         clip = optaxclip.clipper(
             scopes.whole(), norms.linf, threshold, responses.normalize
         )
-        step, state = jax.jit(clip.update), clip.init(jnp.ones(2))
+        step, state = jax.jit(clip.update), clip.init(np.ones(2, np.float32))
         for _ in range(40):
-            updates, state = step(jnp.full(2, size), state)
+            updates, state = step(np.full(2, size, np.float32), state)
             np.testing.assert_array_equal(updates, np.float32(size))
 
 
