@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trees import assert_close, assert_same_bits, expected, traced_clip, tree_of
+from trees import FEW, assert_close, assert_same_bits, expected, traced_clip, tree_of
 from zoo import ONE_OF_EACH_SCOPE, STRATEGIES, named
 
 import optaxclip
@@ -16,8 +16,8 @@ NARROW = (jnp.float8_e4m3fn, jnp.float8_e5m2)
 
 def narrow_tree():
     """Both kinds of 8 bits beside single precision."""
-    trees = [tree_of(dtype) for dtype in (*NARROW, jnp.float32)]
-    return [trees[0]["conv"], trees[1]["dense"], trees[2]["scale"]]
+    vector, matrix = (tree_of(dtype, shapes=FEW) for dtype in NARROW)
+    return [vector["bias"], matrix["kernel"], np.float32(0.75)]
 
 
 @pytest.mark.parametrize("strategy", ASKED, ids=named)

@@ -1,5 +1,6 @@
 """Guards: a bad step is as if it had not been, however many there are."""
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from guarding import every_guard
 from jax.extend.core import Jaxpr
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from trees import assert_same_bits, tree_of
+from trees import FEW, assert_same_bits, tree_of
 from unchecked import unchecked
 
 import optaxclip
@@ -29,9 +30,8 @@ def noisy():
 
     def update(updates, state, params=None):
         key, noise = jax.random.split(state)
-        spread = jax.tree.map(
-            lambda x: x + 0.01 * jax.random.normal(noise, x.shape, x.dtype), updates
-        )
+        offset = 0.01 * jax.random.uniform(noise)
+        spread = jax.tree.map(lambda x: x + offset.astype(x.dtype), updates)
         return spread, key
 
     noise = optax.GradientTransformation(lambda params: jax.random.key(0), update)
@@ -41,7 +41,7 @@ def noisy():
 def mixed():
     """Parameters of several types."""
     return {
-        "f32": tree_of(jnp.float32),
+        "f32": tree_of(jnp.float32, shapes=FEW),
         "bf16": np.ones(3, jnp.bfloat16),
         "f16": np.ones((), jnp.float16),
     }
@@ -131,6 +131,13 @@ def refused(*args, **options):
     raise TypeError("replace() got an unexpected keyword argument")
 
 
+@cache
+def good_bad_and_good_steps():
+    """Updates and state of a guard round what remembers much."""
+    several = [mixed(), broken(mixed(), np.nan), mixed(), mixed()]
+    return steps_of(optaxclip.skip_nonfinite(noisy()), several)
+
+
 def another_jax(change):
     """Cut as in a JAX where something that it does not document is otherwise."""
 
@@ -154,11 +161,9 @@ def another_jax(change):
     ids=["other arguments", "no replace", "other names"],
 )
 def test_where_jax_lets_no_program_be_cut_a_guard_does_the_same(change, monkeypatch):
-    guard = optaxclip.skip_nonfinite
-    several = [mixed(), broken(mixed(), jnp.nan), mixed(), mixed()]
-    wanted, wanted_state = steps_of(guard(noisy()), several)
+    wanted, wanted_state = good_bad_and_good_steps()
     monkeypatch.setattr(holding, "cut", another_jax(change))
-    got, state = steps_of(guard(noisy()), several)
+    got, state = good_bad_and_good_steps.__wrapped__()
     assert_same_bits(got, wanted)
     assert_same_bits(bits(state), bits(wanted_state))
 
@@ -191,8 +196,8 @@ def test_what_is_no_optimizer_is_refused(guard, wrong):
 @every_guard
 def test_a_bad_step_is_never_accepted_however_long_the_streak(guard):
     """A good run with 1000 bad steps in its middle ends where the good run ends."""
-    optimizer, start = guard(noisy()), tree_of(jnp.float32)
-    bad = {**start, "scale": np.float32(np.nan)}
+    optimizer, start = guard(noisy()), tree_of(jnp.float32, shapes=FEW)
+    bad = {**start, "bias": np.full(4, np.nan, np.float32)}
 
     @jax.jit
     def five_steps(params, state, scales):
