@@ -62,9 +62,7 @@ def test_logits_shrink_to_the_limit_in_the_heads_above_it_alone(kv_heads):
     before = logits(params)
     sizes = largest(before)
     limit = float(np.median(sizes))
-    after, state = stepped(
-        optaxclip.attention.qk_clip(limit), params, sizes
-    )
+    after, state = stepped(optaxclip.attention.qk_clip(limit), params, sizes)
     gamma = np.minimum(1, limit / sizes)[:, None, None]
     np.testing.assert_allclose(logits(after), before * gamma, rtol=1e-4, atol=1e-5)
     report = optaxclip.report(state)
@@ -208,7 +206,9 @@ def test_what_is_missing_or_does_not_fit_is_named():
     with pytest.raises(ValueError, match="params"):
         clip.update(params, state, max_logits=np.ones(2, np.float32))
     with pytest.raises(ValueError, match="attention"):
-        clip.update(params, state, params, max_logits={"attention": np.ones(2, np.float32)})
+        clip.update(
+            params, state, params, max_logits={"attention": np.ones(2, np.float32)}
+        )
     with pytest.raises(ValueError, match="3 heads"):
         clip.update(params, state, params, max_logits=np.ones(3, np.float32))
     average = optaxclip.attention.qk_clip(optaxclip.thresholds.Ema())

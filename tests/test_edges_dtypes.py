@@ -21,7 +21,6 @@ from trees import (
 )
 from zoo import every_kind, every_kind_with_params, every_scope, every_strategy
 
-
 KNOWN_LIMITS = [1000, np.float64(0.5)]
 TRACED_LIMITS = [np.asarray(0.5, jnp.bfloat16), np.int32(1)]
 

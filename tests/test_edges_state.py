@@ -162,7 +162,9 @@ def in_loops(strategy):
 def assert_as_looped(strategy, limits, orders):
     """At some places of the limits, and some of the orders."""
     for i, j in itertools.product(limits, orders):
-        found = jax.tree.map(lambda x, i=i, j=j: np.asarray(x)[i, j], in_loops(strategy))
+        found = jax.tree.map(
+            lambda x, i=i, j=j: np.asarray(x)[i, j], in_loops(strategy)
+        )
         with in_case((LIMITS[i], ORDERS[j])):
             assert_close(found, looped(strategy, ORDERS[j], LIMITS[i]))
 

@@ -94,7 +94,11 @@ def test_a_skipped_step_leaves_parameters_and_inner_state_bit_for_bit(guard):
 def test_whatever_could_be_added_to_a_parameter_is_zeroed(guard):
     optimizer = guard(optax.identity())
     key = jax.random.key(0)
-    updates = {"x": np.float32([np.nan]), "n": np.arange(3, dtype=np.int32), "b": np.array([True])}
+    updates = {
+        "x": np.float32([np.nan]),
+        "n": np.arange(3, dtype=np.int32),
+        "b": np.array([True]),
+    }
     others = {"key": key, "none": None, "float0": np.zeros(2, jax.dtypes.float0)}
     state = optimizer.init({**updates, **others})
     skipped, _ = optimizer.update({**updates, **others}, state)

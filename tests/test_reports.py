@@ -297,7 +297,9 @@ def test_the_state_of_another_window_is_refused():
 
 def test_after_clipping_a_norm_beyond_all_floats_is_reported_as_finite():
     clip = optaxclip.clip_global_norm(1.0)
-    state = jax.jit(lambda u: clip.update(u, clip.init(u))[1])(np.full(2, 3e38, np.float32))
+    state = jax.jit(lambda u: clip.update(u, clip.init(u))[1])(
+        np.full(2, 3e38, np.float32)
+    )
     assert state.report.post_norm == 1
 
 
@@ -410,7 +412,9 @@ def test_names_outlast_a_pickle():
 def test_names_of_nnx_are_those_of_its_parameters():
     model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optaxclip.clip_tensor_norm(1.0), wrt=nnx.Param)
-    optimizer.update(model, nnx.grad(lambda m: jnp.sum(m(np.ones((1, 2), np.float32))))(model))
+    optimizer.update(
+        model, nnx.grad(lambda m: jnp.sum(m(np.ones((1, 2), np.float32))))(model)
+    )
     for names in (nnx.state(model, nnx.Param), {"kernel": 0, "bias": 0}):
         told = optaxclip.report(optimizer.opt_state, names=names)
         assert told["clip_tensor_norm/pre_norm/kernel"] == 2
@@ -419,7 +423,10 @@ def test_names_of_nnx_are_those_of_its_parameters():
 def test_the_names_of_another_model_are_refused():
     state = optaxclip.clip_tensor_norm(1.0).init(UPDATES)
     sentence = r"^names must have the leaves .* none at dense/bias; pass the params\.$"
-    for names in ({"conv": np.ones(2, np.float32)}, {"conv": 1, "dense": 2, "scale": 3}):
+    for names in (
+        {"conv": np.ones(2, np.float32)},
+        {"conv": 1, "dense": 2, "scale": 3},
+    ):
         with pytest.raises(ValueError, match=sentence):
             optaxclip.report(state, names=names)
 

@@ -283,7 +283,9 @@ def test_the_state_of_another_model_is_refused():
     guard = optaxclip.skip_above(optax.identity(), Ema(), scope=scopes.tensor())
     state = guard.init({"a": np.zeros(2, np.float32)})
     with pytest.raises(ValueError, match="skip_above was given a state"):
-        guard.update({"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32)}, state)
+        guard.update(
+            {"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32)}, state
+        )
 
 
 def test_the_report_of_several_groups_names_them():

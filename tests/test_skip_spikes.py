@@ -254,7 +254,9 @@ def test_sigmas_may_be_traced_and_injected():
     injected = optax.inject_hyperparams(
         optaxclip.skip_spikes, static_args=("window", "min_steps")
     )(inner=optax.sgd(1.0))
-    updates, _ = injected.update(np.ones(2, np.float32), injected.init(np.ones(2, np.float32)))
+    updates, _ = injected.update(
+        np.ones(2, np.float32), injected.init(np.ones(2, np.float32))
+    )
     np.testing.assert_array_equal(updates, -1)
 
 

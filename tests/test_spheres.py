@@ -171,7 +171,10 @@ def test_norms_of_weights_are_brought_into_a_band_from_both_sides():
 
 
 def test_a_band_of_weights_without_an_upper_edge_raises_alone():
-    params = {"small": np.full(4, 0.1, np.float32), "large": np.full(4, 1e30, np.float32)}
+    params = {
+        "small": np.full(4, 0.1, np.float32),
+        "large": np.full(4, 1e30, np.float32),
+    }
     bound = optaxclip.clip_weight_norm(jnp.inf, min_norm=1.0)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = bound.update(zeros, bound.init(params), params)

@@ -133,7 +133,12 @@ def test_complex_numbers_have_no_sign_and_take_the_limit_above():
 
 
 def test_the_limit_per_root_size_is_c_over_the_root_of_all_that_counts():
-    updates = {**UPDATES, "step": jnp.asarray(7), "none": None, "no": np.zeros(0, np.float32)}
+    updates = {
+        **UPDATES,
+        "step": jnp.asarray(7),
+        "none": None,
+        "no": np.zeros(0, np.float32),
+    }
     count = sum(x.size for x in jax.tree.leaves(UPDATES))
     shown = limits_of(PerRootSize(Scheduled(by_step)), scopes.element(), updates)
     wanted = np.array([1, 0.5, 0.25]) / np.sqrt(count)

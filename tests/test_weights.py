@@ -251,9 +251,18 @@ def test_stacked_layers_and_kernels_of_convolutions_have_spectral_norms():
 def modules():
     """Two layers, a normalization, a bias alone and one of two kernels."""
     return {
-        "first": {"kernel": np.full((4, 9), 5.0, np.float32), "bias": np.full(9, -5.0, np.float32)},
-        "norm": {"scale": np.full(9, 5.0, np.float32), "bias": np.full(9, 5.0, np.float32)},
-        "conv": {"kernel": np.full((3, 3, 1, 2), 5.0, np.float32), "bias": np.full(2, 5.0, np.float32)},
+        "first": {
+            "kernel": np.full((4, 9), 5.0, np.float32),
+            "bias": np.full(9, -5.0, np.float32),
+        },
+        "norm": {
+            "scale": np.full(9, 5.0, np.float32),
+            "bias": np.full(9, 5.0, np.float32),
+        },
+        "conv": {
+            "kernel": np.full((3, 3, 1, 2), 5.0, np.float32),
+            "bias": np.full(2, 5.0, np.float32),
+        },
         "cell": {
             "inputs": np.full((4, 2), 5.0, np.float32),
             "hidden": np.full((16, 2), 5.0, np.float32),
@@ -279,7 +288,10 @@ def test_weights_stay_as_small_as_they_were_initialized():
 
 
 def test_the_fan_in_of_heads_is_that_of_the_axis():
-    params = {"kernel": np.full((4, 2, 8), 5.0, np.float32), "bias": np.full((2, 8), 5.0, np.float32)}
+    params = {
+        "kernel": np.full((4, 2, 8), 5.0, np.float32),
+        "bias": np.full((2, 8), 5.0, np.float32),
+    }
     bound = optaxclip.clip_weights_to_init(1.0, axis={"kernel": 0, "bias": ()})
     after = stepped(bound, params, jax.tree.map(np.zeros_like, params))
     assert np.max(after["kernel"]) == 0.5
@@ -351,7 +363,10 @@ def test_the_report_is_of_the_weights_and_bears_the_name(make, kind):
 
 @every_bound
 def test_masks_and_partitions_choose_the_leaves(make, kind):
-    params = {"in": np.full((4, 3), 9.0, np.float32), "out": np.full((4, 3), 9.0, np.float32)}
+    params = {
+        "in": np.full((4, 3), 9.0, np.float32),
+        "out": np.full((4, 3), 9.0, np.float32),
+    }
     zeros = jax.tree.map(np.zeros_like, params)
     masked = optax.masked(make(0.5), {"in": True, "out": False})
     after = stepped(masked, params, zeros)
