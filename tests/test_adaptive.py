@@ -64,9 +64,12 @@ def trace(clip, updates):
         clipped, state = clip.update(grads, state, value=loss)
         return state, (clipped, state.report.limit)
 
-    start = clip.init(jax.tree.map(lambda x: x[0], updates))
-    scan = jax.jit(lambda s, x: jax.lax.scan(step, s, x)[1])
-    clipped, limits = scan(start, (updates, jnp.asarray(losses())))
+    @jax.jit
+    def scanned(updates, losses):
+        start = clip.init(jax.tree.map(lambda x: x[0], updates))
+        return jax.lax.scan(step, start, (updates, losses))[1]
+
+    clipped, limits = scanned(updates, losses())
     return Trace(clipped, np.asarray(limits))
 
 
@@ -277,12 +280,19 @@ def test_greedy_clip_grows_while_the_loss_falls(decay):
 
 @pytest.mark.parametrize("loss", [0.3, -0.7, 1.1, 3e38])
 def test_greedy_clip_keeps_its_limit_while_the_loss_is_the_same(loss):
-    clip = optaxclip.greedy_clip(1.0)
-    step = jax.jit(clip.update)
-    state = clip.init(np.ones(2, np.float32))
-    for _ in range(60):
-        _, state = step(np.ones(2, np.float32), state, value=jnp.float32(loss))
-        assert state.report.limit == 1
+    np.testing.assert_array_equal(limits_at_one_loss(np.float32(loss)), 1)
+
+
+@jax.jit
+def limits_at_one_loss(loss):
+    """The limits of 60 steps."""
+    clip, updates = optaxclip.greedy_clip(1.0), np.ones(2, np.float32)
+
+    def step(state, _):
+        _, state = clip.update(updates, state, value=loss)
+        return state, state.report.limit
+
+    return jax.lax.scan(step, clip.init(updates), None, 60)[1]
 
 
 def test_greedy_clip_asks_for_the_loss():
@@ -294,8 +304,11 @@ def test_greedy_clip_asks_for_the_loss():
 @pytest.mark.parametrize("first", [0.0, -1.0])
 def test_adagc_is_not_frozen_by_a_limit_of_zero_in_its_warm_up(first):
     clip = optaxclip.adagc(optax.linear_schedule(first, 1.0, 3), warmup_steps=4)
-    updates = clipped = np.ones(4, np.float32)
-    state, update = clip.init(updates), jax.jit(clip.update)
-    for _ in range(8):
-        clipped, state = update(updates, state)
-    assert (np.asarray(clipped) > 0.1).all()
+    updates = np.ones(4, np.float32)
+
+    def step(state, _):
+        clipped, state = clip.update(updates, state)
+        return state, clipped
+
+    last = jax.jit(lambda: jax.lax.scan(step, clip.init(updates), None, 8)[1][-1])
+    assert (np.asarray(last()) > 0.1).all()

@@ -81,7 +81,8 @@ def norms_of(tree):
 def complexes(first, second, others):
     """A tree of the shapes of the other complex ones, with two numbers chosen."""
     leaves, form = jax.tree.flatten(tree_of(jnp.complex64, others))
-    leaves[0] = leaves[0].at[0, 0, :2].set(np.float32([first, second]))
+    leaves[0] = np.copy(leaves[0])
+    leaves[0][0, 0, :2] = first, second
     return jax.tree.unflatten(form, leaves)
 
 

@@ -33,6 +33,7 @@ def gradients(bad=BAD):
     return steps
 
 
+@cache
 def parameters(step):
     """Parameters that move, with some at zero."""
     rng = np.random.default_rng(step)
