@@ -121,7 +121,7 @@ def test_float64_beside_float16_keeps_both(strategy):
 @every_scope
 def test_the_norm_of_many_small_leaves_is_not_rounded_to_their_dtype(strategy):
     """In bfloat16 a sum of ones stops at 256."""
-    ones = [np.ones((), jnp.bfloat16)] * 4
+    ones = [np.ones((), jnp.bfloat16)] * 8
     trees = [[np.full((), 16, jnp.bfloat16), *ones], np.ones(300, jnp.bfloat16)]
 
     @jax.jit
