@@ -76,11 +76,15 @@ def test_logits_shrink_to_the_limit_in_the_heads_above_it_alone(kv_heads):
 def test_heads_with_negative_logits_alone_and_heads_below_the_limit_keep_their_bits():
     params = {"query": projections(3, 2), "key": projections(3, 2, seed=1)}
     after, _ = stepped(
-        optaxclip.attention.qk_clip(1.0), params, np.float32([-50.0, 0.5, 1.0])
+        optaxclip.attention.qk_clip(1.0),
+        params,
+        np.array([-50.0, 0.5, 1.0], np.float32),
     )
     assert_same_bits(after, params)
     after, _ = stepped(
-        optaxclip.attention.qk_clip(jnp.inf), params, np.float32([1e9, 1.0, -1.0])
+        optaxclip.attention.qk_clip(jnp.inf),
+        params,
+        np.array([1e9, 1.0, -1.0], np.float32),
     )
     assert_same_bits(after, params)
 
@@ -94,7 +98,10 @@ def test_queries_and_keys_take_the_same_share_and_all_else_is_left_alone():
     }
     updates = {**jax.tree.map(np.ones_like, params), "other": params["other"]}
     after, _ = stepped(
-        optaxclip.attention.qk_clip(1.0), params, np.float32([4.0, 1.0]), updates
+        optaxclip.attention.qk_clip(1.0),
+        params,
+        np.array([4.0, 1.0], np.float32),
+        updates,
     )
     for name in ("query", "key"):
         wanted = (np.asarray(params[name]["kernel"]) + 1) * [[[0.5], [1.0]]]
@@ -137,7 +144,7 @@ def test_scanned_layers_have_logits_for_each_layer():
         {"query": projections(2, 3, seed=i), "key": projections(2, 3)} for i in (0, 1)
     ]
     params = {"layers": jax.tree.map(lambda *x: np.stack(x), *layers)}
-    sizes = np.float32([[4.0, 1.0], [0.5, 16.0]])
+    sizes = np.array([[4.0, 1.0], [0.5, 16.0]], np.float32)
     after, _ = stepped(optaxclip.attention.qk_clip(1.0), params, {"layers": sizes})
     for layer, factors in enumerate(([0.5, 1.0], [1.0, 0.25])):
         for name, part in (("query", "kernel"), ("key", "bias")):
@@ -149,14 +156,19 @@ def test_scanned_layers_have_logits_for_each_layer():
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_a_broken_logit_is_loud_in_its_own_head(bad):
     params = {"query": projections(2, 3), "key": projections(2, 3, seed=1)}
-    after, _ = stepped(optaxclip.attention.qk_clip(1.0), params, np.float32([bad, 0.5]))
+    after, _ = stepped(
+        optaxclip.attention.qk_clip(1.0), params, np.array([bad, 0.5], np.float32)
+    )
     assert np.isnan(after["query"]["kernel"][:, 0]).all()
     assert_same_bits(after["query"]["kernel"][:, 1], params["query"]["kernel"][:, 1])
 
 
 def test_modules_and_heads_may_have_limits_of_their_own():
     modules = {name: {"query": projections(2, 3)} for name in ("first", "second")}
-    logits = {"first": np.float32([4.0, 1.0]), "second": np.float32([4.0, 1.0])}
+    logits = {
+        "first": np.array([4.0, 1.0], np.float32),
+        "second": np.array([4.0, 1.0], np.float32),
+    }
     limits = {"first": 2.0, "second": jnp.array([4.0, 0.25])}
     shares = {"query": (optaxclip.attention.HeadShare(1.0),)}
     clip = optaxclip.attention.qk_clip(limits, shares=shares)
@@ -175,7 +187,7 @@ def test_a_threshold_sees_the_largest_logit_of_all_heads():
     clip = optaxclip.attention.qk_clip(optaxclip.thresholds.Ema(1.0))
     state = clip.init(params)
     for first in (2.0, 9.0):
-        logits = np.float32([first, -5.0])
+        logits = np.array([first, -5.0], np.float32)
         _, state = clip.update(zeros, state, params, max_logits=logits)
     report = optaxclip.report(state)
     np.testing.assert_allclose(report["qk_clip/limit"], 2, rtol=1e-6)
@@ -186,12 +198,12 @@ def test_a_threshold_sees_the_largest_logit_of_all_heads():
 def test_heads_without_positive_logits_are_reported_as_0_and_a_limit_of_nan_is_loud():
     params = {"query": projections(2, 3), "key": projections(2, 3, seed=1)}
     _, state = stepped(
-        optaxclip.attention.qk_clip(1.0), params, np.float32([-3.0, -1.0])
+        optaxclip.attention.qk_clip(1.0), params, np.array([-3.0, -1.0], np.float32)
     )
     assert optaxclip.report(state)["qk_clip/pre_norm"] == 0
     after = jax.jit(
         lambda limit: stepped(
-            optaxclip.attention.qk_clip(limit), params, np.float32([0.5, 2.0])
+            optaxclip.attention.qk_clip(limit), params, np.array([0.5, 2.0], np.float32)
         )
     )(jnp.nan)[0]
     assert np.isnan(after["query"]["kernel"]).all()
@@ -228,7 +240,9 @@ def test_a_schedule_drives_the_limit_and_the_state_keeps_its_form():
     zeros = jax.tree.map(np.zeros_like, params)
     form = jax.tree.map(jnp.shape, state), jax.tree.structure(state)
     for wanted in (4.0, 3.0, 2.0, 1.0):
-        _, state = clip.update(zeros, state, params, max_logits=np.float32([9.0]))
+        _, state = clip.update(
+            zeros, state, params, max_logits=np.array([9.0], np.float32)
+        )
         assert optaxclip.report(state)["qk_clip/limit"] == pytest.approx(wanted)
         assert (jax.tree.map(jnp.shape, state), jax.tree.structure(state)) == form
     assert optaxclip.report(state)["qk_clip/clipped_steps"] == 4

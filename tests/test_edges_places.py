@@ -86,7 +86,7 @@ def in_multi_steps(strategy, updates, params):
         clipped, state = outer.update(scaled(updates, factor), state, params)
         return state, clipped
 
-    factors = np.float32([1.0, 2.0])
+    factors = np.array([1.0, 2.0], np.float32)
     return apart(jax.lax.scan(step, outer.init(params), factors)[1])
 
 
@@ -99,7 +99,7 @@ def applied_if_finite(strategy, updates, params):
         clipped, state = outer.update({**updates, "bias": bias}, state, params)
         return state, (clipped, state.inner_state)
 
-    numbers = np.float32([0.7, np.nan])
+    numbers = np.array([0.7, np.nan], np.float32)
     (good_step, before), (bad_step, after) = apart(
         jax.lax.scan(step, outer.init(params), numbers)[1]
     )

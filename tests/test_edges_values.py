@@ -251,7 +251,7 @@ def test_ord_below_one_is_refused(order):
 
 
 def test_clip_value_takes_two_different_bounds():
-    updates = np.float32([-np.inf, -3.0, -0.5, 0.0, 1.5, 3.0, np.inf, np.nan])
+    updates = np.array([-np.inf, -3.0, -0.5, 0.0, 1.5, 3.0, np.inf, np.nan], np.float32)
     clip_value = optaxclip.clip_value(2.0, min_value=-1.0)
     clipped = jax.jit(lambda u: clip_value.update(u, clip_value.init(u))[0])(updates)
     np.testing.assert_array_equal(
@@ -275,7 +275,7 @@ def test_a_smallest_value_above_zero_is_named_with_its_value(make):
 
 
 def test_the_limit_itself_is_within_the_limit():
-    updates = {"w": np.float32([3.0, 4.0])}
+    updates = {"w": np.array([3.0, 4.0], np.float32)}
 
     @jax.jit
     def clipped(updates):

@@ -95,7 +95,7 @@ def test_whatever_could_be_added_to_a_parameter_is_zeroed(guard):
     optimizer = guard(optax.identity())
     key = jax.random.key(0)
     updates = {
-        "x": np.float32([np.nan]),
+        "x": np.array([np.nan], np.float32),
         "n": np.arange(3, dtype=np.int32),
         "b": np.array([True]),
     }
@@ -281,7 +281,11 @@ def test_the_raw_gradient_is_judged_and_extra_arguments_are_handed_on(guard):
     optimizer = guard(optax.chain(optaxclip.clip_value(1.0), inner))
     state = optimizer.init(np.zeros(2, np.float32))
     updates, _ = optimizer.update(
-        np.float32([np.inf, 1.0]), state, None, value=np.float32(2.0), name="other"
+        np.array([np.inf, 1.0], np.float32),
+        state,
+        None,
+        value=np.float32(2.0),
+        name="other",
     )
     np.testing.assert_array_equal(updates, 0)  # though clip_value makes inf finite
     assert seen == [(2.0, "other", None)]
@@ -311,7 +315,7 @@ def steps_of(optimizer, several, params=None):
     return results, state
 
 
-ONE, BAD = np.float32([3.0, 4.0]), np.float32([3.0, np.nan])
+ONE, BAD = np.array([3.0, 4.0], np.float32), np.array([3.0, np.nan], np.float32)
 
 
 @every_guard
@@ -480,7 +484,9 @@ def test_zero_nonfinite_zeroes_and_counts_what_numpy_does():
 
 
 def test_zero_nonfinite_zeroes_a_complex_number_with_one_bad_part():
-    updates = np.complex64([1 + 2j, complex(np.nan, 1.0), complex(1.0, np.inf)])
+    updates = np.array(
+        [1 + 2j, complex(np.nan, 1.0), complex(1.0, np.inf)], np.complex64
+    )
     zero = optaxclip.zero_nonfinite()
     cleaned, state = zero.update(updates, zero.init(updates))
     np.testing.assert_array_equal(cleaned, [1 + 2j, 0, 0])

@@ -401,7 +401,7 @@ def test_historical_sigma_waits_for_a_full_window_if_not_told_otherwise():
 
 
 def test_a_rolling_percentile_interpolates_as_numpy_does():
-    percentiles = np.float32([0, 33.3, 50, 99, 100])
+    percentiles = np.array([0, 33.3, 50, 99, 100], np.float32)
 
     def limits_at(percentile):
         return limits_in_scan(RollingPercentile(percentile, 6), SIZES)

@@ -111,9 +111,15 @@ TREES = {
     "1e19 and 1e-19": lambda: rows([1e19, 1e-19], 1e-19, 1e-19),
     "1e-19 and zeros": lambda: rows([1e-19, 0.0], 0.0, 0.0),
     "1e19, 1 and 1e-30": lambda: rows([1e19, 1e19], 1.0, 1e-30),
-    "f16 300 and f32 1e20": lambda: [jnp.float16(300), np.float32([1e20, -2e20])],
+    "f16 300 and f32 1e20": lambda: [
+        jnp.float16(300),
+        np.array([1e20, -2e20], np.float32),
+    ],
     "a number": lambda: np.float32(-2.5),
-    "size zero and two": lambda: [np.zeros((0, 3), np.float32), np.float32([3.0, 4.0])],
+    "size zero and two": lambda: [
+        np.zeros((0, 3), np.float32),
+        np.array([3.0, 4.0], np.float32),
+    ],
 }
 
 
@@ -287,13 +293,16 @@ def test_the_derivative_beside_a_zero_is_a_subgradient(name):
 
 @every_norm
 def test_forward_and_backward_derivatives_agree(name):
-    x, direction = np.float32([3.0, -4.0, 1.0, 2.0]), np.float32([1.0, 2.0, -2.0, 0.5])
+    x, direction = (
+        np.array([3.0, -4.0, 1.0, 2.0], np.float32),
+        np.array([1.0, 2.0, -2.0, 0.5], np.float32),
+    )
     backward, forward = slopes(x, direction)
     np.testing.assert_allclose(forward[name], backward[name] @ direction, rtol=16 * EPS)
 
 
 def test_the_second_derivative_of_l2_is_the_closed_form():
-    x = np.float32([3.0, -4.0, 12.0])
+    x = np.array([3.0, -4.0, 12.0], np.float32)
     direction = wide(x) / 13
     wanted = (np.eye(3) - np.outer(direction, direction)) / 13
     found = jax.jit(jax.hessian(optaxclip.tree_norm))(x)

@@ -124,7 +124,7 @@ def test_spam_clip_does_not_freeze_a_number_that_was_always_zero():
     clip = optaxclip.spam_clip(2.0, warmup_steps=0)
     state, update = clip.init(np.zeros(2, np.float32)), jax.jit(clip.update)
     for gradient, wanted in ((0.0, 0.0), (3.0, 3.0), (3.0, 3.0 * np.sqrt(0.002))):
-        updates, state = update(np.float32([gradient, 1.0]), state)
+        updates, state = update(np.array([gradient, 1.0], np.float32), state)
         np.testing.assert_allclose(np.asarray(updates)[0], wanted, rtol=1e-6)
 
 
@@ -132,8 +132,8 @@ def test_spam_clip_remembers_the_numbers_beside_one_that_is_not_finite():
     clip = optaxclip.spam_clip(4.0, decay=0.5, warmup_steps=1)
     state, update = clip.init(np.zeros(2, np.float32)), jax.jit(clip.update)
     for gradient in ([1.0, 1.0], [jnp.nan, 1.0]):
-        _, state = update(np.float32(gradient), state)
-    updates, _ = update(np.float32([10.0, 10.0]), state)
+        _, state = update(np.array(gradient, np.float32), state)
+    updates, _ = update(np.array([10.0, 10.0], np.float32), state)
     np.testing.assert_allclose(
         np.asarray(updates), [np.sqrt(4 * 0.5), np.sqrt(4 * 0.75)], 1e-6
     )
@@ -167,7 +167,7 @@ def test_adaclip_follows_its_paper(clip, decay):
 
 def test_adaclip_begins_with_complex_numbers_whose_modulus_overflows():
     clip = optaxclip.adaclip()
-    updates = np.complex64([3e38 + 3e38j, 1.0])
+    updates = np.array([3e38 + 3e38j, 1.0], np.complex64)
     clipped, _ = jax.jit(lambda u: clip.update(u, clip.init(u)))(updates)
     wanted = float(jnp.finfo(jnp.float32).max) * np.sqrt(0.5)
     np.testing.assert_allclose(np.asarray(clipped), [wanted * (1 + 1j), 1], rtol=1e-6)
@@ -271,7 +271,10 @@ def test_scale_by_stable_adam_follows_its_paper(transformation, most):
 
 
 def test_the_limit_of_scale_by_stable_adam_may_ask_for_the_params_and_the_loss():
-    gradient, params = np.float32([3.0, 4.0]), np.float32([0.3, 0.4])
+    gradient, params = (
+        np.array([3.0, 4.0], np.float32),
+        np.array([0.3, 0.4], np.float32),
+    )
     share = thresholds.Share(0.5, floor=1e-3)
     greedy = thresholds.Greedy(1.0)
     for limit, extra in ((share, {}), (greedy, {"value": np.float32(1.0)})):

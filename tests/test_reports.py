@@ -228,7 +228,7 @@ def test_the_report_is_in_the_clippers_own_norm():
 
 
 def test_clipped_steps_counts_the_steps_in_which_any_group_was_clipped():
-    loud, quiet = np.float32([3.0, 0.1]), np.float32([0.1, 0.1])
+    loud, quiet = np.array([3.0, 0.1], np.float32), np.array([0.1, 0.1], np.float32)
     report = after(clip_value, loud, quiet, loud, loud, params=quiet)
     assert report["clip_value/clipped_steps"] == 3
     assert report["clip_value/clipped_fraction"] == 0.5
@@ -236,14 +236,17 @@ def test_clipped_steps_counts_the_steps_in_which_any_group_was_clipped():
 
 def test_a_group_at_its_limit_is_not_clipped_and_one_that_is_nan_is():
     clip = optaxclip.clip_global_norm(5.0)
-    for updates, count in ((np.float32([3.0, 4.0]), 0), (np.float32([np.nan, 0.0]), 1)):
+    for updates, count in (
+        (np.array([3.0, 4.0], np.float32), 0),
+        (np.array([np.nan, 0.0], np.float32), 1),
+    ):
         report = after(clip, updates, params=updates)
         assert report["clip_global_norm/clipped_fraction"] == count
         assert report["clip_global_norm/clipped_steps"] == count
 
 
 def test_an_infinite_limit_measures_and_counts_nothing():
-    report = after(optaxclip.clip_global_norm(np.inf), np.float32([3.0, 4.0]))
+    report = after(optaxclip.clip_global_norm(np.inf), np.array([3.0, 4.0], np.float32))
     assert (
         report["clip_global_norm/pre_norm"] == report["clip_global_norm/post_norm"] == 5
     )
@@ -252,7 +255,7 @@ def test_an_infinite_limit_measures_and_counts_nothing():
 
 def test_each_side_counts_against_its_own_limit():
     """Of six numbers one is too far below zero and two above, one of them the most."""
-    updates = np.float32([-3.0, -1.0, -0.3, 0.3, 1.0, 3.0])
+    updates = np.array([-3.0, -1.0, -0.3, 0.3, 1.0, 3.0], np.float32)
     clip = optaxclip.clip_value(0.5, min_value=-2.0)
     report = after(clip, updates, params=updates)
     assert report["clip_value/clipped_fraction"] == 0.5
@@ -329,7 +332,7 @@ def test_with_names_an_entry_of_a_leaf_has_its_path_whatever_does_not_count():
     updates = {
         "a": {"integers": jnp.arange(3), "kernel": np.full((2, 2), 3.0, np.float32)},
         "b": None,
-        "c": [np.zeros((0, 2), np.float32), np.float32([3.0, 4.0])],
+        "c": [np.zeros((0, 2), np.float32), np.array([3.0, 4.0], np.float32)],
     }
     told, vectors = named_after(optaxclip.clip_tensor_norm(1.0), updates)
     norms_of = {"a/kernel": 6.0, "c/1": 5.0}
@@ -380,7 +383,9 @@ def test_with_names_a_masked_clipper_names_what_it_sees():
 
 
 def test_with_names_one_leaf_alone_needs_no_path():
-    told, _ = named_after(optaxclip.clip_tensor_norm(1.0), np.float32([3.0, 4.0]))
+    told, _ = named_after(
+        optaxclip.clip_tensor_norm(1.0), np.array([3.0, 4.0], np.float32)
+    )
     assert told["clip_tensor_norm/pre_norm"] == 5
 
 
@@ -392,7 +397,7 @@ def test_names_hold_in_a_trace_on_the_host_and_for_mapped_states():
         _, state = clip.update(updates, clip.init(updates))
         return state, optaxclip.report(state, names=UPDATES)
 
-    states, wanted = jax.jit(jax.vmap(step))(np.float32([1.0, 2.0]))
+    states, wanted = jax.jit(jax.vmap(step))(np.array([1.0, 2.0], np.float32))
     for given in (states, jax.device_get(states)):
         told = optaxclip.report(given, names=UPDATES)
         assert told.keys() == wanted.keys()

@@ -200,7 +200,7 @@ def test_a_streak_above_a_number_is_ended_and_named():
     state, update = guard.init(np.zeros(1, np.float32)), jax.jit(guard.update)
     for _ in range(3):
         optaxclip.stop_on_streak(state, max_consecutive=2)
-        _, state = update(np.float32([9.0]), state)
+        _, state = update(np.array([9.0], np.float32), state)
     with pytest.raises(RuntimeError, match="gate has acted in each of the last 3 "):
         optaxclip.stop_on_streak(state, max_consecutive=2)
 
@@ -233,7 +233,10 @@ def guarded_at(scope):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("scope", ["element", "unit", "tensor", "whole"])
 def test_what_is_not_finite_is_above_no_limit_at_all(scope, bad):
-    given = {"a": np.float32([1.0, bad]), "b": np.full((2, 2), 5.0, np.float32)}
+    given = {
+        "a": np.array([1.0, bad], np.float32),
+        "b": np.full((2, 2), 5.0, np.float32),
+    }
     for updates, before, after in guarded_at(scope)(given):
         assert not any(map(np.any, jax.tree.leaves(updates)))
         assert jax.tree.all(jax.tree.map(np.array_equal, after, before))
@@ -253,16 +256,19 @@ def test_stacked_layers_are_judged_one_by_one():
 def test_a_limit_may_look_at_the_parameters_and_at_the_loss():
     share = Share(0.5, floor=1e-3)
     guard = optaxclip.skip_above(optax.identity(), share, scope=scopes.tensor())
-    params, state = {"a": np.float32([4.0])}, guard.init({"a": np.zeros(1, np.float32)})
+    params, state = (
+        {"a": np.array([4.0], np.float32)},
+        guard.init({"a": np.zeros(1, np.float32)}),
+    )
     for gradient, skipped in ((1.9, 0), (2.1, 1)):
-        _, state = guard.update({"a": np.float32([gradient])}, state, params)
+        _, state = guard.update({"a": np.array([gradient], np.float32)}, state, params)
         assert optaxclip.report(state)["skip_above/skipped"] == skipped
     with pytest.raises(ValueError, match="params"):
         guard.update(params, state)
     guard = optaxclip.skip_above(optax.identity(), Greedy(1.0, growth=2.0))
     state = guard.init(np.zeros(1, np.float32))
     for loss, skipped in ((3.0, 1), (2.0, 0)):
-        _, state = guard.update(np.float32([1.5]), state, value=loss)
+        _, state = guard.update(np.array([1.5], np.float32), state, value=loss)
         assert optaxclip.report(state)["skip_above/skipped"] == skipped
 
 

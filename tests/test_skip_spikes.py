@@ -248,7 +248,7 @@ def test_sigmas_may_be_traced_and_injected():
         losses, grads = seen()
         return run(guard, losses[40:100], grads[40:100])[1]["skip_spikes/total"][-1]
 
-    several = np.float32([-1.0, 0.0, 3.0, np.inf])
+    several = np.array([-1.0, 0.0, 3.0, np.inf], np.float32)
     totals = jax.jit(jax.vmap(total))(several)
     assert totals[0] == totals[1] > totals[2] > totals[3] == 0
     injected = optax.inject_hyperparams(

@@ -123,7 +123,7 @@ def test_relative_updates_are_as_long_as_the_parameters():
 
 
 def test_a_floor_lets_parameters_of_zero_move():
-    params, updates = np.zeros(2, np.float32), np.float32([3.0, 4.0])
+    params, updates = np.zeros(2, np.float32), np.array([3.0, 4.0], np.float32)
     for floor, wanted in ((0.0, [0.0, 0.0]), (0.5, [0.3, 0.4])):
         clip = optaxclip.relative_update(floor=floor)
         found, _ = clip.update(updates, clip.init(params), params)

@@ -118,11 +118,11 @@ def test_the_ratio_to_parameters_of_zero_is_zero_and_of_nan_is_nan():
     updates = {
         "a": np.ones(2, np.float32),
         "b": np.ones(2, np.float32),
-        "c": np.float32([np.nan, 1]),
+        "c": np.array([np.nan, 1], np.float32),
     }
     params = {
         "a": np.zeros(2, np.float32),
-        "b": np.float32([np.nan, 1]),
+        "b": np.array([np.nan, 1], np.float32),
         "c": np.ones(2, np.float32),
     }
     _, told = watched(optaxclip.watch(), updates, params=params)

@@ -197,11 +197,11 @@ def test_the_spectral_norm_is_bounded_where_singular_values_are_crowded():
 
 def test_the_spectral_norm_is_found_whatever_the_first_vector_is():
     """An orthogonal one, one from another matrix, and a matrix of zeros before."""
-    matrix = np.diag(np.float32([8.0, 4.0, 2.0]))
+    matrix = np.diag(np.array([8.0, 4.0, 2.0], np.float32))
     bound = optaxclip.clip_weight_spectral_norm(1.0)
     state, step = bound.init(matrix), jax.jit(bound.update)
     for vector in ([0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]):
-        given = state._replace(measure=np.float32(vector)[None, :, None])
+        given = state._replace(measure=np.array(vector, np.float32)[None, :, None])
         _, given = again(step, np.zeros((3, 3), np.float32), given)
         _, given = again(step, matrix, given)
         after, _ = again(step, matrix, given)
@@ -405,7 +405,7 @@ def test_any_clipper_may_bound_the_weights():
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_what_is_broken_is_loud(bad):
-    params, zeros = np.float32([1.0, bad, 3.0]), np.zeros(3, np.float32)
+    params, zeros = np.array([1.0, bad, 3.0], np.float32), np.zeros(3, np.float32)
     after = stepped(optaxclip.clip_weights(2.0), params, zeros)
     np.testing.assert_array_equal(after, [1.0, jnp.nan, 2.0])
     after = stepped(optaxclip.clip_weight_norm(2.0), params, zeros)
