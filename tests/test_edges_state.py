@@ -134,8 +134,7 @@ def looped(strategy, order, limit):
 
 def documented(strategy, order, limit, results):
     """The updates, which may be missed by what the oracle says that a method may."""
-    with np.errstate(all="ignore"):  # limits are infinite, too
-        wanted = [expected(strategy, SEVERAL[place], float(limit)) for place in order]
+    wanted = [expected(strategy, SEVERAL[place], float(limit)) for place in order]
     leaves, structure = jax.tree.flatten(stacked(results))
     for i, leaf in enumerate(leaves):
         leaves[i] = leaf.view(oracles.Within)
