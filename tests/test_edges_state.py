@@ -126,7 +126,7 @@ def looped(strategy, order, limit):
     state, results = start(strategy, FEW_PARAMS), []
     for place in order:
         clipped, state = donating_step(
-            strategy, SEVERAL[place], state, FEW_PARAMS, limit
+            strategy, SEVERAL[place], state, FEW_PARAMS, as_limit(limit)
         )
         results.append(clipped)
     return jax.tree.map(np.asarray, state), documented(strategy, order, limit, results)
@@ -134,7 +134,7 @@ def looped(strategy, order, limit):
 
 def documented(strategy, order, limit, results):
     """The updates, which may be missed by what the oracle says that a method may."""
-    wanted = [expected(strategy, SEVERAL[place], float(limit)) for place in order]
+    wanted = [expected(strategy, SEVERAL[place], limit) for place in order]
     leaves, structure = jax.tree.flatten(stacked(results))
     for i, leaf in enumerate(leaves):
         leaves[i] = leaf.view(oracles.Within)
@@ -166,7 +166,7 @@ def assert_as_looped(strategy, limits, orders):
             lambda x, i=i, j=j: np.asarray(x)[i, j], in_loops(strategy)
         )
         with in_case((LIMITS[i], ORDERS[j])):
-            assert_close(found, looped(strategy, ORDERS[j], LIMITS[i]))
+            assert_close(found, looped(strategy, ORDERS[j], float(LIMITS[i])))
 
 
 @every_kind
@@ -198,7 +198,7 @@ def test_the_state_can_be_donated(strategy):
 @every_kind
 def test_a_donated_state_goes_on_as_a_kept_one(strategy):
     """The loop gives its states away, and the scan within vmap keeps them."""
-    donated, _ = looped(strategy, ORDERS[0], LIMITS[2])
+    donated, _ = looped(strategy, ORDERS[0], float(LIMITS[2]))
     (kept, _) = jax.tree.map(lambda x: np.asarray(x)[2, 0], in_loops(strategy))
     assert_close(donated, kept)
 
