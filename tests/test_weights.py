@@ -63,7 +63,7 @@ def stepped(transformation, params, updates) -> Any:
 
 def again(update, params, state) -> tuple[Any, Any]:
     """The parameters and the state after a step of no update."""
-    updates, state = update(jax.tree.map(np.zeros_like, params), state, params)
+    updates, state = update(jax.tree.map(jnp.zeros_like, params), state, params)
     return apply_jitted(params, updates), state
 
 
