@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from trees import (
+    FEW,
     assert_close,
     assert_same_bits,
     expected,
@@ -38,12 +39,13 @@ def apart(stacked):
     return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(2)]
 
 
-def doubled(tree):
-    return jax.tree.map(lambda x: 2 * x, tree)
+def scaled(tree, factor):
+    return jax.tree.map(lambda x: factor * x, tree)
 
 
-MASK = {"conv": False, "dense": True, "scale": True}
-LABELS_OF_PARTS = {"conv": "tight", "dense": "loose", "scale": "tight"}
+UPDATES = jax.tree.map(np.asarray, tree_of(jnp.float32, shapes=FEW))
+MASK = {"bias": False, "kernel": True}
+LABELS_OF_PARTS = {"bias": "tight", "kernel": "loose"}
 
 
 def in_a_chain(strategy, updates, params):
@@ -81,24 +83,25 @@ def in_multi_steps(strategy, updates, params):
     outer = optax.MultiSteps(strategy.make(LIMIT), every_k_schedule=2)
 
     def step(state, factor):
-        scaled = jax.tree.map(lambda x: factor * x, updates)
-        clipped, state = outer.update(scaled, state, params)
+        clipped, state = outer.update(scaled(updates, factor), state, params)
         return state, clipped
 
-    return apart(jax.lax.scan(step, outer.init(params), jnp.array([1.0, 2.0]))[1])
+    factors = np.array([1.0, 2.0], np.float32)
+    return apart(jax.lax.scan(step, outer.init(params), factors)[1])
 
 
 def applied_if_finite(strategy, updates, params):
     """A good step and a bad one, and the state before and after the bad one."""
     outer = optax.apply_if_finite(strategy.make(LIMIT), 3)
 
-    def step(state, scale):
-        clipped, state = outer.update({**updates, "scale": scale}, state, params)
+    def step(state, number):
+        bias = jnp.full_like(updates["bias"], number)
+        clipped, state = outer.update({**updates, "bias": bias}, state, params)
         return state, (clipped, state.inner_state)
 
-    scales = jnp.stack([updates["scale"], jnp.nan])
+    numbers = np.array([0.7, np.nan], np.float32)
     (good_step, before), (bad_step, after) = apart(
-        jax.lax.scan(step, outer.init(params), scales)[1]
+        jax.lax.scan(step, outer.init(params), numbers)[1]
     )
     return good_step, bad_step, before, after
 
@@ -117,13 +120,12 @@ def trained(strategy, updates, params):
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    first = doubled(updates)
+    first = scaled(updates, 2)
     (last, _), _ = jax.lax.scan(step, (first, optimizer.init(first)), length=5)
     return loss(first), loss(last)
 
 
-# What these ask of an update and its state is the same for every strategy of a scope.
-IN_A_CHAIN = (in_a_chain, trained)
+# Those that are asked of the same strategies.
 IN_A_WRAPPER = (masked, partitioned, injected, in_multi_steps, applied_if_finite)
 
 
@@ -131,65 +133,56 @@ IN_A_WRAPPER = (masked, partitioned, injected, in_multi_steps, applied_if_finite
 def in_each(places, strategy):
     """What the strategy does in some places, as one program."""
     programs = {place: partial(place, strategy) for place in places}
-    updates = tree_of(jnp.float32)
     with promoting():
-        return together(programs, updates, params_for(updates))
+        return together(programs, UPDATES, params_for(UPDATES))
 
 
 def found(place, strategy):
     """What the strategy does in one place."""
-    places = IN_A_CHAIN if place in IN_A_CHAIN else IN_A_WRAPPER
+    places = IN_A_WRAPPER if place in IN_A_WRAPPER else (place,)
     return result_of(in_each(places, strategy), place)
 
 
 @every_scope
 def test_in_a_chain_it_clips_what_the_earlier_ones_give(strategy):
-    twice = doubled(tree_of(jnp.float32))
-    wanted = [-0.5 * x for x in expected(strategy, twice, LIMIT)]
+    wanted = [-0.5 * x for x in expected(strategy, scaled(UPDATES, 2), LIMIT)]
     assert_close(found(in_a_chain, strategy), wanted)
 
 
 @every_kind
 def test_under_masked_it_measures_and_clips_the_chosen_leaves_alone(strategy):
-    updates = tree_of(jnp.float32)
-    inside = {key: updates[key] for key in ("dense", "scale")}
     clipped = found(masked, strategy)
-    left = {key: x for key, x in clipped.items() if key != "conv"}
-    assert_same_bits(clipped["conv"], updates["conv"])
-    assert_close(left, expected(strategy, inside, LIMIT))
+    assert_same_bits(clipped["bias"], UPDATES["bias"])
+    kernel = UPDATES["kernel"]
+    assert_close(clipped["kernel"], expected(strategy, kernel, LIMIT))
 
 
 @every_kind
 def test_under_partition_each_part_is_clipped_alone(strategy):
-    updates, clipped = tree_of(jnp.float32), found(partitioned, strategy)
-    for limit, keys in ((0.1, ("conv", "scale")), (0.4, ("dense",))):
-        part = {key: updates[key] for key in keys}
-        assert_close(
-            {key: clipped[key] for key in keys}, expected(strategy, part, limit)
-        )
+    clipped = found(partitioned, strategy)
+    for key, limit in {"bias": 0.1, "kernel": 0.4}.items():
+        assert_close(clipped[key], expected(strategy, UPDATES[key], limit))
 
 
 @every_kind
 def test_inject_hyperparams_sets_the_limit(strategy):
-    updates = tree_of(jnp.float32)
     for clipped, limit in zip(found(injected, strategy), (LIMIT, 0.05), strict=True):
-        assert_close(clipped, expected(strategy, updates, limit))
+        assert_close(clipped, expected(strategy, UPDATES, limit))
 
 
 @every_kind
 def test_under_multi_steps_the_mean_is_clipped(strategy):
-    updates = tree_of(jnp.float32)
     first, second = found(in_multi_steps, strategy)
     for leaf in jax.tree.leaves(first):
         np.testing.assert_array_equal(leaf, 0.0)
-    mean = jax.tree.map(lambda x: 1.5 * x, updates)
-    assert_close(second, expected(strategy, mean, LIMIT))
+    assert_close(second, expected(strategy, scaled(UPDATES, 1.5), LIMIT))
 
 
 @every_kind
 def test_under_apply_if_finite_a_bad_step_leaves_no_trace(strategy):
     good_step, bad_step, before, after = found(applied_if_finite, strategy)
-    assert_close(good_step, expected(strategy, tree_of(jnp.float32), LIMIT))
+    good = {**UPDATES, "bias": np.full(4, 0.7, np.float32)}
+    assert_close(good_step, expected(strategy, good, LIMIT))
     for leaf in jax.tree.leaves(bad_step):
         np.testing.assert_array_equal(leaf, 0.0)
     assert_same_bits(after, before)
@@ -201,7 +194,7 @@ def test_before_an_optimizer_it_trains(strategy):
     assert after < before / 2
 
 
-LABELS = {"conv": "a", "dense": "b", "scale": "a"}
+LABELS = {"bias": "a", "kernel": "b"}
 FACTORIES = [
     (optaxclip.clip_value, {"max_value": LIMIT}),
     (optaxclip.clip_value, {"max_value": LIMIT, "min_value": -0.1}),
@@ -230,8 +223,6 @@ FACTORIES = [
 )
 def test_inject_hyperparams_takes_a_factory_as_it_is(factory, limit):
     """With every default in place and no static_args."""
-    updates = tree_of(jnp.float32)
-    params = params_for(updates)
     injected = optax.inject_hyperparams(factory)(**limit)
 
     @jax.jit
@@ -239,4 +230,4 @@ def test_inject_hyperparams_takes_a_factory_as_it_is(factory, limit):
         return once(injected, updates, params), once(factory(**limit), updates, params)
 
     with promoting():
-        assert_close(*both(updates, params))
+        assert_close(*both(UPDATES, params_for(UPDATES)))

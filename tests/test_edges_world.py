@@ -13,12 +13,12 @@ import optax
 import pytest
 from guarding import every_guard
 from jax import export
-from trees import params_for, tree_of
+from trees import FEW, params_for, start, tree_of
 from zoo import every_kind, every_strategy
 
 import optaxclip
 
-UPDATES = tree_of(jnp.float32)
+UPDATES = jax.tree.map(np.asarray, tree_of(jnp.float32, shapes=FEW))
 PARAMS = params_for(UPDATES)
 
 
@@ -55,15 +55,13 @@ def test_branches_and_loops_that_wait_are_told_from_those_that_count():
 
 @every_strategy
 def test_a_gpu_decides_nothing_by_what_was_computed(strategy):
-    clip = strategy.make(1.0)
-    state = clip.init(PARAMS)
+    clip, state = strategy.make(1.0), start.eval_shape(strategy, PARAMS)
     assert not decisions(lowered(clip.update, UPDATES, state, PARAMS, platform="cuda"))
 
 
 @every_kind
 def test_nor_does_a_tpu(strategy):
-    clip = strategy.make(1.0)
-    state = clip.init(PARAMS)
+    clip, state = strategy.make(1.0), start.eval_shape(strategy, PARAMS)
     assert not decisions(lowered(clip.update, UPDATES, state, PARAMS, platform="tpu"))
 
 
@@ -78,7 +76,7 @@ def test_nor_does_a_guard(guard, platform):
 
 @every_strategy
 def test_a_state_and_its_structure_can_be_pickled(strategy):
-    state = strategy.make(1.0).init(PARAMS)
+    state = start(strategy, PARAMS)
     again, structure = pickle.loads(pickle.dumps((state, jax.tree.structure(state))))
     assert jax.tree.structure(again) == structure == jax.tree.structure(state)
     assert optaxclip.report(again).keys() == optaxclip.report(state).keys()
@@ -86,7 +84,7 @@ def test_a_state_and_its_structure_can_be_pickled(strategy):
 
 @every_strategy
 def test_the_structure_of_an_exported_step_can_be_serialized(strategy):
-    state = strategy.make(1.0).init(PARAMS)
+    state = start(strategy, PARAMS)
     optaxclip.register_for_export(state)
     kept = export.export(jax.jit(lambda state: state))(state).serialize()
     assert export.deserialize(kept).out_tree == jax.tree.structure(state)
@@ -155,8 +153,8 @@ def test_a_name_of_any_letters_is_pickled_with_a_state(name):
 
 @every_strategy
 def test_the_first_state_can_be_made_from_shapes_alone(strategy):
-    clip = strategy.make(1.0)
-    found, wanted = clip.init(jax.eval_shape(lambda: PARAMS)), clip.init(PARAMS)
+    found = strategy.make(1.0).init(jax.eval_shape(lambda: PARAMS))
+    wanted = start(strategy, PARAMS)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert (got.shape, got.dtype) == (want.shape, want.dtype)
@@ -164,8 +162,7 @@ def test_the_first_state_can_be_made_from_shapes_alone(strategy):
 
 @every_strategy
 def test_optax_can_map_over_what_is_like_the_params_in_a_state(strategy):
-    clip = strategy.make(1.0)
-    state = clip.init(PARAMS)
+    clip, state = strategy.make(1.0), start(strategy, PARAMS)
     mapped = optax.tree.map_params(clip, lambda x: x, state)
     assert jax.tree.structure(mapped) == jax.tree.structure(state)
 

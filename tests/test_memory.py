@@ -83,7 +83,7 @@ def as_many_as(size, limit):
 
 SCOPES = {
     "groups": scopes.groups({"a": "x", "b": "y", "c": "x"}),
-    "tensor": scopes.tensor(leading_axes={"a": 0, "b": 1, "c": 0}),
+    "tensor": scopes.tensor(leading_axes={"a": 0, "b": 1}),
     "unit": scopes.unit(),
     "whole": scopes.whole(),
 }
@@ -91,8 +91,8 @@ every_scope = pytest.mark.parametrize("scope", SCOPES)
 
 STEPS = 14
 SHAPES = {"a": (3,), "b": (2, 2), "c": ()}
-# Units are compiled leaf by leaf; here a vector and a matrix stand for all.
-LEAVES = {"unit": ("a", "b")}
+# What is compiled leaf by leaf; here a vector and a matrix stand for all.
+LEAVES = {"tensor": ("a", "b"), "unit": ("a", "b")}
 
 
 def all_at(scope):
@@ -135,8 +135,13 @@ def run(clip, state, updates, loss):
 
 @cache
 def run_of(clip):
-    """The same under jit, compiled once for all tests that give these shapes."""
-    return jax.jit(partial(run, clip))
+    """The same from the start, compiled once for all tests that give these shapes."""
+    return jax.jit(lambda updates, loss: run(clip, start(clip, updates), updates, loss))
+
+
+def start(clip, updates):
+    """The first state."""
+    return clip.init(at(updates, 0))
 
 
 def gradients_at(name):
@@ -150,7 +155,7 @@ def gradients_at(name):
 def usual_run(name):
     """The states of all steps with the usual gradients at a scope."""
     clip, updates = all_under(name), gradients_at(name)
-    return run_of(clip)(clip.init(at(updates, 0)), updates, losses())[1][1]
+    return run_of(clip)(updates, losses())[1][1]
 
 
 def at(tree, place):
@@ -161,7 +166,7 @@ def at(tree, place):
 @every_scope
 def test_every_threshold_works_in_scan_under_jit_and_from_a_checkpoint(scope):
     clip, updates, loss = all_under(scope), gradients_at(scope), losses()
-    state = clip.init(at(updates, 0))
+    state = jax.jit(partial(start, clip))(updates)
     form = jax.tree.structure(state)
     scanned = usual_run(scope)
     update = jax.jit(lambda u, s, value: clip.update(u, s, value=value)[1])
@@ -177,7 +182,7 @@ def test_every_threshold_works_in_scan_under_jit_and_from_a_checkpoint(scope):
                 assert (got.shape, got.dtype) == (want.shape, want.dtype), name
                 np.testing.assert_allclose(got, want, rtol=1e-5, err_msg=name)
         leaves = [np.array(leaf) for leaf in jax.tree.leaves(state)]
-        state = jax.tree.unflatten(form, map(jnp.asarray, leaves))
+        state = jax.tree.unflatten(form, leaves)
     for name, (_, limits) in scanned.threshold.items():
         for limit in jax.tree.leaves(limits):
             assert (np.ptp(np.nan_to_num(limit, posinf=1e9), axis=0) > 0).all(), name
@@ -187,7 +192,7 @@ def test_on_a_mesh_the_memory_of_units_is_sharded_as_they_are():
     """Where shardings are types, a scan refuses a state that changes its own."""
     clip, loss = all_at(scopes.unit()), losses()
     updates = np.random.default_rng(6).normal(size=(STEPS, 3, 8)).astype(np.float32)
-    _, (wanted, _) = run_of(clip)(clip.init(updates[0]), updates, loss)
+    _, (wanted, _) = run_of(clip)(updates, loss)
     devices = np.array(jax.devices("cpu")[:4])
     mesh = jax.sharding.Mesh(devices, "x", axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
@@ -199,9 +204,9 @@ def test_on_a_mesh_the_memory_of_units_is_sharded_as_they_are():
     assert mean.sharding.spec == P(None, "x")
 
 
-def with_a_bad_step(bad):
+def with_a_bad_step(bad, updates):
     """The same steps with a bad one at each place; the last row has it at the end."""
-    updates, loss = gradients(), losses()
+    loss = losses()
     rows = [
         (
             {name: np.insert(x, place, bad, axis=0) for name, x in updates.items()},
@@ -212,18 +217,17 @@ def with_a_bad_step(bad):
     return jax.tree.map(lambda *x: np.stack(x), *rows)
 
 
-def assert_no_trace(clip):
+def assert_no_trace(clip, given):
     """Put one bad step at every place, and compare with the steps without it."""
-    state = clip.init(at(gradients(), 0))
 
     @jax.jit
     @jax.vmap
     def memories(updates, loss):
-        _, (clipped, states) = run(clip, state, updates, loss)
+        _, (clipped, states) = run(clip, start(clip, updates), updates, loss)
         return clipped, states.threshold, states.report.limit
 
     for bad in (np.nan, np.inf):
-        found = memories(*with_a_bad_step(bad))
+        found = memories(*with_a_bad_step(bad, given))
         clean = at(found, (STEPS, slice(0, STEPS)))
         for place in range(STEPS):
             others = np.delete(np.arange(STEPS + 1), place)
@@ -232,11 +236,11 @@ def assert_no_trace(clip):
 
 @pytest.mark.parametrize("scope", ["tensor", "whole"])
 def test_a_bad_step_leaves_no_trace_in_any_threshold_wherever_it_comes(scope):
-    assert_no_trace(all_under(scope))
+    assert_no_trace(all_under(scope), gradients_at(scope))
 
 
 def test_a_bad_step_leaves_no_trace_in_either_stage_of_adagc():
-    assert_no_trace(optaxclip.adagc(1.0, warmup_steps=4))
+    assert_no_trace(optaxclip.adagc(1.0, warmup_steps=4), gradients())
 
 
 def test_a_tensor_that_is_not_finite_leaves_no_trace_in_the_warm_up_of_the_others():
@@ -252,8 +256,10 @@ def test_a_tensor_that_is_not_finite_leaves_no_trace_in_the_warm_up_of_the_other
 
 def test_a_loss_that_is_not_finite_leaves_no_trace():
     clip = optaxclip.greedy_clip(1.0)
-    update = jax.jit(lambda loss, s: clip.update(jnp.ones(2), s, value=loss)[1])
-    state = update(2.0, update(1.0, clip.init(jnp.ones(2))))
+    update = jax.jit(
+        lambda loss, s: clip.update(np.ones(2, np.float32), s, value=loss)[1]
+    )
+    state = update(2.0, update(1.0, clip.init(np.ones(2, np.float32))))
     for bad in (np.nan, np.inf, -np.inf):
         after = update(bad, state)
         assert_same_bits(after.threshold, state.threshold)
@@ -264,8 +270,9 @@ def test_a_finite_extreme_poisons_no_memory_for_ever():
     """All that is remembered stays finite, and every limit comes down again."""
     clip, steps = all_under("whole"), 3000
     loss = np.resize(np.array([1, 2], np.float32), steps)
-    start = clip.init(jnp.zeros(()))
-    states_of = jax.jit(lambda updates: run(clip, start, updates, loss)[1][1])
+    states_of = jax.jit(
+        lambda updates: run(clip, start(clip, updates), updates, loss)[1][1]
+    )
     for size in (1e30, 3e38, 1e-30):
         updates = np.ones(steps, np.float32)
         updates[1] = updates[9] = size
@@ -289,17 +296,16 @@ def test_a_group_has_no_limit_before_it_has_a_history():
 
 def test_each_group_keeps_its_own_statistics():
     """A tensor gets the same limits whatever stands beside it."""
-    updates, loss = gradients(), losses()
+    updates = gradients_at("tensor")
     only = {**dict.fromkeys(updates), "a": updates["a"]}
-    clip, together = all_under("tensor"), usual_run("tensor")
-    _, (_, alone) = run_of(clip)(clip.init(at(only, 0)), only, loss)
+    together = usual_run("tensor")
+    _, (_, alone) = run_of(all_under("tensor"))(only, losses())
     for name in THRESHOLDS:
         found, wanted = together.threshold[name][1], alone.threshold[name][1]
         found, wanted = found["a"], wanted["a"]
         np.testing.assert_allclose(found, wanted, rtol=1e-6, err_msg=name)
 
 
-@partial(jax.jit, static_argnums=0)
 def limits_in_scan(threshold, sizes):
     """The limits that one group of these magnitudes gets, without clipping anything."""
 
@@ -318,9 +324,12 @@ def limits_in_scan(threshold, sizes):
     return jax.lax.scan(step, state, sizes)[1]
 
 
+limits_jitted = partial(jax.jit, static_argnums=0)(limits_in_scan)
+
+
 def limits_of(threshold, sizes):
     """The same, for NumPy."""
-    return np.asarray(limits_in_scan(threshold, sizes))
+    return np.asarray(limits_jitted(threshold, sizes))
 
 
 SIZES = np.abs(np.random.default_rng(2).normal(2, 1, 60)).astype(np.float32)
@@ -392,11 +401,16 @@ def test_historical_sigma_waits_for_a_full_window_if_not_told_otherwise():
 
 
 def test_a_rolling_percentile_interpolates_as_numpy_does():
-    for percentile in (0, 33.3, 50, 99, 100):
-        windows = [SIZES[max(0, i - 5) : i + 1] for i in range(60)]
+    percentiles = np.array([0, 33.3, 50, 99, 100], np.float32)
+
+    def limits_at(percentile):
+        return limits_in_scan(RollingPercentile(percentile, 6), SIZES)
+
+    found = jax.jit(lambda several: jax.lax.map(limits_at, several))(percentiles)
+    windows = [SIZES[max(0, i - 5) : i + 1] for i in range(60)]
+    for percentile, limits in zip(percentiles, found, strict=True):
         wanted = [np.percentile(w, percentile) for w in windows]
-        found = limits_of(RollingPercentile(percentile, 6), SIZES)
-        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        np.testing.assert_allclose(limits, wanted, rtol=1e-5)
 
 
 def test_a_warm_up_hands_over_after_its_finite_steps():
@@ -449,11 +463,11 @@ def state_bytes(state):
 
 def test_the_memory_of_autoclip_is_its_window():
     clip = optaxclip.autoclip(window=50)
-    state = clip.init(jnp.zeros(4))
+    state = clip.init(np.zeros(4, np.float32))
     before = state_bytes(state)
     update = jax.jit(clip.update)
     for _ in range(120):
-        _, state = update(jnp.ones(4), state)
+        _, state = update(np.ones(4, np.float32), state)
         assert state_bytes(state) == before
     assert before < 4 * 50 + 100
 
@@ -490,10 +504,12 @@ def test_hyperparameters_may_be_traced(name):
             clipped, state = injected.update(given[0], state, value=given[1])
             return state, clipped
 
-        start = injected.init(at(updates, 0))
-        given = updates, loss
-        _, found = jax.jit(lambda s, x: jax.lax.scan(step, s, x))(start, given)
-    _, (wanted, _) = run_of(plain)(plain.init(at(updates, 0)), updates, loss)
+        @jax.jit
+        def scanned(updates, loss):
+            return jax.lax.scan(step, start(injected, updates), (updates, loss))[1]
+
+        found = scanned(updates, loss)
+    _, (wanted, _) = run_of(plain)(updates, loss)
     for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
@@ -501,7 +517,7 @@ def test_hyperparameters_may_be_traced(name):
 def test_a_traced_window_is_refused_with_the_way_out():
     injected = optax.inject_hyperparams(optaxclip.autoclip)(percentile=30.0)
     with unchecked(), pytest.raises(TypeError, match="static_args"):
-        injected.init(jnp.zeros(2))
+        injected.init(np.zeros(2, np.float32))
 
 
 REFUSED = [
@@ -536,17 +552,24 @@ def test_a_number_that_makes_no_sense_is_refused_by_name(make, given):
         make(**given)
 
 
+@jax.jit
+def brought_to_their_averages(several):
+    """All steps brought to the averages of two thresholds."""
+    return [
+        run(clip, start(clip, several), several, np.zeros(len(several), np.float32))
+        for clip in (
+            optaxclip.clipper(scopes.whole(), norms.linf, average, responses.normalize)
+            for average in (Ema(1.0, 0.999), Band(1.0, 1.0, decay=0.9))
+        )
+    ]
+
+
 @pytest.mark.parametrize("size", [0.7, 1.1, 3e38])
 def test_an_average_of_equal_numbers_is_that_number(size):
     """Not one beside it, which would clip what does not change at all."""
-    for threshold in (Ema(1.0, 0.999), Band(1.0, 1.0, decay=0.9)):
-        clip = optaxclip.clipper(
-            scopes.whole(), norms.linf, threshold, responses.normalize
-        )
-        step, state = jax.jit(clip.update), clip.init(jnp.ones(2))
-        for _ in range(40):
-            updates, state = step(jnp.full(2, size), state)
-            np.testing.assert_array_equal(updates, np.float32(size))
+    several = np.full((40, 2), size, np.float32)
+    for _, (updates, _) in brought_to_their_averages(several):
+        np.testing.assert_array_equal(updates, several)
 
 
 def test_a_band_ends_above_where_it_begins():

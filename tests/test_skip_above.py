@@ -1,5 +1,7 @@
 """Steps above a limit of any kind are skipped, and what the limit learns of them."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,16 +197,16 @@ def test_a_level_that_lasts_is_followed_by_memory_and_never_by_a_number():
 
 def test_a_streak_above_a_number_is_ended_and_named():
     guard = optaxclip.skip_above(optax.sgd(1.0), 2.0, name="gate")
-    state, update = guard.init(jnp.zeros(1)), jax.jit(guard.update)
+    state, update = guard.init(np.zeros(1, np.float32)), jax.jit(guard.update)
     for _ in range(3):
         optaxclip.stop_on_streak(state, max_consecutive=2)
-        _, state = update(jnp.array([9.0]), state)
+        _, state = update(np.array([9.0], np.float32), state)
     with pytest.raises(RuntimeError, match="gate has acted in each of the last 3 "):
         optaxclip.stop_on_streak(state, max_consecutive=2)
 
 
 def test_numbers_whose_norm_no_float_holds_are_judged_by_what_they_are():
-    large = {"a": jnp.full(9, 2e38)}
+    large = {"a": np.full(9, 2e38, np.float32)}
     for limit, skipped in ((jnp.inf, 0), (3e38, 1)):
         guard = optaxclip.skip_above(optax.identity(), limit)
         updates, state = guard.update(large, guard.init(large))
@@ -212,17 +214,32 @@ def test_numbers_whose_norm_no_float_holds_are_judged_by_what_they_are():
         np.testing.assert_array_equal(updates["a"], (1 - skipped) * large["a"])
 
 
+@cache
+def guarded_at(scope):
+    """The updates, and the memory before and after, under several thresholds."""
+
+    def guarded(threshold, given):
+        guard = optaxclip.skip_above(
+            optax.identity(), threshold, scope=getattr(scopes, scope)()
+        )
+        before = guard.init(given)
+        updates, state = guard.update(given, before)
+        return updates, before.memory, state.memory
+
+    thresholds = (jnp.inf, 100.0, Ema())
+    return jax.jit(lambda given: [guarded(limit, given) for limit in thresholds])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("scope", ["element", "unit", "tensor", "whole"])
 def test_what_is_not_finite_is_above_no_limit_at_all(scope, bad):
-    given = {"a": jnp.array([1.0, bad]), "b": jnp.full((2, 2), 5.0)}
-    scope = getattr(scopes, scope)()
-    for threshold in (jnp.inf, 100.0, Ema()):
-        guard = optaxclip.skip_above(optax.identity(), threshold, scope=scope)
-        before = guard.init(given)
-        updates, state = guard.update(given, before)
+    given = {
+        "a": np.array([1.0, bad], np.float32),
+        "b": np.full((2, 2), 5.0, np.float32),
+    }
+    for updates, before, after in guarded_at(scope)(given):
         assert not any(map(np.any, jax.tree.leaves(updates)))
-        assert jax.tree.all(jax.tree.map(np.array_equal, state.memory, before.memory))
+        assert jax.tree.all(jax.tree.map(np.array_equal, after, before))
 
 
 def test_stacked_layers_are_judged_one_by_one():
@@ -239,16 +256,19 @@ def test_stacked_layers_are_judged_one_by_one():
 def test_a_limit_may_look_at_the_parameters_and_at_the_loss():
     share = Share(0.5, floor=1e-3)
     guard = optaxclip.skip_above(optax.identity(), share, scope=scopes.tensor())
-    params, state = {"a": jnp.array([4.0])}, guard.init({"a": jnp.zeros(1)})
+    params, state = (
+        {"a": np.array([4.0], np.float32)},
+        guard.init({"a": np.zeros(1, np.float32)}),
+    )
     for gradient, skipped in ((1.9, 0), (2.1, 1)):
-        _, state = guard.update({"a": jnp.array([gradient])}, state, params)
+        _, state = guard.update({"a": np.array([gradient], np.float32)}, state, params)
         assert optaxclip.report(state)["skip_above/skipped"] == skipped
     with pytest.raises(ValueError, match="params"):
         guard.update(params, state)
     guard = optaxclip.skip_above(optax.identity(), Greedy(1.0, growth=2.0))
-    state = guard.init(jnp.zeros(1))
+    state = guard.init(np.zeros(1, np.float32))
     for loss, skipped in ((3.0, 1), (2.0, 0)):
-        _, state = guard.update(jnp.array([1.5]), state, value=loss)
+        _, state = guard.update(np.array([1.5], np.float32), state, value=loss)
         assert optaxclip.report(state)["skip_above/skipped"] == skipped
 
 
@@ -267,13 +287,15 @@ def test_what_is_no_limit_scope_or_norm_is_refused():
 
 def test_the_state_of_another_model_is_refused():
     guard = optaxclip.skip_above(optax.identity(), Ema(), scope=scopes.tensor())
-    state = guard.init({"a": jnp.zeros(2)})
+    state = guard.init({"a": np.zeros(2, np.float32)})
     with pytest.raises(ValueError, match="skip_above was given a state"):
-        guard.update({"a": jnp.zeros(2), "b": jnp.zeros(2)}, state)
+        guard.update(
+            {"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32)}, state
+        )
 
 
 def test_the_report_of_several_groups_names_them():
-    params = {"body": jnp.ones(2), "head": jnp.ones(3)}
+    params = {"body": np.ones(2, np.float32), "head": np.ones(3, np.float32)}
     guard = optaxclip.skip_above(optax.sgd(0.1), 5.0, scope=scopes.tensor())
     _, state = guard.update(params, guard.init(params), params)
     told = optaxclip.report(state, names=params)

@@ -123,7 +123,7 @@ def test_relative_updates_are_as_long_as_the_parameters():
 
 
 def test_a_floor_lets_parameters_of_zero_move():
-    params, updates = jnp.zeros(2), jnp.array([3.0, 4.0])
+    params, updates = np.zeros(2, np.float32), np.array([3.0, 4.0], np.float32)
     for floor, wanted in ((0.0, [0.0, 0.0]), (0.5, [0.3, 0.4])):
         clip = optaxclip.relative_update(floor=floor)
         found, _ = clip.update(updates, clip.init(params), params)
@@ -150,7 +150,7 @@ def test_rows_or_columns_have_norm_one_after_every_step(axis, dtype):
 def test_columns_have_root_mean_square_one_as_edm2_has_them():
     params = normal((40, 30), 0)
     bound = optaxclip.normalize_weights(ord=norms.rms)
-    updates, _ = bound.update(jnp.zeros_like(params), bound.init(params), params)
+    updates, _ = bound.update(np.zeros_like(params), bound.init(params), params)
     after = wide(optax.apply_updates(params, updates))
     np.testing.assert_allclose(np.sqrt((after**2).mean(0)), 1.0, rtol=1e-6)
 
@@ -160,7 +160,7 @@ def test_norms_of_weights_are_brought_into_a_band_from_both_sides():
     columns = wide(normal((20, 7), 0))
     params = jnp.asarray(columns / np.linalg.norm(columns, axis=0) * sizes, jnp.float32)
     bound = optaxclip.clip_weight_unit_norm(2.0, min_norm=0.5)
-    updates, state = bound.update(jnp.zeros_like(params), bound.init(params), params)
+    updates, state = bound.update(np.zeros_like(params), bound.init(params), params)
     after = optax.apply_updates(params, updates)
     found = np.linalg.norm(wide(after), axis=0)
     np.testing.assert_allclose(found, [0.0, 0.5, 0.5, 1.0, 2.0, 2.0, 2.0], rtol=1e-6)
@@ -171,7 +171,10 @@ def test_norms_of_weights_are_brought_into_a_band_from_both_sides():
 
 
 def test_a_band_of_weights_without_an_upper_edge_raises_alone():
-    params = {"small": jnp.full(4, 0.1), "large": jnp.full(4, 1e30)}
+    params = {
+        "small": np.full(4, 0.1, np.float32),
+        "large": np.full(4, 1e30, np.float32),
+    }
     bound = optaxclip.clip_weight_norm(jnp.inf, min_norm=1.0)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = bound.update(zeros, bound.init(params), params)

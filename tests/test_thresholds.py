@@ -111,7 +111,7 @@ def test_a_tree_may_hold_schedules_beside_numbers():
 
 
 def test_two_sides_have_two_limits():
-    updates = jnp.array([-3.0, -1.0, -0.0, 0.0, 1.0, 3.0])
+    updates = np.array([-3.0, -1.0, -0.0, 0.0, 1.0, 3.0], np.float32)
     clip = optaxclip.clipper(
         scopes.element(),
         norms.linf,
@@ -126,14 +126,19 @@ def test_two_sides_have_two_limits():
 
 
 def test_complex_numbers_have_no_sign_and_take_the_limit_above():
-    updates = jnp.array([-3 + 4j, 3 - 4j])
+    updates = np.array([-3 + 4j, 3 - 4j], np.complex64)
     clip = optaxclip.clip_value(1.0, min_value=-0.1)
     clipped = clipped_once(clip, updates)
     np.testing.assert_allclose(wide(clipped), wide(updates) / 5, rtol=1e-6)
 
 
 def test_the_limit_per_root_size_is_c_over_the_root_of_all_that_counts():
-    updates = {**UPDATES, "step": jnp.asarray(7), "none": None, "no": jnp.zeros(0)}
+    updates = {
+        **UPDATES,
+        "step": jnp.asarray(7),
+        "none": None,
+        "no": np.zeros(0, np.float32),
+    }
     count = sum(x.size for x in jax.tree.leaves(UPDATES))
     shown = limits_of(PerRootSize(Scheduled(by_step)), scopes.element(), updates)
     wanted = np.array([1, 0.5, 0.25]) / np.sqrt(count)
@@ -181,7 +186,7 @@ def test_a_share_is_of_the_norm_of_the_same_group_of_parameters(case, order):
 
 def test_a_share_of_zero_parameters_is_its_share_of_the_floor():
     clip = optaxclip.agc(0.5, floor=0.25)
-    params = {"w": jnp.zeros((3, 2)), "b": jnp.array([3.0, 4.0])}
+    params = {"w": np.zeros((3, 2), np.float32), "b": np.array([3.0, 4.0], np.float32)}
     updates = jax.tree.map(jnp.ones_like, params)
     clipped = clipped_once(clip, updates, params)
     norms_of_columns = np.linalg.norm(wide(clipped["w"]), axis=0)
@@ -282,7 +287,10 @@ def test_a_threshold_made_of_others_takes_numbers_but_no_class(argument, make):
 
 
 def test_two_sides_may_have_limits_of_their_own_for_each_leaf():
-    updates = {"b": jnp.array([5.0, -5.0]), "w": jnp.array([5.0, -5.0])}
+    updates = {
+        "b": np.array([5.0, -5.0], np.float32),
+        "w": np.array([5.0, -5.0], np.float32),
+    }
     clip = optaxclip.clip_value({"b": 1.0, "w": 2.0}, min_value=-0.5)
     clipped = clipped_once(clip, updates)
     np.testing.assert_array_equal(clipped["b"], [1.0, -0.5])

@@ -54,7 +54,10 @@ def test_the_norms_are_those_of_numpy_for_the_whole_and_for_each_leaf(order):
 
 
 def test_stacked_layers_are_measured_each():
-    stack = {"kernel": jnp.arange(1.0, 13).reshape(3, 2, 2), "out": jnp.ones(4)}
+    stack = {
+        "kernel": jnp.arange(1.0, 13).reshape(3, 2, 2),
+        "out": np.ones(4, np.float32),
+    }
     watch = optaxclip.watch(leading_axes={"kernel": 1, "out": 0}, ord=norms.rms)
     _, told = watched(watch, stack, params=stack)
     rows = np.sqrt(np.mean(np.square(wide(stack["kernel"])), axis=(1, 2)))
@@ -102,7 +105,7 @@ def test_without_params_to_watch_the_update_needs_none():
 
 @pytest.mark.parametrize("value", [3e38, 1e30, 1e-30])
 def test_norms_and_ratios_are_right_where_squares_are_not(value):
-    updates, params = jnp.full(4, value), jnp.full(4, value / 4)
+    updates, params = np.full(4, value, np.float32), np.full(4, value / 4, np.float32)
     _, told = watched(optaxclip.watch(), updates, params=params)
     largest = float(jnp.finfo(jnp.float32).max)
     wanted = min(2 * float(updates[0]), largest)
@@ -112,8 +115,16 @@ def test_norms_and_ratios_are_right_where_squares_are_not(value):
 
 
 def test_the_ratio_to_parameters_of_zero_is_zero_and_of_nan_is_nan():
-    updates = {"a": jnp.ones(2), "b": jnp.ones(2), "c": jnp.array([jnp.nan, 1])}
-    params = {"a": jnp.zeros(2), "b": jnp.array([jnp.nan, 1]), "c": jnp.ones(2)}
+    updates = {
+        "a": np.ones(2, np.float32),
+        "b": np.ones(2, np.float32),
+        "c": np.array([np.nan, 1], np.float32),
+    }
+    params = {
+        "a": np.zeros(2, np.float32),
+        "b": np.array([np.nan, 1], np.float32),
+        "c": np.ones(2, np.float32),
+    }
     _, told = watched(optaxclip.watch(), updates, params=params)
     assert told["watch/ratio/a"] == 0
     for key in ("ratio/b", "ratio/c", "update_norm/c", "update_norm"):
@@ -147,7 +158,11 @@ def test_what_makes_no_sense_is_refused_in_a_sentence():
     ("state", "error", "sentence"),
     [
         (None, TypeError, "^watch needs the state that its own init or update gave"),
-        (optaxclip.watch().init({"a": jnp.ones(2)}), ValueError, "init it with params"),
+        (
+            optaxclip.watch().init({"a": np.ones(2, np.float32)}),
+            ValueError,
+            "init it with params",
+        ),
         (optaxclip.watch(params=False).init(PARAMS), ValueError, "the same options"),
     ],
     ids=["none", "model", "options"],
