@@ -16,6 +16,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from quickly import jit_quickly
 from zoo import ONE_OF_EACH_SCOPE, STRATEGIES
 
 import optaxclip
@@ -50,13 +51,6 @@ CLIPS = {s.name: s.make(0.2) for s in STRATEGIES if s.name not in MAPS} | {
     "guard_around_a_chain": optaxclip.skip_nonfinite(
         optax.chain(optaxclip.clip_global_norm(0.2), optax.trace(0.9))
     ),
-}
-
-# Compiling is all that these tests cost.
-QUICKLY = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_parallel_codegen_split_count": 1,
-    "xla_llvm_disable_expensive_passes": True,
 }
 
 
@@ -122,7 +116,7 @@ def update_of(clips):
     def update(updates, states, params):
         return {k: t.update(updates, states[k], params) for k, t in clips.items()}
 
-    return jax.jit(update, compiler_options=QUICKLY)
+    return jit_quickly(update)
 
 
 # Explicit axes fail while a program is traced. Those that run there are one of each

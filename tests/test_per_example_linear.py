@@ -14,6 +14,7 @@ from per_example import (
     random,
     stacked_gradients,
 )
+from quickly import jit_quickly
 
 import optaxclip
 
@@ -101,7 +102,7 @@ def test_each_kind_is_clipped_like_its_gradients_and_in_its_way():
         kind: float(np.median(norms_of([g])))
         for kind, g in zip(sorted(PARAMS), gradients, strict=True)
     }
-    step = jax.jit(optaxclip.clipped_value_and_grad(loss, limits))
+    step = jit_quickly(optaxclip.clipped_value_and_grad(loss, limits))
     examples, grads = step(PARAMS, *batch)
     for kind, gradient in zip(sorted(PARAMS), gradients, strict=True):
         norms = norms_of([gradient])
