@@ -78,9 +78,13 @@ def main():
     print(f"The picture is in {args.output}.")
     best = sweep.best
 
-    weights = fit(best, inputs, targets)[0].kernel[...].squeeze(-1)
-    unclipped = fit(jnp.inf, inputs, targets)[0].kernel[...].squeeze(-1)
-    bounded = fit(best, inputs, targets, bound=1.0)[0].kernel[...].squeeze(-1)
+    @jax.jit
+    def weights_with(limit, bound=jnp.inf):
+        return fit(limit, inputs, targets, bound)[0].kernel[...].squeeze(-1)
+
+    weights = weights_with(best)
+    unclipped = weights_with(jnp.inf)
+    bounded = weights_with(best, bound=1.0)
     print(f"weights with c = {best:.2f}:", weights)
     print("weights without clipping:", unclipped)
     print("weights with parameters, not gradients, kept in [-1, 1]:", bounded)

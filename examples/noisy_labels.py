@@ -45,6 +45,7 @@ def broken_digits(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     return train, train_labels, broken, images[1280:], labels[1280:]
 
 
+@jax.jit
 def initial() -> Params:
     first, second = jax.random.split(jax.random.key(0))
     return {
@@ -146,7 +147,8 @@ def main() -> None:
     }
     for name, accuracies in curves.items():
         print(f"{name:22} accuracy {accuracies[-1]:.1%}")
-    norms = np.asarray(optaxclip.per_example_norms(loss)(initial(), images, labels))
+    measure = jax.jit(optaxclip.per_example_norms(loss))
+    norms = np.asarray(measure(initial(), images, labels))
     print(
         f"First gradients: broken images {np.median(norms[broken]):.0f}, whole ones "
         f"{np.median(norms[~broken]):.1f} (medians)."

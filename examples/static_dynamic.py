@@ -51,6 +51,7 @@ class MLP(nnx.Module):
         return self.output(nnx.relu(self.hidden(inputs))).squeeze(-1)
 
 
+@jax.jit
 def draw_data(key, broken):
     """Draw inputs and targets; a share `broken` of the targets is off by 30 or so."""
     input_key, where_key, error_key = jax.random.split(key, 3)
@@ -105,7 +106,7 @@ def main():
     print("            limit: first, last   clipped   test error")
     for name, clip in CLIPS.items():
         model, report = train(clip, *train_data)
-        errors[name] = mean_squared_error(model, *test_data)
+        errors[name] = nnx.jit(mean_squared_error)(model, *test_data)
         told = {key.rpartition("/")[2]: numbers for key, numbers in report.items()}
         limits, share = told["limit"], told["clipped_fraction"].mean()
         print(f"{name:10} {limits[0]:13.2f}, {limits[-1]:4.2f}", end=" ")
