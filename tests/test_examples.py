@@ -435,7 +435,9 @@ def test_the_transformer_predicts_each_character_from_the_ones_before(monkeypatc
     for name, value in {"LAYERS": 1, "WIDTH": 16}.items():
         monkeypatch.setattr(example, name, value)
     random = np.random.default_rng(0)
-    model, shapes = nnx.split(nnx.eval_shape(lambda: example.Transformer(5, nnx.Rngs(0))))
+    model, shapes = nnx.split(
+        nnx.eval_shape(lambda: example.Transformer(5, nnx.Rngs(0)))
+    )
     params = jax.tree.map(lambda x: np.float32(random.normal(size=x.shape)), shapes)
     rows = random.integers(0, 5, (1, example.CONTEXT + 1))
     other = rows.copy()

@@ -159,7 +159,9 @@ def test_in_pmap_a_prefix_tree_of_names_counts_every_leaf_once():
 def test_weights_are_bounded_by_the_fan_in_of_the_whole_kernel():
     params = {"kernel": 9 * TREE["kernel"], "bias": 9 * TREE["bias"]}
     zeros = jax.tree.map(jnp.zeros_like, params)
-    want = jit_quickly(partial(once, optaxclip.clip_weights_to_init(1.0)))(zeros, params)
+    want = jit_quickly(partial(once, optaxclip.clip_weights_to_init(1.0)))(
+        zeros, params
+    )
     for kernel, bias in (P(("x", "y")), P()), (P("x", "y"), P("y")), (P(), P()):
         specs = {"kernel": kernel, "bias": bias}
         clip = optaxclip.clip_weights_to_init(1.0, axis_name=specs)
