@@ -1,6 +1,6 @@
 """Open traced programs; only this module depends on how JAX versions differ there."""
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
@@ -26,14 +26,27 @@ def is_call(eqn: JaxprEqn) -> bool:
     return any(isinstance(getattr(each, "jaxpr", each), Jaxpr) for each in found)
 
 
+def named(eqn: JaxprEqn) -> tuple[str, Mapping[str, Any]]:
+    """Return the name and the parameters of an equation's primitive.
+
+    With `jax_remat3` a checkpoint is an object that one primitive calls for many kinds.
+    """
+    called = eqn.params.get("_prim")
+    if called is None:
+        return eqn.primitive.name, eqn.params
+    return type(called).__name__, getattr(called, "params", {})
+
+
 def holds_program(eqn: JaxprEqn) -> bool:
     """Return whether `program_of` knows the parameter that holds the program."""
-    return "jaxpr" in eqn.params or "call_jaxpr" in eqn.params
+    _, params = named(eqn)
+    return "jaxpr" in params or "call_jaxpr" in params
 
 
 def program_of(eqn: JaxprEqn) -> TracedProgram:
     """Return the program that a call evaluates once, whichever parameter holds it."""
-    return eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
+    _, params = named(eqn)
+    return params["jaxpr" if "jaxpr" in params else "call_jaxpr"]
 
 
 def evaluate(eqn: JaxprEqn, values: Sequence[Any], **changed: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from quickly import jit_quickly
 
 
 def stacked_gradients(loss, params, batch, in_axes=None, has_aux=False):
@@ -17,7 +18,7 @@ def values_and_gradients(loss, params, batch, in_axes=None, has_aux=False):
     if in_axes is None:
         oracle = _oracle(loss, len(batch), has_aux)
     else:
-        oracle = jax.jit(jax.vmap(_both(loss, has_aux), (None, *in_axes)))
+        oracle = jit_quickly(jax.vmap(_both(loss, has_aux), (None, *in_axes)))
     values, found = oracle(params, *batch)
     return values, [np.asarray(g, np.float64) for g in jax.tree.leaves(found)]
 
@@ -29,7 +30,7 @@ def _both(loss, has_aux):
 @cache
 def _oracle(loss, arguments, has_aux):
     """Compiled once for each loss."""
-    return jax.jit(jax.vmap(_both(loss, has_aux), (None, *(0,) * arguments)))
+    return jit_quickly(jax.vmap(_both(loss, has_aux), (None, *(0,) * arguments)))
 
 
 def norms_of(gradients):

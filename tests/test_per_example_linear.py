@@ -14,6 +14,7 @@ from per_example import (
     random,
     stacked_gradients,
 )
+from quickly import jit_quickly
 
 import optaxclip
 from optaxclip.per_example import sums
@@ -102,7 +103,7 @@ def test_each_kind_is_clipped_like_its_gradients_and_in_its_way():
         kind: float(np.median(norms_of([g])))
         for kind, g in zip(sorted(PARAMS), gradients, strict=True)
     }
-    step = jax.jit(optaxclip.clipped_value_and_grad(loss, limits))
+    step = jit_quickly(optaxclip.clipped_value_and_grad(loss, limits))
     examples, grads = step(PARAMS, *batch)
     for kind, gradient in zip(sorted(PARAMS), gradients, strict=True):
         norms = norms_of([gradient])
@@ -201,11 +202,11 @@ def test_tracing_grows_with_the_program_and_not_with_the_paths_through_it():
         equations(
             jax.make_jaxpr(optaxclip.clipped_grad(growing(steps), 1.0))(params, x)
         )
-        for steps in (10, 20)
+        for steps in (6, 12)
     ]
     assert counts[1] < 3 * counts[0]
-    gradients = stacked_gradients(growing(20), params, (x,))
-    grads = jax.jit(optaxclip.clipped_grad(growing(20), 1.0))(params, x)
+    gradients = stacked_gradients(growing(6), params, (x,))
+    grads = jax.jit(optaxclip.clipped_grad(growing(6), 1.0))(params, x)
     assert distance(grads, clipped_mean(gradients, 1.0)) < 1e-5
 
 
@@ -227,7 +228,8 @@ def test_a_derivative_of_the_clipped_gradient_keeps_custom_rules():
         return jnp.sum(rounded(x * w) ** 2)
 
     x, w = jnp.asarray([[1.3, 2.6], [0.4, 3.1]]), jnp.asarray([1.7, 0.9])
-    slope = jax.grad(lambda w: jnp.sum(optaxclip.clipped_grad(straight, 1e9)(w, x)))(w)
+    total = lambda w: jnp.sum(optaxclip.clipped_grad(straight, 1e9)(w, x))  # noqa: E731
+    slope = jax.jit(jax.grad(total))(w)
     np.testing.assert_allclose(slope, np.mean(2 * np.square(x), axis=0), rtol=1e-6)
 
 
@@ -255,22 +257,32 @@ REMATERIALIZED = {"head": random(2, 16, 8), "layers": LAYERS}
 INPUTS = random(3, 6, 4, 16)
 
 
+@jax.jit
+def in_two_passes(scale, limits, x):
+    """The one program of the tests below."""
+
+    def scaled(params, x):
+        return rematerialized(params, x) * scale
+
+    return optaxclip.clipped_value_and_grad(scaled, limits)(REMATERIALIZED, x)
+
+
+HEAD, *OF_LAYERS = stacked_gradients(rematerialized, REMATERIALIZED, (INPUTS,))
+NORMS = {"head": norms_of([HEAD]), "layers": norms_of(OF_LAYERS)}
+LIMITS = {name: float(np.median(norms)) for name, norms in NORMS.items()}
+
+
 @pytest.mark.parametrize("broken", [None, 0, 4])
 def test_a_loss_that_rematerializes_is_clipped_in_two_passes(broken):
-    gradients = stacked_gradients(rematerialized, REMATERIALIZED, (INPUTS,))
-    head, layers = norms_of(gradients[:1]), norms_of(gradients[1:])
-    limits = {"head": float(np.median(head)), "layers": float(np.median(layers))}
-    both = jax.jit(optaxclip.clipped_value_and_grad(rematerialized, limits))
     x, good = np.array(INPUTS), np.ones(6)
     if broken is not None:
         x[broken, 0, 0], good[broken] = np.nan, 0
-    examples, grads = both(REMATERIALIZED, x)
-    for name, norms in (("head", head), ("layers", layers)):
+    examples, grads = in_two_passes(1.0, LIMITS, x)
+    for name, norms in NORMS.items():
         found = np.asarray(examples.norm[name])[good == 1]
         np.testing.assert_allclose(found, norms[good == 1], rtol=1e-5)
-    factors = [np.minimum(1, limits["head"] / head) * good]
-    factors += [np.minimum(1, limits["layers"] / layers) * good] * 2
-    pairs = zip(factors, gradients, strict=True)
+    factors = {k: np.minimum(1, LIMITS[k] / NORMS[k]) * good for k in NORMS}
+    pairs = [(factors["head"], HEAD), *((factors["layers"], g) for g in OF_LAYERS)]
     wanted = [np.einsum("n,n...->...", f, g) / 6 for f, g in pairs]
     assert distance(grads, wanted) < 1e-5
 
@@ -279,14 +291,11 @@ def test_two_passes_hold_nothing_of_a_layer_and_measure_extremes():
     grad = optaxclip.clipped_grad(rematerialized, 1.0)
     program = str(jax.make_jaxpr(grad)(REMATERIALIZED, INPUTS))
     assert "f32[3,6,4,24]" not in program  # cotangents of all layers
-    gradients = stacked_gradients(rematerialized, REMATERIALIZED, (INPUTS,))
     for scale in (1e-25, 1e25):
-
-        def extreme(params, x, scale=scale):
-            return rematerialized(params, x) * scale
-
-        norms = jax.jit(optaxclip.per_example_norms(extreme))(REMATERIALIZED, INPUTS)
-        np.testing.assert_allclose(norms / scale, norms_of(gradients), rtol=1e-5)
+        examples, _ = in_two_passes(scale, LIMITS, INPUTS)
+        for name, norms in NORMS.items():
+            found = np.asarray(examples.norm[name], np.float64) / scale
+            np.testing.assert_allclose(found, norms, rtol=1e-5)
 
 
 def narrowed(dtype):
@@ -317,12 +326,9 @@ def test_a_large_denominator_does_not_underflow_in_layers_of_float16():
 
 
 def test_two_passes_shrink_large_gradients_to_small_limits():
-    def large(params, x):
-        return rematerialized(params, x) * 1e24
-
-    gradients = stacked_gradients(large, REMATERIALIZED, (INPUTS,))
-    grads = jax.jit(optaxclip.clipped_grad(large, 1e-18))(REMATERIALIZED, INPUTS)
-    assert distance(grads, clipped_mean(gradients, 1e-18)) < 1e-5
+    _, grads = in_two_passes(1e24, dict.fromkeys(LIMITS, 1e-18), INPUTS)
+    parts = clipped_mean([HEAD], 1e-42), clipped_mean(OF_LAYERS, 1e-42)
+    assert distance(grads, [g * 1e24 for part in parts for g in part]) < 1e-5
 
 
 def hinge(w, x):

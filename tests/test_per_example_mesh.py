@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from per_example import clipped_mean, distance, norms_of, random, values_and_gradients
+from quickly import jit_quickly
 
 import optaxclip
 
@@ -45,22 +46,33 @@ def placed(mesh):
 
 
 # All, two examples on each device, and fewer examples than devices.
-@pytest.mark.parametrize("microbatch_size", [None, 4, 1])
+MICROBATCHES = (None, 4, 1)
+
+
+@jit_quickly
+def in_microbatches(params, *batch):
+    """What is clipped at each size, as one program."""
+    return [
+        optaxclip.clipped_value_and_grad(
+            loss, LIMIT, has_aux=True, in_axes=AXES, microbatch_size=size
+        )(params, *batch)
+        for size in MICROBATCHES
+    ]
+
+
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
-def test_a_batch_on_a_mesh_is_clipped_as_on_one_device(axis_type, microbatch_size):
-    both = optaxclip.clipped_value_and_grad(
-        loss, LIMIT, has_aux=True, in_axes=AXES, microbatch_size=microbatch_size
-    )
+def test_a_batch_on_a_mesh_is_clipped_as_on_one_device(axis_type):
     mesh = mesh_of(axis_type)
     with jax.set_mesh(mesh):
-        examples, grads = jax.jit(both)(*placed(mesh))
-    assert distance(grads, clipped_mean(GRADIENTS, LIMIT)) < 1e-5
-    np.testing.assert_allclose(examples.norm, NORMS, rtol=1e-5)
-    np.testing.assert_allclose(examples.value, VALUES, rtol=1e-5)
-    np.testing.assert_allclose(examples.aux, HIDDEN, rtol=1e-5, atol=1e-6)
-    if axis_type == AxisType.Explicit:
-        found = [x.sharding.spec for x in (examples.norm, grads["w"], grads["v"])]
-        assert found == [P("data"), P(None, "model"), P("model", None)]
+        found = in_microbatches(*placed(mesh))
+    for size, (examples, grads) in zip(MICROBATCHES, found, strict=True):
+        assert distance(grads, clipped_mean(GRADIENTS, LIMIT)) < 1e-5, size
+        np.testing.assert_allclose(examples.norm, NORMS, rtol=1e-5)
+        np.testing.assert_allclose(examples.value, VALUES, rtol=1e-5)
+        np.testing.assert_allclose(examples.aux, HIDDEN, rtol=1e-5, atol=1e-6)
+        if axis_type == AxisType.Explicit:
+            kept = [x.sharding.spec for x in (examples.norm, grads["w"], grads["v"])]
+            assert kept == [P("data"), P(None, "model"), P("model", None)], size
 
 
 FURTHER = {
@@ -85,7 +97,7 @@ def test_parameters_may_lie_along_the_axis_of_the_examples(axis_type, layout):
     options = {"has_aux": True, "in_axes": AXES}
     mean = optaxclip.clip_per_example(LIMIT)
 
-    @jax.jit
+    @jit_quickly
     def run(stacked, params, *batch):
         return (
             optaxclip.clipped_value_and_grad(loss, LIMIT, **options)(params, *batch)[1],
@@ -107,7 +119,7 @@ def test_parameters_may_lie_along_the_axis_of_the_examples(axis_type, layout):
 def test_norms_are_measured_on_explicit_axes_where_no_mesh_is_set():
     norms = optaxclip.per_example_norms(loss, has_aux=True, in_axes=AXES)
     given = placed(mesh_of(AxisType.Explicit))
-    np.testing.assert_allclose(jax.jit(norms)(*given), NORMS, rtol=1e-5)
+    np.testing.assert_allclose(jit_quickly(norms)(*given), NORMS, rtol=1e-5)
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
@@ -116,7 +128,7 @@ def test_microbatches_leave_the_examples_on_their_devices(axis_type):
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",), axis_types=(axis_type,))
     batch = jax.device_put((X.T, jnp.ones((16, 2))), NamedSharding(mesh, P("data")))
     params = jax.device_put(PARAMS, NamedSharding(mesh, P()))
-    text = jax.jit(grad).lower(params, *batch).compile().as_text() or ""
+    text = jit_quickly(grad).lower(params, *batch).compile().as_text() or ""
     assert "all-reduce" in text
     for gathered in ("all-gather", "all-to-all", "collective-permute"):
         assert gathered not in text
@@ -134,7 +146,7 @@ def test_parameters_spread_like_the_batch_are_gathered_once_as_for_the_plain_gra
         return jnp.mean(jax.vmap(of_one, (None, 0))(params, x))
 
     def gathered(gradient):
-        text = jax.jit(gradient).lower(params, x).compile().as_text() or ""
+        text = jit_quickly(gradient).lower(params, x).compile().as_text() or ""
         return len(re.findall(r"= f32\[64,64\]\S* all-gather\(", text))
 
     assert gathered(optaxclip.clipped_grad(of_one, 1.0)) == gathered(jax.grad(mean)) > 0

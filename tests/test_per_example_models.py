@@ -14,6 +14,7 @@ from per_example import (
     values_and_gradients,
 )
 from per_example_models import MODELS, lstm, mlp, tied
+from quickly import jit_quickly
 
 import optaxclip
 
@@ -45,7 +46,7 @@ def test_gradients_and_norms_equal_those_of_every_example_clipped(model):
     loss, params, batch, values, gradients = example(model)
     norms = norms_of(gradients)
 
-    @jax.jit
+    @jit_quickly
     def step(limit, params, *batch):
         return optaxclip.clipped_value_and_grad(loss, limit)(params, *batch)
 
@@ -70,6 +71,6 @@ def test_bfloat16_parameters_keep_their_type_and_are_summed_up_in_float32(model)
 
     gradients = stacked_gradients(loss, wide, batch)
     limit = float(np.median(norms_of(gradients)))
-    grads = jax.jit(optaxclip.clipped_grad(mixed, limit))(narrow, *batch)
+    grads = jit_quickly(optaxclip.clipped_grad(mixed, limit))(narrow, *batch)
     assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
     assert distance(grads, clipped_mean(gradients, limit)) < 2**-8

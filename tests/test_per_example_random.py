@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from per_example import clipped_mean, distance, norms_of, random, stacked_gradients
+from quickly import jit_quickly
 
 import optaxclip
 
@@ -86,7 +87,7 @@ def test_random_programs_equal_every_example_clipped(steps):
     norms = norms_of(gradients)
     limit = float(np.median(norms))
     clip = optaxclip.clipped_value_and_grad(loss, limit)
-    examples, grads = jax.jit(clip)(PARAMS, *batch)
+    examples, grads = jit_quickly(clip)(PARAMS, *batch)
     np.testing.assert_allclose(examples.norm, norms, rtol=1e-5, atol=1e-6)
     if limit > 0:
         assert distance(grads, clipped_mean(gradients, limit)) < 1e-5

@@ -234,7 +234,7 @@ def test_qk_clip_differs_from_that_of_maxtext_by_as_little_as_the_page_says():
     shares = optaxclip.attention.latent_attention_shares("wq_b", "wkv_b", plain)
     clip = optaxclip.attention.qk_clip(limit, shares=shares)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = clip.update(
+    updates, _ = jax.jit(clip.update)(
         zeros, clip.init(params), params, max_logits=jnp.asarray(logits, jnp.float32)
     )
     ours = wide(optax.apply_updates(params, updates))
@@ -249,9 +249,10 @@ def test_qk_clip_differs_from_that_of_maxtext_by_as_little_as_the_page_says():
 
 def test_watch_differs_from_a_norm_in_bfloat16_by_what_the_page_says():
     clip, most, own = optaxclip.watch(params=False), 0.0, 0.0
+    update = jax.jit(clip.update)
     for grads in STEPS:
         grads = jax.tree.map(lambda x: x.astype(jnp.bfloat16), grads)
-        _, state = clip.update(grads, clip.init(grads))
+        _, state = update(grads, clip.init(grads))
         ours = wide(optaxclip.report(state)["watch/update_norm/each"])
         theirs = [jnp.linalg.norm(jnp.ravel(x)) for x in jax.tree.leaves(grads)]
         truth = np.array([norm(x) for x in jax.tree.leaves(wide(grads))])

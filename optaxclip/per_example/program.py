@@ -16,6 +16,7 @@ from optaxclip.jaxprs import (
     evaluate,
     holds_program,
     is_call,
+    named,
     opened,
     program_of,
 )
@@ -30,13 +31,13 @@ from optaxclip.per_example.calls import (
     Value,
 )
 
+REMATERIALIZING = ("checkpoint", "remat2", "RematTraced")  # the last with jax_remat3
 WRITTEN_OUT = (
     "jit",
     "pjit",  # The name before JAX 0.7.2.
     "closed_call",
     "eval_jaxpr",  # Replaces closed_call in JAX 0.11.1.
-    "checkpoint",
-    "remat2",
+    *REMATERIALIZING,
 )
 
 
@@ -82,9 +83,10 @@ class Program:
 
         for eqn in jaxpr.eqns:
             given = tuple(map(read, eqn.invars))
-            if eqn.primitive.name in WRITTEN_OUT and holds_program(eqn):
-                self.rematerializes |= eqn.primitive.name in ("checkpoint", "remat2")
-                if eqn.params.get("prevent_cse", False):
+            name, params = named(eqn)
+            if name in WRITTEN_OUT and holds_program(eqn):
+                self.rematerializes |= name in REMATERIALIZING
+                if params.get("prevent_cse", False):
                     given = self._kept_apart(given)
                 outputs = self._write_out(program_of(eqn), given)
             else:
