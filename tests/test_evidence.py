@@ -91,9 +91,11 @@ def test_counts_and_ranges_of_rates_are_told_as_they_were(found):
     tensor, whole, spectral = (
         width["convolutional32", name] for name in ("tensor", "global", "spectral")
     )
-    assert f"over a factor of {tensor} by tensor, {whole} as a whole and" in guide
-    assert f"over a factor of {spectral}, by the norm of the whole {whole} " in guide
-    assert f"over a factor of {width['recurrent50', 'clippy']}, no clip" in guide
+    told = f"a factor of {tensor} when clipped by tensor, {whole} when clipped as a"
+    assert f"good learning rates span {told} whole" in guide
+    told = f"a factor of {spectral}; by the norm of the whole, {whole} "
+    assert f"good rates span {told}" in guide
+    assert f"that span a factor of {width['recurrent50', 'clippy']}; without" in guide
 
 
 def test_how_far_other_seeds_agree_is_told_as_it_was(found):
