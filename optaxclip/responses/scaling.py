@@ -87,7 +87,8 @@ class _Normalize(Scaling):
     def reach(self, magnitude: Number, limit: Number) -> Number:
         left = (magnitude == 0) | (limit == jnp.inf)
         safe = jnp.where(left, jnp.ones_like(magnitude), magnitude)
-        reached = limit * (safe / (safe + self.gamma))
+        # Without gamma the quotient is 1, but its derivative would overflow.
+        reached = limit * (safe / (safe + self.gamma)) if self.gamma else limit
         return jnp.where(left, magnitude, loud(magnitude, reached))
 
     def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
