@@ -159,6 +159,12 @@ def test_slopes_of_slopes_are_zero_where_nothing_bends():
         assert np.isfinite(turned).all()
 
 
+def test_auto_s_raises_a_group_far_below_gamma_to_a_large_limit():
+    value, scale, limit = jnp.asarray([1.0, 2.0**109, 1e25])  # A group of 2^-109.
+    first, second = responses.auto_s(0.01).weigh(value, scale, limit)
+    np.testing.assert_allclose(first * second, 1e27, rtol=1e-6)
+
+
 def test_a_tiny_number_that_is_normalized_has_no_slope():
     def signed(x):
         return respond(responses.normalize, x, 2.0, scopes.element()).sum()

@@ -93,6 +93,10 @@ class _Normalize(Scaling):
 
     def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
         left = (value == 0) | (limit == jnp.inf)
+        if self.gamma:  # Beside a larger gamma a magnitude may underflow.
+            faint = value < self.gamma * scale
+            value = jnp.where(faint, value / scale, value)
+            scale = _unless(faint, scale)
         raised = value + self.gamma * scale
         # A large limit times the scale of a tiny group would overflow.
         maxexp = jnp.finfo(value.dtype).maxexp
