@@ -227,6 +227,16 @@ def test_float64_is_measured_in_float64():
                 np.testing.assert_allclose(got, wanted, rtol=1e-14, err_msg=name)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
+def test_float32_is_measured_in_float32_where_jax_has_float64(dtype):
+    with jax.enable_x64(True):
+        x = np.full(17, 1e20, dtype)  # A shape of its own: traces are kept.
+        found = magnitudes(x, ("l1", "l2"))
+    for name, (value, scale) in found.items():
+        assert value.dtype == np.float32
+        np.testing.assert_allclose(value / scale, oracle(name, wide(x)), rtol=1e-6)
+
+
 def slope(name, x):
     """The closed form of the derivative, as jax.grad gives it for complex numbers."""
     if ORDERS[name] == np.inf:

@@ -146,6 +146,33 @@ def test_a_curve_has_slope_one_at_zero(curve, formula):
             assert slope(sign, limit) == 1
 
 
+def test_slopes_of_slopes_are_zero_where_nothing_bends():
+    def slope(x, limit):
+        soft = partial(respond, responses.soften(responses.tanh))
+        return jax.grad(lambda *given: soft(*given)[0], (0, 1))(x, limit)
+
+    x = f32([3, -4])
+    bends = jax.jit(lambda x, limit: jax.jvp(partial(slope, limit=limit), (x,), (x,)))
+    for size, limit in ((1.0, np.inf), (1e30, 1.0)):
+        (_, by_limit), (turned, _) = bends(np.float32(size) * x, limit)
+        np.testing.assert_allclose(by_limit, 0.0 if size == 1 else 0.6, rtol=1e-6)
+        assert np.isfinite(turned).all()
+
+
+def test_auto_s_raises_a_group_far_below_gamma_to_a_large_limit():
+    value, scale, limit = jnp.asarray([1.0, 2.0**109, 1e25])  # A group of 2^-109.
+    first, second = responses.auto_s(0.01).weigh(value, scale, limit)
+    np.testing.assert_allclose(first * second, 1e27, rtol=1e-6)
+
+
+def test_a_tiny_number_that_is_normalized_has_no_slope():
+    def signed(x):
+        return respond(responses.normalize, x, 2.0, scopes.element()).sum()
+
+    x = f32([1e-30, -1e-25, 3.0])
+    np.testing.assert_array_equal(jax.grad(signed)(x), np.zeros(3))
+
+
 @every_curve
 def test_the_slope_of_a_curve_is_that_of_its_formula(curve, formula):
     x = np.geomspace(1e-3, 30, 25).astype(np.float32)

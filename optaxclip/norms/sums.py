@@ -97,7 +97,8 @@ class PowerNorm:
         def held(part: Number) -> Number:
             return jax.lax.clamp(-largest, part * scale, largest)
 
-        largest = 2.0 ** (jnp.finfo(x.dtype).maxexp - 2)
+        finfo = jnp.finfo(x.dtype)
+        largest = finfo.dtype.type(2.0 ** (finfo.maxexp - 2))
         return self._power_of_parts(held, x)
 
     def _power_of_parts(self, change: Callable[[Number], Number], x: Leaf) -> Number:
@@ -115,7 +116,10 @@ class PowerNorm:
         """See `Norm.measure`."""
         if not groups.leaves or not groups.local:
             return self._in_one_pass(groups)
-        return by_platform(self._in_one_pass, self._with_a_look, self._again)(groups)
+        measured = by_platform(self._in_one_pass, self._with_a_look, self._again)
+        size = measured(groups)
+        # A tangent of 0 times an infinite limit would be NaN.
+        return size._replace(scale=jax.lax.stop_gradient(size.scale))
 
     def _roots(self, groups: Groups, total: PerGroup) -> PerGroup:
         mean = self._mean(groups, total)

@@ -80,5 +80,5 @@ class _Clamp(Pointwise):
         return jnp.clip(leaf, -limit, limit)
 
 
-clamp: Response = _Clamp(jnp.minimum, "responses.clamp")
+clamp: Pointwise = _Clamp(jnp.minimum, "responses.clamp")
 """Clip the modulus of every number of a group to the group's limit."""

@@ -87,11 +87,16 @@ class _Normalize(Scaling):
     def reach(self, magnitude: Number, limit: Number) -> Number:
         left = (magnitude == 0) | (limit == jnp.inf)
         safe = jnp.where(left, jnp.ones_like(magnitude), magnitude)
-        reached = limit * (safe / (safe + self.gamma))
+        # Without gamma the quotient is 1, but its derivative would overflow.
+        reached = limit * (safe / (safe + self.gamma)) if self.gamma else limit
         return jnp.where(left, magnitude, loud(magnitude, reached))
 
     def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
         left = (value == 0) | (limit == jnp.inf)
+        if self.gamma:  # Beside a larger gamma a magnitude may underflow.
+            faint = value < self.gamma * scale
+            value = jnp.where(faint, value / scale, value)
+            scale = _unless(faint, scale)
         raised = value + self.gamma * scale
         # A large limit times the scale of a tiny group would overflow.
         maxexp = jnp.finfo(value.dtype).maxexp

@@ -39,9 +39,10 @@ class _Soften(Scaling):
         return f"responses.soften({self.curve})"
 
     def _part(self, size: Number, bound: Number) -> Number:
-        none = bound == 0
-        part = size / jnp.where(none, jnp.ones_like(bound), bound)
-        return jnp.where(none | (part > _FAR), _FAR, part)
+        far = size > _FAR * bound
+        # The derivative of what is not taken must be finite, too.
+        part = size / jnp.where(far | (bound == 0), jnp.ones_like(bound), bound)
+        return jnp.where(far, _FAR, part)
 
     def reach(self, magnitude: Number, limit: Number) -> Number:
         part = self._part(magnitude, limit)
