@@ -53,7 +53,7 @@ def by_platform(
     return function
 
 
-@functools.lru_cache
+@functools.lru_cache  # Otherwise each use would trace the function twice.
 def _results(
     function: Function, tree: Any, *arrays: ShapedArray
 ) -> tuple[Any, Sequence[ShapedArray]]:

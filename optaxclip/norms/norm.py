@@ -60,9 +60,8 @@ class Norm(Protocol):
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def measure(norm: Norm, groups: Groups) -> Magnitude:
     """Measure every group in at least float32."""
-    if (
-        groups.pointwise and not groups.complex
-    ):  # Any norm of one number is its modulus.
+    if groups.pointwise and not groups.complex:
+        # Any norm of one number is its modulus.
         return Magnitude(groups.max(modulus), jnp.ones((), groups.dtype))
     return norm.measure(groups)
 

@@ -18,12 +18,12 @@ def loud(magnitude: Number, result: Number) -> Number:
 
 
 def ratio_of(value: Number, scale: Number, limit: Number) -> tuple[Number, Number]:
-    """Return limit * scale / value as two factors, whose product may underflow.
+    """Return limit * scale / value as two factors; as one it might underflow.
 
-    Where a group was scaled down, a large limit can be scaled down like it. A small one
-    would underflow, so that the scale itself is the first factor, which is 1 elsewhere.
-    No group that was scaled down is within a small limit: 2^30 in float32, while the
-    mean of n moduli is at least 2^64 / n if they were scaled down.
+    Where a group was scaled down, a large limit can be scaled down with it. A small one
+    would underflow, so the scale itself becomes the first factor, which is 1 elsewhere.
+    Small means below 2^30 in float32, so no group that was scaled down is within such a
+    limit: even the mean of 2^33 moduli that were is 2^31.
     """
     one = jnp.ones((), scale.dtype)
     small = limit < 2.0 ** (jnp.finfo(value.dtype).maxexp * 15 // 64)
@@ -98,10 +98,10 @@ class _Normalize(Scaling):
             value = jnp.where(faint, value / scale, value)
             scale = _unless(faint, scale)
         raised = value + self.gamma * scale
-        # A large limit times the scale of a tiny group would overflow.
+        # A large limit times the scale of a tiny group, 2^72 in float32, may overflow.
         maxexp = jnp.finfo(value.dtype).maxexp
-        overflows = (scale > 1) & (limit > 2.0 ** (maxexp // 4))
-        unit = jnp.where(overflows, 2.0 ** (maxexp // 2), 1)
+        large = (scale > 1) & (limit > 2.0 ** (maxexp // 4))
+        unit = jnp.where(large, 2.0 ** (maxexp // 2), 1)
         first, second = ratio_of(_unless(left, raised), scale, limit / unit)
         return first, _unless(left, second * unit)
 
