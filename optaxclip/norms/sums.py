@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool
 
 from optaxclip.groups import Groups, PerGroup, map_groups
 from optaxclip.norms.norm import Magnitude, root, unscaled
-from optaxclip.numbers import Leaf, Number, modulus, multiply
+from optaxclip.numbers import Leaf, Number, modulus
 from optaxclip.platforms import by_platform
 
 
@@ -89,7 +89,13 @@ class PowerNorm:
         return jnp.square(x)
 
     def _scaled_power(self, x: Leaf, scale: Number) -> Number:
-        return self._power(multiply(x, scale))
+        # XLA squares a scale that it knows separately, which overflows, and removes a
+        # modulus; it keeps this maximum. On CPUs it fuses the maximum with the sum, but
+        # not a clamp.
+        def scaled(part: Number) -> Number:
+            return jnp.maximum(part * scale, -(part * scale))
+
+        return self._power_of_parts(scaled, x)
 
     def _held_power(self, x: Leaf, scale: Number) -> Number:
         # Sums at an unsuitable scale are not picked. But their derivative, that of a
