@@ -73,7 +73,7 @@ def varying(group: jax.ShapeDtypeStruct, axes: frozenset[str]) -> jax.ShapeDtype
 
 
 def on_its_mesh(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Name the mesh of a shape, which JAX forgets where some axes are left to XLA."""
+    """Name the mesh in a shape; JAX leaves it out where some axes are left to XLA."""
     if shape.sharding is not None or not varying_axes(shape):
         return shape
     mesh = jax.sharding.get_abstract_mesh()

@@ -30,7 +30,7 @@ def dtypes(tree):
     return jax.tree.map(lambda x: x.dtype, tree)
 
 
-@every_kind
+@every_strategy
 def test_each_leaf_keeps_its_dtype(strategy):
     updates = mixed_tree()
     for limit in (0.5, 0.0):

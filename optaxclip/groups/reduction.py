@@ -1,4 +1,4 @@
-"""Sums and maxima: between leaves, within a leaf, and across a mesh."""
+"""Sums, maxima and minima: between leaves, within a leaf, and across a mesh."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -86,3 +86,4 @@ class Reduction(Combination):
 
 SUM = Reduction(jnp.add, jnp.sum, jax.lax.psum)
 MAX = Reduction(jnp.maximum, jnp.max, jax.lax.pmax)
+MIN = Reduction(jnp.minimum, jnp.min, jax.lax.pmin)

@@ -15,7 +15,7 @@ from optaxclip import norms, responses, scopes
 from optaxclip.arguments import check_decay, check_nonnegative, check_steps
 from optaxclip.clipper import clipper
 from optaxclip.groups import Groups, PerGroup, map_groups
-from optaxclip.groups.reduction import MAX, SUM
+from optaxclip.groups.reduction import MAX, MIN, SUM
 from optaxclip.leaves import AxisName
 from optaxclip.norms import Magnitude
 from optaxclip.norms.norm import root, unscaled
@@ -112,7 +112,7 @@ def _together(groups: Groups, size: Magnitude) -> Magnitude:
     values, scales = map(jax.tree.leaves, size)
     if not values:
         return unscaled(jnp.zeros((), jnp.float32))
-    scale = -groups.combine(MAX, [-s for s in jax.lax.stop_gradient(scales)])
+    scale = groups.combine(MIN, jax.lax.stop_gradient(scales))
     scaled = [v * (scale / s) for v, s in zip(values, scales, strict=True)]
     # It cancels out of the derivative, and maxima across a mesh have none.
     largest = groups.combine(MAX, jax.lax.stop_gradient(scaled))

@@ -4,10 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from optaxclip.reports import BoundState, LengthState, SphereState
+
 Columns = dict[str, np.ndarray]
 
 # What a report is about, if not about limits of updates: fields that are always 1.
-MARKS = ("of_params", "on_spheres", "sets_length")
+MARKS = (BoundState.mark, SphereState.mark, LengthState.mark)
 
 # The fields of all reports. A name or a path may have slashes of its own.
 _FIELDS = {

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from optaxclip.reports import BoundState
 from optaxclip.tuning.tables import number, share_of, typical
 from optaxclip.tuning.tracks import Track, above
 
@@ -41,7 +42,7 @@ def clipper_words(track: Track, kept: np.ndarray) -> list[str]:
     first = "step" if free == 1 else f"{free} steps"
     said = [f"It had no limit in the first {first}."] if free else []
     seen = (x[acts] for x in (before, after, limit, clipped))
-    acting = _Acting(*seen, of_params=track.mark == "of_params")
+    acting = _Acting(*seen, of_params=track.mark == BoundState.mark)
     if at_once := _plain_case(acting):
         return [*said, at_once]
     several = before.shape[1] > 1

@@ -6,6 +6,7 @@ import textwrap
 
 import numpy as np
 
+from optaxclip.reports import LengthState, SphereState
 from optaxclip.tuning.columns import later
 from optaxclip.tuning.history import History
 from optaxclip.tuning.judging import GUARD, clipper_words
@@ -13,8 +14,8 @@ from optaxclip.tuning.tables import share_of, typical
 from optaxclip.tuning.tracks import Track, left_out, tracks_of
 
 _BY_DESIGN = {
-    "on_spheres": "It holds the parameters on their spheres, by design.",
-    "sets_length": (
+    SphereState.mark: "It holds the parameters on their spheres, by design.",
+    LengthState.mark: (
         "It sets the length of every step, by design: it is a learning rate."
     ),
 }
