@@ -129,17 +129,20 @@ def looped(strategy, order, limit):
             strategy, SEVERAL[place], state, FEW_PARAMS, as_limit(limit)
         )
         results.append(clipped)
-    return jax.tree.map(np.asarray, state), documented(strategy, order, limit, results)
+    return jax.tree.map(np.asarray, state), rounded(strategy, stacked(results))
 
 
-def documented(strategy, order, limit, results):
-    """The updates, which may be missed by what the oracle says that a method may."""
-    wanted = [expected(strategy, SEVERAL[place], limit) for place in order]
-    leaves, structure = jax.tree.flatten(stacked(results))
-    for i, leaf in enumerate(leaves):
-        leaves[i] = leaf.view(oracles.Within)
-        leaves[i].error = max(getattr(step[i], "error", 0.0) for step in wanted)
-    return jax.tree.unflatten(structure, leaves)
+def rounded(strategy, steps):
+    """Steps on a sphere are differences of weights, and rounded as these are."""
+    if strategy.oracle is not oracles.hyperball:
+        return steps
+
+    def within(step, weights):
+        step = step.view(oracles.Within)
+        step.error = 2 * np.finfo(np.float32).eps * np.max(np.abs(weights))
+        return step
+
+    return jax.tree.map(within, steps, FEW_PARAMS)
 
 
 @cache
