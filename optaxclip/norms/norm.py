@@ -17,8 +17,7 @@ class Magnitude(NamedTuple):
     Attributes:
       value: a number for each group, measured after multiplying by the scale.
       scale: a power of two for each group, at which the value is right; 1 for all
-        where each number is a group. It is below 1 only for magnitudes that are far
-        above 2^30 (in float32), as `responses` may assume.
+        where each number is a group.
     """
 
     value: PerGroup

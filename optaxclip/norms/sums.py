@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
 
 from optaxclip.groups import Groups, PerGroup, map_groups
-from optaxclip.norms.norm import Magnitude, root, unscaled
+from optaxclip.norms.norm import Magnitude, root
 from optaxclip.numbers import Leaf, Number, modulus
 from optaxclip.platforms import by_platform
 
@@ -49,10 +48,6 @@ class _Scales:
             least=float(finfo.tiny) / float(finfo.eps) * 2.0**24,
             most=math.inf if order == 2 else 2.0 ** (finfo.maxexp // 2),
         )
-
-    def trust(self, plain: Number) -> Bool[Array, "..."]:
-        """Return whether a sum at scale 1 is accurate."""
-        return (plain >= self.least) & (plain < self.most)
 
     def suiting(self, plain: Number) -> Number:
         """Choose the scale from the sum at scale 1."""
@@ -146,18 +141,18 @@ class PowerNorm:
         """Sum again at another scale, but only if some plain sum is inaccurate."""
         scales = _Scales.of(groups.dtype, self.order)
         plain = groups.sum(self._power)
+        scale = map_groups(scales.suiting, plain)
 
-        def again(groups: Groups) -> Magnitude:
-            scale = map_groups(scales.suiting, plain)
-            return Magnitude(groups.sum(self._scaled_power, scale), scale)
+        def again(groups: Groups) -> PerGroup:
+            return groups.sum(self._scaled_power, scale)
 
-        rows = [x.ravel() for x in jax.tree.leaves(plain)]
-        trusted = jnp.all(scales.trust(jnp.concatenate(rows)))
-        found = jax.lax.cond(trusted, lambda _: unscaled(plain), again, groups)
-        mean = self._mean(groups, found.value)
+        rows = [x.ravel() for x in jax.tree.leaves(scale)]
+        trusted = jnp.all(jnp.concatenate(rows) == 1)
+        total = jax.lax.cond(trusted, lambda _: plain, again, groups)
+        mean = self._mean(groups, total)
         # The derivative at 0 is that of `_again`.
-        value = mean if self.order == 1 else map_groups(jnp.sqrt, mean)
-        return Magnitude(value, found.scale)
+        value = mean if self.order == 1 else map_groups(jax.lax.sqrt, mean)
+        return Magnitude(value, scale)
 
     def _again(self, groups: Groups, known: Magnitude) -> Magnitude:
         """Sum at the scale that was found to be suitable, for the derivative."""

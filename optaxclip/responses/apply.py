@@ -59,12 +59,9 @@ def apply_response(
     if groups.pointwise:
         response = response.pointwise()
     factors = map_groups(response.weigh, *size, limit)
-    *some, last = factors
     if groups.shared:
-        some = jax.tree.map(computed_once, some)
-    if not groups.pointwise:  # Only the last one takes a division.
-        last = jax.tree.map(computed_once, last)
-    factors = *some, last
+        # XLA would repeat all but the last one, which took a division, in every leaf.
+        factors = *map(computed_once, factors[:-1]), factors[-1]
     given = zip(*(groups.spread(factor) for factor in factors), strict=True)
 
     def applied(leaf: Leaf, *factors: Number) -> Leaf:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from optaxclip.numbers import Leaf, Number, multiply
+from optaxclip.numbers import Leaf, Number, computed_once, multiply
 from optaxclip.responses.pointwise import Pointwise
 from optaxclip.responses.response import GroupFactors, Response
 
@@ -17,19 +17,27 @@ def loud(magnitude: Number, result: Number) -> Number:
     return jnp.where(magnitude < jnp.inf, result, jnp.nan)
 
 
-def ratio_of(value: Number, scale: Number, limit: Number) -> tuple[Number, Number]:
-    """Return limit * scale / value as two factors; as one it might underflow.
+def weights_of(
+    left: Bool[Array, "..."], bound: Number, value: Number, scale: Number
+) -> GroupFactors:
+    """Return two weights whose product is bound / value, times a scale below 1.
 
-    Where a group was scaled down, a large limit can be scaled down with it. A small one
-    would underflow, so the scale itself becomes the first factor, which is 1 elsewhere.
-    Small means below 2^30 in float32, so no group that was scaled down is within such a
-    limit: even the mean of 2^33 moduli that were is 2^31.
+    A group that was scaled down is multiplied by a quotient of at most 1 before its
+    scale, and by a larger one together with it: otherwise its numbers could overflow or
+    underflow in between. XLA repeats cheap arithmetic for every number of a leaf, but
+    no division, so little follows the division.
+
+    Args:
+      left: which groups are left unchanged; their product is 1.
+      bound: the limits of the groups, times a scale above 1.
+      value: their magnitudes, times their scale.
+      scale: their scale.
     """
-    one = jnp.ones((), scale.dtype)
-    small = limit < 2.0 ** (jnp.finfo(value.dtype).maxexp * 15 // 64)
-    first = jnp.where(small, jnp.minimum(scale, one), one)
-    rest = jnp.where(small, jnp.maximum(scale, one), scale)
-    return first, loud(value, limit * rest / value)
+    one = jnp.ones_like(scale)
+    down = jnp.minimum(scale, one)
+    # Groups are not selected afterwards: the derivative of 0 * inf would be NaN.
+    ratio = jnp.where(left, one, bound) / jnp.where(left, down, loud(value, value))
+    return down * jnp.maximum(ratio, one), jnp.minimum(ratio, one)
 
 
 def _within(value: Number, scale: Number, limit: Number) -> Bool[Array, "..."]:
@@ -37,7 +45,7 @@ def _within(value: Number, scale: Number, limit: Number) -> Bool[Array, "..."]:
 
 
 def _unless(left: Bool[Array, "..."], number: Number) -> Number:
-    """Return 1 for unchanged groups: the derivative of 0 * inf would be NaN."""
+    """Return 1 for groups that are left unchanged."""
     return jnp.where(left, jnp.ones((), number.dtype), number)
 
 
@@ -71,8 +79,7 @@ class _Shrink(Scaling):
 
     def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
         within = _within(value, scale, limit)
-        first, second = ratio_of(_unless(within, value), scale, limit)
-        return first, _unless(within, second)
+        return weights_of(within, limit * jnp.maximum(scale, 1), value, scale)
 
 
 @dataclass(frozen=True)
@@ -98,12 +105,15 @@ class _Normalize(Scaling):
             value = jnp.where(faint, value / scale, value)
             scale = _unless(faint, scale)
         raised = value + self.gamma * scale
-        # A large limit times the scale of a tiny group, 2^72 in float32, may overflow.
+        # A large limit may overflow, times the scale of a tiny group, 2^72 in float32,
+        # or divided by the value of one that was scaled down.
         maxexp = jnp.finfo(value.dtype).maxexp
-        large = (scale > 1) & (limit > 2.0 ** (maxexp // 4))
-        unit = jnp.where(large, 2.0 ** (maxexp // 2), 1)
-        first, second = ratio_of(_unless(left, raised), scale, limit / unit)
-        return first, _unless(left, second * unit)
+        large = (scale != 1) & (limit > 2.0 ** (maxexp // 4)) & ~left
+        unit = jnp.where(scale > 1, 2.0 ** (maxexp // 2), 1 / scale)
+        unit = _unless(~large, unit)
+        bound = limit / unit * jnp.maximum(scale, 1)
+        first, second = weights_of(left, bound, raised, scale)
+        return computed_once(first * unit), second
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ class _Drop(Scaling):
     def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
         nothing = loud(value, jnp.zeros_like(value))
         dropped = jnp.where(jnp.isnan(limit), jnp.nan, nothing)
-        return (_unless(_within(value, scale, limit), dropped),)
+        return (computed_once(_unless(_within(value, scale, limit), dropped)),)
 
 
 shrink: Response = _Shrink()

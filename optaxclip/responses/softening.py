@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from optaxclip.numbers import Number
 from optaxclip.responses.response import GroupFactors, Response
-from optaxclip.responses.scaling import Scaling, loud, ratio_of
+from optaxclip.responses.scaling import Scaling, loud, weights_of
 from optaxclip.sentences import uncalled
 
 
@@ -59,9 +59,9 @@ class _Soften(Scaling):
         one = jnp.ones_like(value)
         part = jnp.where(left, one, part)
         height = self.curve.height(part)
-        first, second = ratio_of(jnp.where(large, value, one), scale, limit)
-        slope = jnp.where(left, one, height / part)
-        return first, jnp.where(large, second * height, slope)
+        bound = jnp.where(large, limit * jnp.maximum(scale, one), one)
+        size = jnp.where(large, value, part * jnp.minimum(scale, one))
+        return weights_of(left, bound * height, size, scale)
 
 
 tanh = Curve("tanh", jnp.tanh)
