@@ -122,13 +122,16 @@ class _Drop(Scaling):
         return "responses.drop"
 
     def reach(self, magnitude: Number, limit: Number) -> Number:
-        (kept,) = self.weigh(magnitude, jnp.ones_like(magnitude), limit)
+        kept = self._kept(magnitude, jnp.ones_like(magnitude), limit)
         return jnp.where(kept == 1, magnitude, kept)
 
     def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
+        return (computed_once(self._kept(value, scale, limit)),)
+
+    def _kept(self, value: Number, scale: Number, limit: Number) -> Number:
         nothing = loud(value, jnp.zeros_like(value))
         dropped = jnp.where(jnp.isnan(limit), jnp.nan, nothing)
-        return (computed_once(_unless(_within(value, scale, limit), dropped)),)
+        return _unless(_within(value, scale, limit), dropped)
 
 
 shrink: Response = _Shrink()
