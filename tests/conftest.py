@@ -7,10 +7,14 @@ whole files, whose tests run the same programs.
 
 import os
 import re
+import signal
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+# Ctrl-C ends the tests, and not as the examples that they import would have it.
+signal.signal(signal.SIGINT, lambda *given: signal.default_int_handler(*given))
 
 # Workers as many as cores are enough; with threads of their own, they would only wait
 # for each other.
