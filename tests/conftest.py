@@ -13,9 +13,6 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-# Ctrl-C ends the tests, and not as the examples that they import would have it.
-signal.signal(signal.SIGINT, lambda *given: signal.default_int_handler(*given))
-
 # Workers as many as cores are enough; with threads of their own, they would only wait
 # for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -25,6 +22,9 @@ import jaxtyping
 import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
+
+# Ctrl-C ends the tests, and not as the examples that they import would have it.
+signal.signal(signal.SIGINT, lambda *given: signal.default_int_handler(*given))
 
 # On a GPU, matrix products round to 10 bits by default, the references' too.
 jax.config.update("jax_default_matmul_precision", "highest")
