@@ -63,8 +63,10 @@ $(INSTALLED)-%: pyproject.toml $(MADE)
 	@$(RUN) -m pip install -qq --disable-pip-version-check --editable ".[$*]"
 	@touch $@
 
+# Ctrl-C ends the making of it, too, without a traceback.
 $(MADE):
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 	  "optaxclip needs Python 3.11 or newer, $(PYTHON) is %d.%d: name a newer one, as in make PYTHON=python3.13" % v[:2])'
-	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PYTHON) -c 'import signal, venv; signal.signal(signal.SIGINT, signal.SIG_DFL); \
+	  venv.main(["--clear", "$(VENV)"])'
 	@touch $@

@@ -5,11 +5,12 @@ from pathlib import Path
 from textwrap import fill
 from typing import NamedTuple
 
+from command_line import until_interrupted
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import until_interrupted
 from flax import nnx
 from image_data import Images, digits
 from image_network import CNN, augment, normalize

@@ -1,10 +1,33 @@
-"""What all examples share: arguments that are checked before training, and Ctrl-C."""
+"""What all examples share: arguments that are checked before training, and Ctrl-C.
+
+Scripts import it before JAX, since Ctrl-C ends them in one line from here on.
+"""
 
 import argparse
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
+
+NOTHING = "it was interrupted before there was anything to show"
+
+
+def _end(*_: Any) -> NoReturn:
+    """End the program, wherever it is.
+
+    Not by an exception: in one of seven cases, an import of JAX swallowed it or made
+    another of it.
+    """
+    os.write(2, f"{Path(sys.argv[0]).name}: {NOTHING}.\n".encode())
+    os._exit(2)
+
+
+# Not where Ctrl-C is ignored, as behind nohup.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _end)
 
 
 def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -26,9 +49,7 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 @contextmanager
-def until_interrupted(
-    kept: Sized = (), told: str = "it was interrupted before there was anything to show"
-) -> Iterator[None]:
+def until_interrupted(kept: Sized = (), told: str = NOTHING) -> Iterator[None]:
     """Let Ctrl-C end a block early, and go on with what was kept by then.
 
     If nothing was kept, the program ends. It also decorates a function.
@@ -37,12 +58,17 @@ def until_interrupted(
       kept: what the block fills.
       told: the program's last sentence if that is empty.
     """
+    before = signal.getsignal(signal.SIGINT)
+    if before is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         if not len(kept):
             Parser(None).error(told)
         print("Interrupted: this is what there is so far.")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Parser(argparse.ArgumentParser):

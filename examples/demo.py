@@ -15,10 +15,9 @@ Accuracy on test images after 15 epochs, for the seeds 0 to 4:
     without, if no batches are bad    98.1%  98.6%  98.6%  98.1%  96.4%
 """
 
-from command_line import Parser, until_interrupted, whole_number
+from command_line import Parser, whole_number
 
 
-@until_interrupted()
 def main() -> None:
     parser = Parser(__doc__, picture="demo.png", seeded=True)
     add = parser.add_argument

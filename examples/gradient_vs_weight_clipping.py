@@ -9,11 +9,12 @@ bounds, no matter how long the steps are.
     python gradient_vs_weight_clipping.py
 """
 
+from command_line import Parser, until_interrupted
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import Parser, until_interrupted
 from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
@@ -180,7 +181,6 @@ def check(histories, bound, bounded):
     assert slow > free["loss"].mean(), "smaller steps take longer"
 
 
-@until_interrupted()
 def main():
     """Train eight times, print both tables, save the plot, check the claims."""
     args = Parser(__doc__, picture="gradient_vs_weight_clipping.png").parse_args()

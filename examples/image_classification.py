@@ -13,7 +13,8 @@ slows down accordingly. The verdict says so, and suggests a better limit.
 
 from pathlib import Path
 
-from command_line import Parser, until_interrupted, whole_number
+from command_line import Parser, whole_number
+
 from image_data import ImageDataError, cifar10, digits
 
 
@@ -29,7 +30,6 @@ def options() -> Parser:
     return parser
 
 
-@until_interrupted()
 def main() -> None:
     parser = options()
     args = parser.parse_args()

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+from command_line import until_interrupted
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from checkpoints import Checkpoints
-from command_line import until_interrupted
 from flax import nnx
 from image_data import Images
 from image_network import CNN, augment, normalize

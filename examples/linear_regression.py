@@ -11,11 +11,12 @@ in one program. The picture is the U-shaped curve of the held-out error over the
     python linear_regression.py
 """
 
+from command_line import Parser
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import Parser, until_interrupted
 from flax import nnx
 
 import optaxclip
@@ -59,7 +60,6 @@ def fit(limit, inputs, targets, bound=jnp.inf):
     return model
 
 
-@until_interrupted()
 def main():
     """Choose c, draw the errors, fit with the best c, check the claims."""
     args = Parser(__doc__, picture="linear_regression.png").parse_args()

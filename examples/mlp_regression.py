@@ -9,11 +9,12 @@ no picture, since the table that is printed is the point.
     python mlp_regression.py
 """
 
+from command_line import Parser, until_interrupted
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import Parser, until_interrupted
 from flax import nnx
 
 import optaxclip
@@ -53,7 +54,6 @@ def train_epoch(model, optimizer, inputs, targets):
     return step((model, optimizer), inputs, targets)[1]
 
 
-@until_interrupted()
 def main():
     """Train for 100 epochs, print a table, check the claims."""
     Parser(__doc__).parse_args()

@@ -12,11 +12,12 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from command_line import Parser, until_interrupted
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import Parser, until_interrupted
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
@@ -135,7 +136,6 @@ def draw(
     figure.savefig(path)
 
 
-@until_interrupted()
 def main() -> None:
     args = Parser(__doc__, picture="noisy_labels.png").parse_args()
     data = broken_digits(np.random.default_rng(0))

@@ -4,12 +4,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from command_line import until_interrupted
+
 import dp_accounting
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import until_interrupted
 from dp_accounting.pld import PLDAccountant
 from image_data import Images
 from matplotlib.figure import Figure

@@ -15,10 +15,9 @@ are not cryptographic: where it matters, take noise and samples from a library s
 jax-privacy; jax_privacy_clipping.py hands these gradients to its training plans.
 """
 
-from command_line import Parser, until_interrupted, whole_number
+from command_line import Parser, whole_number
 
 
-@until_interrupted()
 def main() -> None:
     parser = Parser(__doc__, picture="private_training.png")
     parser.add_argument("--epsilon", type=float, nargs="+", default=[1.0, 3.0, 8.0])

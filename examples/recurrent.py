@@ -22,11 +22,12 @@ infinite limit clips nothing but still measures.
 
 from pathlib import Path
 
+from command_line import Parser, whole_number
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import Parser, until_interrupted, whole_number
 from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -125,7 +126,6 @@ def draw(accuracy, norms, caption: str, path: Path) -> None:
     figure.savefig(path)
 
 
-@until_interrupted()
 def main():
     """Train every seed both ways, print the results, draw, check the claims."""
     parser = Parser(__doc__, picture="recurrent.png")

@@ -17,11 +17,12 @@ There is no picture, since the four numbers of the table say it all.
     python static_dynamic.py
 """
 
+from command_line import Parser, until_interrupted
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import Parser, until_interrupted
 from flax import nnx
 
 import optaxclip
@@ -95,7 +96,6 @@ def train(clip, inputs, targets):
     return model, report
 
 
-@until_interrupted()
 def main():
     """Train with each clip, print a table, check the claims."""
     Parser(__doc__).parse_args()

@@ -22,11 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from command_line import Parser, until_interrupted, whole_number
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import Parser, until_interrupted, whole_number
 from flax import nnx
 from text_data import Text, TextDataError, standard_library, text_file, windows
 from tqdm import tqdm
@@ -176,7 +177,6 @@ def train(
     return steps, state[0]
 
 
-@until_interrupted()
 def main() -> None:
     parser = Parser(__doc__, picture="transformer.png", seeded=True)
     add = parser.add_argument

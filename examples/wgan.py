@@ -16,11 +16,12 @@ the estimate falls as the samples come near, without it it rises meanwhile.
 
 from textwrap import fill
 
+from command_line import Parser, until_interrupted, whole_number
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import Parser, until_interrupted, whole_number
 from flax import nnx
 from matplotlib.figure import Figure
 
@@ -135,7 +136,6 @@ def draw(runs, truth, caption, path):
     figure.savefig(path)
 
 
-@until_interrupted()
 def main():
     """Train with and without the clip, print the results, check the claim."""
     parser = Parser(__doc__, picture="wgan.png")

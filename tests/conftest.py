@@ -7,6 +7,7 @@ whole files, whose tests run the same programs.
 
 import os
 import re
+import signal
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -21,6 +22,9 @@ import jaxtyping
 import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
+
+# Ctrl-C ends the tests, and not as the examples that they import would have it.
+signal.signal(signal.SIGINT, lambda *given: signal.default_int_handler(*given))
 
 # On a GPU, matrix products round to 10 bits by default, the references' too.
 jax.config.update("jax_default_matmul_precision", "highest")
