@@ -159,6 +159,23 @@ def test_slopes_of_slopes_are_zero_where_nothing_bends():
         assert np.isfinite(turned).all()
 
 
+@pytest.mark.parametrize("response", [responses.shrink, responses.normalize], ids=repr)
+def test_slopes_of_a_huge_group_are_finite_at_every_limit(response):
+    """Of a group whose squares overflow, whose limits are below and above it."""
+    x = f32([3, -4])
+
+    def first(stretch, limit):
+        return respond(response, np.float32(1e24) * x * (1 + stretch), limit)[0]
+
+    slopes = jax.jit(jax.value_and_grad(jax.grad(first)))
+    for limit, wanted in ((1e-3, 0.0), (1e20, 0.0), (np.inf, 3e24)):
+        slope, bend = slopes(jnp.float32(0), limit)
+        np.testing.assert_allclose(
+            slope, wanted, rtol=1e-6, atol=1e-6 * min(limit, 1e20)
+        )
+        assert np.isfinite(bend)
+
+
 def test_auto_s_raises_a_group_far_below_gamma_to_a_large_limit():
     value, scale, limit = jnp.asarray([1.0, 2.0**109, 1e25])  # A group of 2^-109.
     first, second = responses.auto_s(0.01).weigh(value, scale, limit)

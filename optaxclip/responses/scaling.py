@@ -36,7 +36,8 @@ def weights_of(
     one = jnp.ones_like(scale)
     down = jnp.minimum(scale, one)
     # Groups are not selected afterwards: the derivative of 0 * inf would be NaN.
-    ratio = jnp.where(left, one, bound) / jnp.where(left, down, loud(value, value))
+    dividend = jnp.where(left, 1 / down, bound)
+    ratio = dividend / jnp.where(left, one, loud(value, value))
     return down * jnp.maximum(ratio, one), jnp.minimum(ratio, one)
 
 
@@ -45,7 +46,7 @@ def _within(value: Number, scale: Number, limit: Number) -> Bool[Array, "..."]:
 
 
 def _unless(left: Bool[Array, "..."], number: Number) -> Number:
-    """Return 1 for groups that are left unchanged."""
+    """Return 1 where the mask holds."""
     return jnp.where(left, jnp.ones((), number.dtype), number)
 
 
@@ -105,14 +106,13 @@ class _Normalize(Scaling):
             value = jnp.where(faint, value / scale, value)
             scale = _unless(faint, scale)
         raised = value + self.gamma * scale
-        # A large limit may overflow, times the scale of a tiny group, 2^72 in float32,
-        # or divided by the value of one that was scaled down.
+        # A large limit is scaled down with its group: divided by the value alone, it
+        # could overflow. So it could when scaled up with a tiny group, by 2^72.
         maxexp = jnp.finfo(value.dtype).maxexp
-        large = (scale != 1) & (limit > 2.0 ** (maxexp // 4)) & ~left
-        unit = jnp.where(scale > 1, 2.0 ** (maxexp // 2), 1 / scale)
-        unit = _unless(~large, unit)
-        bound = limit / unit * jnp.maximum(scale, 1)
-        first, second = weights_of(left, bound, raised, scale)
+        large = limit > 2.0 ** (maxexp // 4)
+        unit = jnp.where(large & (scale > 1) & ~left, 2.0 ** (maxexp // 2), 1)
+        bound = limit / unit * jnp.where(large, scale, jnp.maximum(scale, 1))
+        first, second = weights_of(left, bound, raised, _unless(large, scale))
         return computed_once(first * unit), second
 
 
