@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.lax import Precision
 
 # A program with its constants. Before JAX 0.11 this is a separate class around a jaxpr;
 # that name may be removed, so it is not imported.
@@ -23,7 +24,11 @@ def is_call(eqn: JaxprEqn) -> bool:
     found: list[Any] = []
     for param in eqn.params.values():
         found += param if isinstance(param, tuple | list) else (param,)
-    return any(isinstance(getattr(each, "jaxpr", each), Jaxpr) for each in found)
+    return any(map(_is_program, found))
+
+
+def _is_program(param: Any) -> bool:
+    return isinstance(getattr(param, "jaxpr", param), Jaxpr)
 
 
 def named(eqn: JaxprEqn) -> tuple[str, Mapping[str, Any]]:
@@ -58,6 +63,32 @@ def evaluate(eqn: JaxprEqn, values: Sequence[Any], **changed: Any) -> list[Any]:
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
     result = primitive.bind(*functions, *values, **params)
     return list(result) if primitive.multiple_results else [result]
+
+
+def evaluate_precisely(traced: TracedProgram, values: Sequence[Any]) -> list[Any]:
+    """Evaluate a program, its products in the highest precision if it asks for none."""
+    known: dict[int, TracedProgram] = {}
+
+    def of_param(name: str, param: Any) -> Any:
+        if name == "precision" and param is None:
+            return Precision.HIGHEST, Precision.HIGHEST
+        if name == "branches":
+            return tuple(map(precise, param))
+        return precise(param) if _is_program(param) else param
+
+    def precise(traced: TracedProgram) -> TracedProgram:
+        if id(traced) in known:  # JAX caches what it knows of a program.
+            return known[id(traced)]
+        jaxpr, _ = opened(traced)
+        eqns = [
+            eqn.replace(params={k: of_param(k, x) for k, x in eqn.params.items()})
+            for eqn in jaxpr.eqns
+        ]
+        found = jaxpr.replace(eqns=eqns)
+        known[id(traced)] = found if traced is jaxpr else traced.replace(jaxpr=found)
+        return known[id(traced)]
+
+    return jaxpr_as_fun(precise(traced))(*values)
 
 
 def cut(traced: TracedProgram, behind: Set[int]) -> list[TracedProgram] | None:

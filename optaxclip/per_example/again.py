@@ -1,7 +1,6 @@
 """Gradients that are formed after all, where their squares are not to be trusted."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +19,6 @@ from optaxclip.per_example.ways import power_of_two, spread_over_examples
 
 def measured_again(
     traced: Traced,
-    loss: Callable[..., Any],
     params: PyTree,
     batch: Batch,
     in_axes: tuple,
@@ -44,7 +42,7 @@ def measured_again(
             alone = together([x[None] for x in own])
             leaves = traced.record(params, alone, in_axes).added_up(params)
         else:
-            leaves = jax.tree.leaves(jax.grad(loss)(params, *together(own)))
+            leaves = traced.precisely(params, together(own))
         return [_squared([leaves[i] for i in group], none) for group in groups]
 
     def of_one(which: Array) -> list[tuple[Array, Array]]:

@@ -170,9 +170,11 @@ def _measured(
 ) -> tuple[Recorded | Twice, list[Magnitude]]:
     """Evaluate the trace, and measure each group of leaves."""
     params, in_axes, batch, mask = examples
-    given = (traced, loss.alone, params, batch, in_axes)
-    found = in_two_passes(*given) if twice else traced.record(*given[2:])
-    again = partial(measured_again, *given, groups)
+    given = (params, batch, in_axes)
+    found = (
+        in_two_passes(traced, loss.alone, *given) if twice else traced.record(*given)
+    )
+    again = partial(measured_again, traced, *given, groups)
     squares, dtype = found.squares(), examples.dtype()
     return found, measure_examples(squares, again, groups, mask, dtype)
 
