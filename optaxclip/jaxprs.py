@@ -74,18 +74,20 @@ def evaluate_precisely(traced: TracedProgram, values: Sequence[Any]) -> list[Any
             return Precision.HIGHEST, Precision.HIGHEST
         if name == "branches":
             return tuple(map(precise, param))
-        return precise(param) if _is_program(param) else param
+        known_inside = _is_program(param) and hasattr(param, "replace")
+        return precise(param) if known_inside else param
+
+    def of_equation(eqn: JaxprEqn) -> JaxprEqn:
+        found = {name: of_param(name, param) for name, param in eqn.params.items()}
+        same = all(found[name] is param for name, param in eqn.params.items())
+        return eqn if same else eqn.replace(params=found)
 
     def precise(traced: TracedProgram) -> TracedProgram:
-        if id(traced) in known:  # JAX caches what it knows of a program.
-            return known[id(traced)]
-        jaxpr, _ = opened(traced)
-        eqns = [
-            eqn.replace(params={k: of_param(k, x) for k, x in eqn.params.items()})
-            for eqn in jaxpr.eqns
-        ]
-        found = jaxpr.replace(eqns=eqns)
-        known[id(traced)] = found if traced is jaxpr else traced.replace(jaxpr=found)
+        if id(traced) not in known:  # JAX caches what it knows of a program.
+            jaxpr, _ = opened(traced)
+            found = jaxpr.replace(eqns=list(map(of_equation, jaxpr.eqns)))
+            whole = found if traced is jaxpr else traced.replace(jaxpr=found)
+            known[id(traced)] = whole
         return known[id(traced)]
 
     return jaxpr_as_fun(precise(traced))(*values)

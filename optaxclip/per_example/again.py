@@ -60,6 +60,7 @@ def measured_again(
     return [square for square, _ in found], [unit for _, unit in found]
 
 
+@jax.jit
 def _only(x: Array, here: Array) -> Array:
     """Take one example, by a sum for which no device of a mesh gathers the others."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -69,6 +70,7 @@ def _only(x: Array, here: Array) -> Array:
     return jnp.any(kept, 0) if x.dtype == bool else jnp.sum(kept, 0, dtype=x.dtype)
 
 
+@jax.jit
 def _squared(leaves: list[Array], none: Array) -> tuple[Array, Array]:
     """Sum squares in a unit, a power of two, so that none over- or underflows.
 

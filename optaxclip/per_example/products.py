@@ -23,8 +23,8 @@ from optaxclip.per_example.layouts import (
     ordered,
     sizes_of,
 )
-from optaxclip.per_example.terms import Factor, Product
-from optaxclip.per_example.ways import Squares, added
+from optaxclip.per_example.terms import Factor, Product, bare
+from optaxclip.per_example.ways import Squares, added, traced_once
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Gram:
     def factors(self) -> tuple[Factor, ...]:
         """The factors whose arrays `squares` takes."""
         return tuple(f for p in self.products for f in ordered(p))
+
+    @property
+    def bare(self) -> "Gram":
+        """The same without its arrays."""
+        return Gram(bare(self.products))
 
     @property
     def positions(self) -> int:
@@ -92,6 +97,7 @@ class Gram:
             found[1].append(b)
         return join(found[0], 2), join(found[1], 2)
 
+    @traced_once
     def squares(self, values: Sequence[Array]) -> Squares:
         """Compute the squared norm of each example."""
         *own, shared, summed = self._letters

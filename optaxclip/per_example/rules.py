@@ -168,7 +168,7 @@ def _convolution(
         return None  # A convolution of grouped batches.
     image, cotangent = equation.inputs
     shapes = tuple(atom.aval.shape for atom in (*equation.inputs, *equation.outputs))
-    return Convolution(image, cotangent, shapes, equation.params)
+    return Convolution(image, cotangent, shapes, tuple(equation.params.items()))
 
 
 # How a product is made, if several operands vary.

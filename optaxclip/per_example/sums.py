@@ -144,9 +144,8 @@ def add_up(
     traced = examples.trace(loss)
     twice = runs_twice(traced, limits.groups)
     found, sizes = _measured(traced, loss, limits.groups, examples, twice)
-    weights = decide(sizes, limits, response, examples.mask)
-    factors = limits.of_leaves(weights.divided(number))
-    totals = found.totals(factors, weights.good, examples.params)
+    pairs, good = decide(response, sizes, limits.values, examples.mask, number)
+    totals = found.totals(limits.of_leaves(pairs), good, examples.params)
     return _told(found, limits, sizes, examples.mask), totals
 
 

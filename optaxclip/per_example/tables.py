@@ -21,8 +21,8 @@ from optaxclip.per_example.layouts import (
     ordered,
     sizes_of,
 )
-from optaxclip.per_example.terms import Factor, Product, size
-from optaxclip.per_example.ways import Squares, added
+from optaxclip.per_example.terms import Factor, Product, bare, size
+from optaxclip.per_example.ways import Squares, added, traced_once
 
 
 def read_rows(indices: Array, read: Product) -> Int[Array, "examples positions"]:
@@ -82,6 +82,12 @@ class Table:
         return tuple(factor for pair in pairs for factor in pair)
 
     @property
+    def bare(self) -> "Table":
+        """The same without its arrays."""
+        both, number = bare((*self.reads, *self.products)), len(self.reads)
+        return Table(both[:number], both[number:])
+
+    @property
     def _positions(self) -> tuple[int, int]:
         reads, others = self.reads, self.products
         return sum(size(p.summed) for p in reads), sum(size(p.summed) for p in others)
@@ -136,6 +142,7 @@ class Table:
                 found[3].append(b)
         return [join(x, 1) for x in found if x]
 
+    @traced_once
     def squares(self, values: Sequence[Array]) -> Squares:
         """Compute the squared norm of each example."""
         kept = self._arranged(values)

@@ -5,12 +5,13 @@ factors of products. The steps above them have no values of a single example but
 so that they can be applied to a sum over examples just as well.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from optaxclip.per_example.calls import Atom, Equation
+from optaxclip.per_example.calls import Atom, Equation, Value
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,7 @@ def size(axes: Axes) -> int:
     return math.prod(axis.size for axis in axes)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Given:
     """A value as the traced gradient computes it.
 
@@ -44,6 +45,11 @@ class Given:
 
     atom: Atom
     carried: bool = False
+
+    @property
+    def factors(self) -> "tuple[Factor, ...]":
+        """The value itself."""
+        return (Factor(self.atom, ()),)
 
     @property
     def held(self) -> Held:
@@ -72,10 +78,10 @@ class Shared:
 
 @dataclass(frozen=True)
 class Change:
-    """A linear change of an array, with values that all examples share.
+    """A linear change of the array of each example, with values that all share.
 
     Attributes:
-      run: takes the array and these values.
+      run: takes the arrays, with the examples in front, and these values.
       shared: the values.
     """
 
@@ -114,7 +120,7 @@ class Factor:
         return replace(self, atom=atom, axes=front + self.axes)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Product:
     """The product of two arrays, summed over shared axes.
 
@@ -129,6 +135,11 @@ class Product:
     right: Factor
     axes: Axes
     precision: Any = None
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """The arrays that are multiplied."""
+        return self.left, self.right
 
     @property
     def held(self) -> Held:
@@ -158,7 +169,7 @@ class Product:
         return tuple(a for a in self.axes if a in factor.spans and a not in shared)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Convolution:
     """The gradient of a convolution's kernel, itself a convolution.
 
@@ -166,13 +177,23 @@ class Convolution:
       image: the input of the forward convolution.
       cotangent: the cotangent of its result.
       shapes: the shapes of these two and of the gradient.
-      params: the parameters of the convolution that computes the gradient.
+      options: the parameters of the convolution that computes the gradient.
     """
 
     image: Atom
     cotangent: Atom
     shapes: tuple[tuple[int, ...], ...]
-    params: dict[str, Any] = field(repr=False)
+    options: tuple[tuple[str, Any], ...] = field(repr=False)
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """The arrays that are convolved."""
+        return Factor(self.image, ()), Factor(self.cotangent, ())
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters by their names."""
+        return dict(self.options)
 
     @property
     def held(self) -> Held:
@@ -245,3 +266,32 @@ def in_order(term: Term) -> list[Term]:
 
 def _operands(term: Term) -> Iterator[Term]:
     return iter(getattr(term, "operands", ()))
+
+
+_NONE = Value(None)
+
+
+@functools.cache
+def _numbered(number: int, size: int) -> Axis:
+    return Axis(size)
+
+
+def bare(cuts: Sequence[Cut]) -> tuple[Any, ...]:
+    """Return cuts without their arrays, equal wherever the same is to be computed."""
+    known: dict[Axis, Axis] = {}
+
+    def named(axes: Axes) -> Axes:
+        return tuple(known.setdefault(a, _numbered(len(known), a.size)) for a in axes)
+
+    def of_factor(factor: Factor) -> Factor:
+        return Factor(_NONE, named(factor.axes), named(factor.rows), factor.drops)
+
+    def of_cut(cut: Cut) -> Cut:
+        if isinstance(cut, Given):
+            return Given(_NONE)
+        if isinstance(cut, Convolution):
+            return replace(cut, image=_NONE, cotangent=_NONE)
+        factors = of_factor(cut.left), of_factor(cut.right)
+        return Product(*factors, named(cut.axes), cut.precision)
+
+    return tuple(map(of_cut, cuts))

@@ -1,9 +1,10 @@
 """Arithmetic on what is held for each example: squares, weights and sums."""
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -45,6 +46,17 @@ def precision_of(dtype: np.dtype) -> float:
     return 168 * float(jnp.finfo(dtype).eps)
 
 
+def traced_once(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Trace what a part computes once for all parts of which the same is computed."""
+    run = jax.jit(method, static_argnums=0)
+
+    @functools.wraps(method)
+    def of_part(part: Any, values: Sequence[Array]) -> Any:
+        return run(part.bare, tuple(values))
+
+    return of_part
+
+
 def spread_over_examples(per_example: Array, x: Array) -> Array:
     """Reshape one number per example to broadcast to an array."""
     return per_example.reshape(per_example.shape + (1,) * (x.ndim - 1))
@@ -69,11 +81,13 @@ def power_of_two(largest: Array) -> Array:
     return jnp.ldexp(jnp.ones_like(largest), exponent)
 
 
+@jax.jit
 def sum_of_squares(x: Array) -> ExampleArray:
     """Sum the squares of each example, in at least float32."""
     return _summed(jnp.square(modulus(widen(x))))
 
 
+@jax.jit
 def vanishes(x: Array) -> Good:
     """Return which examples are all zeros."""
     return ~jnp.any(x != 0, tuple(range(1, x.ndim)))
@@ -107,6 +121,7 @@ def _summed(x: Array) -> ExampleArray:
     return jnp.sum(x, tuple(range(1, x.ndim)))
 
 
+@jax.jit
 def weighted_sum(x: Array, weights: Factors, good: Good) -> Array:
     """Sum an array over good examples.
 
