@@ -1,6 +1,8 @@
 """What is known of primitives: which are products, and which are linear."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +44,12 @@ SEPARATELY = ("mul", "dot_general", "conv_general_dilated")
 
 def is_float(atom: Atom) -> bool:
     """Return whether an atom holds real floating-point numbers."""
-    return jnp.issubdtype(atom.aval.dtype, jnp.floating)
+    return _floats(atom.aval.dtype)
+
+
+@functools.cache
+def _floats(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def is_linear(equation: Equation, varying: Sequence[bool]) -> bool:

@@ -210,10 +210,12 @@ class Convolution:
 class _Composed:
     operands: tuple["Term", ...]
     held: Held = field(init=False)
+    convolves: bool = field(init=False)
 
     def __post_init__(self):
         together = frozenset().union(*(term.held for term in self.operands))
         object.__setattr__(self, "held", together)
+        object.__setattr__(self, "convolves", any(map(convolves, self.operands)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,6 +247,11 @@ Term = Given | Shared | Product | Convolution | Made | Sum
 def is_zero(term: Term) -> bool:
     """Return whether a term is known to be zero."""
     return isinstance(term, Shared) and term.atom is None
+
+
+def convolves(term: Term) -> bool:
+    """Return whether a term is made of the gradient of a kernel."""
+    return isinstance(term, Convolution) or getattr(term, "convolves", False)
 
 
 def in_order(term: Term) -> list[Term]:
