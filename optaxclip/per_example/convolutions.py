@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from optaxclip.per_example.factors import Factor
+from optaxclip.per_example.kinds import traced_once
 from optaxclip.per_example.layouts import contract, inner_products
-from optaxclip.per_example.terms import Convolution, Factor, bare
-from optaxclip.per_example.ways import Squares, added, traced_once
+from optaxclip.per_example.terms import Convolution
+from optaxclip.per_example.ways import Squares, added
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,6 @@ class Kernel:
     def factors(self) -> tuple[Factor, ...]:
         """The arrays that are convolved."""
         return self.term.factors
-
-    @property
-    def bare(self) -> "Kernel":
-        """The same without its arrays."""
-        return type(self)(*bare((self.term,)))
 
     @property
     def _specs(self) -> tuple[Sequence[int], ...]:

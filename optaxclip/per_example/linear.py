@@ -23,19 +23,12 @@ from optaxclip.per_example.assembly import (
 )
 from optaxclip.per_example.calls import Atom
 from optaxclip.per_example.convolutions import KernelDirect, KernelGram
+from optaxclip.per_example.factors import Factor, size
+from optaxclip.per_example.kinds import bare
 from optaxclip.per_example.layouts import contract, letters_of
 from optaxclip.per_example.products import Gram
 from optaxclip.per_example.tables import Table, rows_added
-from optaxclip.per_example.terms import (
-    Convolution,
-    Cut,
-    Factor,
-    Given,
-    Product,
-    Term,
-    bare,
-    size,
-)
+from optaxclip.per_example.terms import Convolution, Cut, Given, Product, Term
 from optaxclip.per_example.ways import (
     ExampleArray,
     Factors,
@@ -175,7 +168,7 @@ class Linear:
         square = jnp.sum(jnp.square(alone))
         total = square
         for cut, x in zip(self.cuts, back(alone), strict=True):
-            total = total + 2 * _inner(*bare((cut,)), self._arrays(kept, cut), x)
+            total = total + 2 * _inner(bare(cut), self._arrays(kept, cut), x)
         gross = sum(jnp.sqrt(s.total) for s in found) + jnp.sqrt(square)
         # Numbers are added axis by axis.
         rounding = float(jnp.finfo(total.dtype).eps) / 2 * sum(alone.shape) ** 0.5
@@ -184,7 +177,7 @@ class Linear:
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """Sum the gradients of good examples, multiplied by their weights."""
         sums = [
-            _sum_of(*bare((cut,)), self._arrays(kept, cut), weights, good)
+            _sum_of(bare(cut), self._arrays(kept, cut), weights, good)
             for cut in self.cuts
         ]
         count: Array | float = 0.0

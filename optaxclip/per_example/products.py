@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from optaxclip.numbers import widen
+from optaxclip.per_example.factors import Factor
+from optaxclip.per_example.kinds import traced_once
 from optaxclip.per_example.layouts import (
     HIGHEST,
     contract,
@@ -23,8 +25,8 @@ from optaxclip.per_example.layouts import (
     ordered,
     sizes_of,
 )
-from optaxclip.per_example.terms import Factor, Product, bare
-from optaxclip.per_example.ways import Squares, added, traced_once
+from optaxclip.per_example.terms import Product
+from optaxclip.per_example.ways import Squares, added
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,6 @@ class Gram:
     def factors(self) -> tuple[Factor, ...]:
         """The factors whose arrays `squares` takes."""
         return tuple(f for p in self.products for f in ordered(p))
-
-    @property
-    def bare(self) -> "Gram":
-        """The same without its arrays."""
-        return Gram(bare(self.products))
 
     @property
     def positions(self) -> int:

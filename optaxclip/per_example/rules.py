@@ -1,24 +1,14 @@
 """What is known of primitives: which are products, and which are linear."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import GatherScatterMode
 
 from optaxclip.per_example.calls import Atom, Equation, Fixed
-from optaxclip.per_example.terms import (
-    Axis,
-    Change,
-    Convolution,
-    Factor,
-    Product,
-    Sum,
-    Term,
-    is_zero,
-)
+from optaxclip.per_example.factors import Axis, Change, Factor
+from optaxclip.per_example.terms import Convolution, Product, Sum, Term, is_zero
 
 # The operands in which a primitive is linear, taken together; the others are shared.
 JOINTLY: dict[str, slice] = {
@@ -44,12 +34,7 @@ SEPARATELY = ("mul", "dot_general", "conv_general_dilated")
 
 def is_float(atom: Atom) -> bool:
     """Return whether an atom holds real floating-point numbers."""
-    return _floats(atom.aval.dtype)
-
-
-@functools.cache
-def _floats(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating)
+    return jnp.issubdtype(atom.aval.dtype, jnp.floating)
 
 
 def is_linear(equation: Equation, varying: Sequence[bool]) -> bool:

@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from optaxclip.numbers import widen
 from optaxclip.per_example.calls import Atom
+from optaxclip.per_example.factors import Axes, Axis, Change, Factor
 from optaxclip.per_example.layouts import HIGHEST
 from optaxclip.per_example.places import (
     Piece,
@@ -24,16 +25,7 @@ from optaxclip.per_example.places import (
     transposed,
     turned,
 )
-from optaxclip.per_example.terms import (
-    Axes,
-    Axis,
-    Change,
-    Factor,
-    Made,
-    Product,
-    Shared,
-    Term,
-)
+from optaxclip.per_example.terms import Made, Product, Shared, Term
 
 
 def _both(product: Product, change: Callable[[Factor], Factor]) -> Product:

@@ -3,18 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
 from optaxclip.arguments import check_named_axis
 from optaxclip.leaves import AxisName, as_tuple
 from optaxclip.mesh import check_axes, vary, varying_axes
 from optaxclip.norms import Magnitude
-from optaxclip.numbers import measuring_dtype
+from optaxclip.numbers import as_dtype, as_number, measuring_dtype
 from optaxclip.per_example import batches
 from optaxclip.per_example.again import measured_again
 from optaxclip.per_example.decisions import LeafGroups, decide, measure_examples
@@ -23,6 +24,8 @@ from optaxclip.per_example.microbatches import chunked, differences, joined
 from optaxclip.per_example.tracing import Recorded, Traced, checked_params, trace
 from optaxclip.per_example.twice import Twice, in_two_passes, runs_twice
 from optaxclip.responses import Response
+
+T = TypeVar("T")
 
 
 class PerExample(NamedTuple):
@@ -66,12 +69,14 @@ class Examples(NamedTuple):
       in_axes: 0 for arguments with a leading axis of examples, None for shared ones.
       batch: the arguments of the loss after the parameters.
       mask: which examples count.
+      axis_name: the mesh axes over which the examples are sharded.
     """
 
     params: PyTree
     in_axes: tuple[Any, ...]
     batch: batches.Batch
     mask: Bool[Array, "examples"]
+    axis_name: AxisName
 
     def trace(self, loss: Loss) -> Traced:
         """Trace the gradient of one example."""
@@ -98,12 +103,21 @@ class Examples(NamedTuple):
         """Return the dtype in which norms are measured."""
         return measuring_dtype(jax.tree.leaves(self.params))
 
-    def number(self, axis_name: AxisName) -> Float[Array, ""]:
-        """Count the examples that the mask keeps, on the whole mesh; at least 1."""
-        number = jnp.sum(self.mask, dtype=self.dtype())
-        if axis_name is not None:
-            number = jax.lax.psum(number, axis_name)
+    def number(self, denominator: ArrayLike | None) -> Float[Array, ""]:
+        """Return the divisor; by default the examples that count, on the whole mesh."""
+        if denominator is not None:
+            return as_number(denominator)
+        number = self._over_mesh(jnp.sum(self.mask, dtype=self.dtype()))
         return jnp.maximum(number, 1)
+
+    def gradient(self, sums: list[Array], dtype: DTypeLike | None) -> PyTree:
+        """Add sums up over the mesh, in a type or that of each parameter."""
+        leaves, treedef = jax.tree.flatten(self.params)
+        wanted = [x.dtype if dtype is None else dtype for x in leaves]
+        return treedef.unflatten(map(as_dtype, self._over_mesh(sums), wanted))
+
+    def _over_mesh(self, sums: T) -> T:
+        return sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name)
 
 
 def prepare(
@@ -130,7 +144,7 @@ def prepare(
     # Otherwise JAX would sum the gradients of replicated parameters over the mesh.
     varying = frozenset().union(*map(varying_axes, batches.arrays_of((batch, mask))))
     params = jax.tree.map(lambda x: vary(x, varying), params)
-    return Examples(params, axes, batch, vary(mask, varying))
+    return Examples(params, axes, batch, vary(mask, varying), axis_name)
 
 
 def add_up(
@@ -168,7 +182,7 @@ def _measured(
     traced: Traced, loss: Loss, groups: LeafGroups, examples: Examples, twice: bool
 ) -> tuple[Recorded | Twice, list[Magnitude]]:
     """Evaluate the trace, and measure each group of leaves."""
-    params, in_axes, batch, mask = examples
+    params, in_axes, batch, mask, _ = examples
     given = (params, batch, in_axes)
     found = (
         in_two_passes(traced, loss.alone, *given) if twice else traced.record(*given)

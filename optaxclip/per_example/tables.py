@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from optaxclip.numbers import widen
+from optaxclip.per_example.factors import Factor, size
+from optaxclip.per_example.kinds import traced_once
 from optaxclip.per_example.layouts import (
     inner_products,
     join,
@@ -21,8 +23,8 @@ from optaxclip.per_example.layouts import (
     ordered,
     sizes_of,
 )
-from optaxclip.per_example.terms import Factor, Product, bare, size
-from optaxclip.per_example.ways import Squares, added, traced_once
+from optaxclip.per_example.terms import Product
+from optaxclip.per_example.ways import Squares, added
 
 
 def read_rows(indices: Array, read: Product) -> Int[Array, "examples positions"]:
@@ -82,20 +84,9 @@ class Table:
         return tuple(factor for pair in pairs for factor in pair)
 
     @property
-    def bare(self) -> "Table":
-        """The same without its arrays."""
-        both, number = bare((*self.reads, *self.products)), len(self.reads)
-        return Table(both[:number], both[number:])
-
-    @property
     def _positions(self) -> tuple[int, int]:
         reads, others = self.reads, self.products
         return sum(size(p.summed) for p in reads), sum(size(p.summed) for p in others)
-
-    @property
-    def positions(self) -> int:
-        """The number of products that are added up."""
-        return sum(self._positions)
 
     @property
     def cost(self) -> int:

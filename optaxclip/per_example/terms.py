@@ -5,37 +5,31 @@ factors of products. The steps above them have no values of a single example but
 so that they can be applied to a sum over examples just as well.
 """
 
-import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from optaxclip.per_example.calls import Atom, Equation, Value
+from optaxclip.per_example.calls import Atom, Equation
+from optaxclip.per_example.factors import Axes, Factor
 
-
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """An axis of a gradient or of its factors.
-
-    Attributes:
-      size: its length.
-    """
-
-    size: int
-
-
-Axes = tuple[Axis, ...]
 Held = frozenset[Atom]
 
 
-def size(axes: Axes) -> int:
-    """Return the product of the sizes of axes."""
-    return math.prod(axis.size for axis in axes)
+class _Multiplied(ABC):
+    @property
+    @abstractmethod
+    def factors(self) -> tuple[Factor, ...]:
+        """The arrays of which it is made."""
+
+    @property
+    def held(self) -> Held:
+        """The values that are held for each example."""
+        return frozenset(factor.atom for factor in self.factors)
 
 
 @dataclass(frozen=True)
-class Given:
+class Given(_Multiplied):
     """A value as the traced gradient computes it.
 
     Attributes:
@@ -47,14 +41,9 @@ class Given:
     carried: bool = False
 
     @property
-    def factors(self) -> "tuple[Factor, ...]":
+    def factors(self) -> tuple[Factor, ...]:
         """The value itself."""
-        return (Factor(self.atom, ()),)
-
-    @property
-    def held(self) -> Held:
-        """The values that are held for each example."""
-        return frozenset() if self.carried else frozenset((self.atom,))
+        return () if self.carried else (Factor(self.atom, ()),)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,51 +66,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A linear change of the array of each example, with values that all share.
-
-    Attributes:
-      run: takes the arrays, with the examples in front, and these values.
-      shared: the values.
-    """
-
-    run: Callable[..., Any]
-    shared: tuple[Atom, ...] = ()
-
-
-@dataclass(frozen=True)
-class Factor:
-    """One of two arrays that are multiplied.
-
-    Attributes:
-      atom: the array.
-      axes: the array's axes, after the changes.
-      rows: if the array holds indices, the axes of the result that they index; it then
-        stands for their one-hot encoding.
-      drops: whether out-of-range indices are dropped, not clamped.
-      changes: what is done to the array before it is multiplied.
-    """
-
-    atom: Atom
-    axes: Axes
-    rows: Axes = ()
-    drops: bool = False
-    changes: tuple[Change, ...] = ()
-
-    @property
-    def spans(self) -> Axes:
-        """The axes that a product with this factor has."""
-        return self.rows + (self.axes[:-1] if self.rows else self.axes)
-
-    def stacked(self, axis: Axis | None, outside: Callable[[Atom], tuple[Atom, bool]]):
-        """Convert to a factor seen from outside a call, maybe stacked along an axis."""
-        atom, is_stacked = outside(self.atom)
-        front = (axis,) if axis is not None and is_stacked else ()
-        return replace(self, atom=atom, axes=front + self.axes)
-
-
-@dataclass(frozen=True)
-class Product:
+class Product(_Multiplied):
     """The product of two arrays, summed over shared axes.
 
     Attributes:
@@ -140,11 +85,6 @@ class Product:
     def factors(self) -> tuple[Factor, ...]:
         """The arrays that are multiplied."""
         return self.left, self.right
-
-    @property
-    def held(self) -> Held:
-        """The values that are held for each example."""
-        return frozenset((self.left.atom, self.right.atom))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -170,7 +110,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(_Multiplied):
     """The gradient of a convolution's kernel, itself a convolution.
 
     Attributes:
@@ -194,11 +134,6 @@ class Convolution:
     def params(self) -> dict[str, Any]:
         """The parameters by their names."""
         return dict(self.options)
-
-    @property
-    def held(self) -> Held:
-        """The values that are held for each example."""
-        return frozenset((self.image, self.cotangent))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -273,32 +208,3 @@ def in_order(term: Term) -> list[Term]:
 
 def _operands(term: Term) -> Iterator[Term]:
     return iter(getattr(term, "operands", ()))
-
-
-_NONE = Value(None)
-
-
-@functools.cache
-def _numbered(number: int, size: int) -> Axis:
-    return Axis(size)
-
-
-def bare(cuts: Sequence[Cut]) -> tuple[Any, ...]:
-    """Return cuts without their arrays, equal wherever the same is to be computed."""
-    known: dict[Axis, Axis] = {}
-
-    def named(axes: Axes) -> Axes:
-        return tuple(known.setdefault(a, _numbered(len(known), a.size)) for a in axes)
-
-    def of_factor(factor: Factor) -> Factor:
-        return Factor(_NONE, named(factor.axes), named(factor.rows), factor.drops)
-
-    def of_cut(cut: Cut) -> Cut:
-        if isinstance(cut, Given):
-            return Given(_NONE)
-        if isinstance(cut, Convolution):
-            return replace(cut, image=_NONE, cotangent=_NONE)
-        factors = of_factor(cut.left), of_factor(cut.right)
-        return Product(*factors, named(cut.axes), cut.precision)
-
-    return tuple(map(of_cut, cuts))

@@ -1,8 +1,8 @@
 """Arithmetic on what is held for each example: squares, weights and sums."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,17 +44,6 @@ def precision_of(dtype: np.dtype) -> float:
     multiplied out.
     """
     return 168 * float(jnp.finfo(dtype).eps)
-
-
-def traced_once(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Trace what a part computes once for all parts of which the same is computed."""
-    run = jax.jit(method, static_argnums=0)
-
-    @functools.wraps(method)
-    def of_part(part: Any, values: Sequence[Array]) -> Any:
-        return run(part.bare, tuple(values))
-
-    return of_part
 
 
 def spread_over_examples(per_example: Array, x: Array) -> Array:
