@@ -148,10 +148,15 @@ def _squares_of(way: Linear) -> Reduced:
         arrays = [jax.lax.expand_dims(x, (0,)) for x in values[:number]]
         shared = dict(zip(way.shared, map(jnp.asarray, values[number:]), strict=True))
         knowing = way.knowing(shared)
-        found = knowing.squares(knowing.hold(arrays))
-        none = jnp.zeros_like(found.total)
-        error = none if found.error is None else found.error
-        some = none + 1 if found.zero is None else ~found.zero
-        return jnp.concatenate([found.total, error, some.astype(none.dtype)])
+        return _packed(knowing.squares(knowing.hold(arrays)))
 
     return Reduced((*way.atoms, *way.shared), run)
+
+
+@jax.jit
+def _packed(found: Squares) -> jax.Array:
+    """Put the squares, their errors and which are not zero in one array."""
+    none = jnp.zeros_like(found.total)
+    error = none if found.error is None else found.error
+    some = none + 1 if found.zero is None else ~found.zero
+    return jnp.concatenate([found.total, error, some.astype(none.dtype)])
