@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,6 @@ from optaxclip.per_example.microbatches import chunked, differences, joined
 from optaxclip.per_example.tracing import Recorded, Traced, checked_params, trace
 from optaxclip.per_example.twice import Twice, in_two_passes, runs_twice
 from optaxclip.responses import Response
-
-T = TypeVar("T")
 
 
 class PerExample(NamedTuple):
@@ -116,7 +114,7 @@ class Examples(NamedTuple):
         wanted = [x.dtype if dtype is None else dtype for x in leaves]
         return treedef.unflatten(map(as_dtype, self._over_mesh(sums), wanted))
 
-    def _over_mesh(self, sums: T) -> T:
+    def _over_mesh(self, sums: Any) -> Any:
         return sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name)
 
 
