@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.lax import Precision
 
 # A program with its constants. Before JAX 0.11 this is a separate class around a jaxpr;
 # that name may be removed, so it is not imported.
@@ -23,7 +24,11 @@ def is_call(eqn: JaxprEqn) -> bool:
     found: list[Any] = []
     for param in eqn.params.values():
         found += param if isinstance(param, tuple | list) else (param,)
-    return any(isinstance(getattr(each, "jaxpr", each), Jaxpr) for each in found)
+    return any(map(_is_program, found))
+
+
+def _is_program(param: Any) -> bool:
+    return isinstance(getattr(param, "jaxpr", param), Jaxpr)
 
 
 def named(eqn: JaxprEqn) -> tuple[str, Mapping[str, Any]]:
@@ -58,6 +63,34 @@ def evaluate(eqn: JaxprEqn, values: Sequence[Any], **changed: Any) -> list[Any]:
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
     result = primitive.bind(*functions, *values, **params)
     return list(result) if primitive.multiple_results else [result]
+
+
+def evaluate_precisely(traced: TracedProgram, values: Sequence[Any]) -> list[Any]:
+    """Evaluate a program, its products in the highest precision if it asks for none."""
+    known: dict[int, TracedProgram] = {}
+
+    def of_param(name: str, param: Any) -> Any:
+        if name == "precision" and param is None:
+            return Precision.HIGHEST, Precision.HIGHEST
+        if name == "branches":
+            return tuple(map(precise, param))
+        known_inside = _is_program(param) and hasattr(param, "replace")
+        return precise(param) if known_inside else param
+
+    def of_equation(eqn: JaxprEqn) -> JaxprEqn:
+        found = {name: of_param(name, param) for name, param in eqn.params.items()}
+        same = all(found[name] is param for name, param in eqn.params.items())
+        return eqn if same else eqn.replace(params=found)
+
+    def precise(traced: TracedProgram) -> TracedProgram:
+        if id(traced) not in known:  # JAX caches what it knows of a program.
+            jaxpr, _ = opened(traced)
+            found = jaxpr.replace(eqns=list(map(of_equation, jaxpr.eqns)))
+            whole = found if traced is jaxpr else traced.replace(jaxpr=found)
+            known[id(traced)] = whole
+        return known[id(traced)]
+
+    return jaxpr_as_fun(precise(traced))(*values)
 
 
 def cut(traced: TracedProgram, behind: Set[int]) -> list[TracedProgram] | None:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from per_example import clipped_mean, distance, random, stacked_gradients
 
 import optaxclip
+from optaxclip.jaxprs import evaluate_precisely
 
 # How JAX will make some of its calls, which a user may choose already.
 COMING = ("jax_remat3", "jax_custom_vjp3", "jax_custom_jvp3")
@@ -204,3 +205,19 @@ for layer in (by_vjp, by_jvp, again):
 """
     printed = fresh(code)
     assert printed.count("inner products") == printed.count("True") == 3
+
+
+def test_a_program_is_evaluated_precisely_where_it_asks_for_no_precision():
+    def called(x):
+        def step(total, _):
+            return total + x @ x, None
+
+        return jax.jit(lambda x: jnp.matmul(x, x, precision="high"))(x), jax.lax.cond(
+            jnp.sum(x) > 0, lambda: jax.lax.scan(step, x, None, length=2)[0], lambda: x
+        )
+
+    with jax.default_matmul_precision(None):
+        traced = jax.make_jaxpr(called)(jnp.eye(2))
+        found = jax.make_jaxpr(lambda x: evaluate_precisely(traced, [x]))(jnp.eye(2))
+    assert [str(traced).count(word) for word in ("HIGHEST", "HIGH,")] == [0, 1]
+    assert [str(found).count(word) for word in ("HIGHEST", "HIGH,")] == [2, 1]

@@ -89,6 +89,19 @@ def test_no_gradient_of_a_single_example_is_formed(case):
     assert stacked & set(shapes_in(whole.jaxpr))  # so the test would see one
 
 
+def test_the_loss_is_called_once():
+    calls = []
+
+    def loss(w, x):
+        calls.append(x.shape)
+        return jnp.sum(jnp.tanh(x @ w))
+
+    jax.make_jaxpr(optaxclip.clipped_grad(loss, 1.0))(
+        jnp.ones((3, 2)), jnp.ones((4, 3))
+    )
+    assert calls == [(3,)]
+
+
 def test_what_a_checkpoint_computes_again_is_kept_apart():
     _, params, batch, _ = CASES["layers"]
     _, record = traced(layered, params, *batch)

@@ -2,13 +2,14 @@
 
 The gradient of one example is traced, and its calls written out (`program`, `calls`).
 Each leaf's gradient is followed back through linear steps to the products that it is
-made of (`origins`, `rules`, `loops`, `terms`). A plan is chosen for each leaf
-(`plans`): whichever holds the least is held. The trace is then evaluated for all
+made of (`origins`, `rules`, `loops`, `terms`, `factors`). A plan is chosen for each
+leaf (`plans`): whichever holds the least is held. The trace is then evaluated for all
 examples at once, up to the factors of those products (`tracing`). From the factors come
 the norms (`pieces`, `steps`, `places`, `products`, `tables`, `convolutions`), which are
 measured `again` where `decisions` does not trust them, and the weighted sums, which go
-through the same steps as the gradient (`linear`, `assembly`, `formed`). Losses that
-rematerialize take two passes (`twice`). On a mesh with explicit axes the compiler lays
+through the same steps as the gradient (`linear`, `assembly`, `formed`). What
+is computed for parts of one kind is traced once (`kinds`). Losses that rematerialize
+take two passes (`twice`). On a mesh with explicit axes the compiler lays
 out all of that (`placement`). What `clipped_grad` returns knows how far one example can
 move it (`sensitivity`).
 """

@@ -1,7 +1,6 @@
 """Gradients that are formed after all, where their squares are not to be trusted."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +19,6 @@ from optaxclip.per_example.ways import power_of_two, spread_over_examples
 
 def measured_again(
     traced: Traced,
-    loss: Callable[..., Any],
     params: PyTree,
     batch: Batch,
     in_axes: tuple,
@@ -44,7 +42,7 @@ def measured_again(
             alone = together([x[None] for x in own])
             leaves = traced.record(params, alone, in_axes).added_up(params)
         else:
-            leaves = jax.tree.leaves(jax.grad(loss)(params, *together(own)))
+            leaves = traced.precisely(params, together(own))
         return [_squared([leaves[i] for i in group], none) for group in groups]
 
     def of_one(which: Array) -> list[tuple[Array, Array]]:
@@ -62,6 +60,7 @@ def measured_again(
     return [square for square, _ in found], [unit for _, unit in found]
 
 
+@jax.jit
 def _only(x: Array, here: Array) -> Array:
     """Take one example, by a sum for which no device of a mesh gathers the others."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -71,6 +70,7 @@ def _only(x: Array, here: Array) -> Array:
     return jnp.any(kept, 0) if x.dtype == bool else jnp.sum(kept, 0, dtype=x.dtype)
 
 
+@jax.jit
 def _squared(leaves: list[Array], none: Array) -> tuple[Array, Array]:
     """Sum squares in a unit, a power of two, so that none over- or underflows.
 

@@ -80,7 +80,7 @@ class Equation:
       run: evaluates it, without values from inside; parameters may be changed.
       call: the call that it makes, if values inside it can be returned.
       effects: whether it does something beside computing its results.
-      closed: whether it is a call whose inside is not known.
+      closed: returns whether it is a call whose inside is not known.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Equation:
     run: Callable[..., Sequence[Any]] = field(repr=False)
     call: "Loop | Choice | None" = None
     effects: bool = False
-    closed: bool = False
+    closed: Callable[[], bool] = lambda: False
 
 
 class Loop:

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import PyTree
 
 from optaxclip.arguments import check_denominator, check_dtype, check_loss
 from optaxclip.leaves import AxisName
-from optaxclip.numbers import as_dtype, as_number
 from optaxclip.per_example.differentiated import check_argnums, chosen, woven
 from optaxclip.per_example.limits import arrange, check_limits, check_response
 from optaxclip.per_example.placement import on_any_mesh
@@ -130,52 +129,30 @@ def clipped_value_and_grad(
     check_limits(max_norm)
     check_response(response)
     check_argnums(argnums)
-    if denominator is not None:
-        check_denominator(denominator)
-    if dtype is not None:
-        check_dtype(dtype)
+    check_denominator(1 if denominator is None else denominator)
+    check_dtype(jnp.float32 if dtype is None else dtype)
     of_one = Loss(woven(loss, argnums), has_aux)
-    clip_all = partial(
-        _clipped, max_norm, response, denominator, microbatch_size, axis_name, dtype
-    )
 
     def value_and_grad(
         *args: Any, mask: Any = None, **named: Any
     ) -> tuple[PerExample, PyTree]:
         params, batch = chosen(argnums, args)
         examples = prepare(params, batch, named, in_axes, mask, axis_name)
-        one = of_one
-        if pre_clipping_transform is not None:
-            one, examples = transformed(of_one, pre_clipping_transform, examples)
-        told, grads = on_any_mesh(
-            partial(clip_all, one), examples, lambda each, shared: (each, shared)
+        one, examples = transformed(of_one, pre_clipping_transform, examples)
+
+        def mean(examples: Examples) -> tuple[PerExample, PyTree]:
+            limits = arrange(max_norm, examples.params).places(examples.params)
+            number = examples.number(denominator)
+            function = partial(add_up, one, limits, response, number)
+            told, sums = in_chunks(function, examples, microbatch_size)
+            return told, examples.gradient(sums, dtype)
+
+        told, mean_gradient = on_any_mesh(
+            mean, examples, lambda each, shared: (each, shared)
         )
-        return told if one is of_one else told_before(told), grads
+        return told if one is of_one else told_before(told), mean_gradient
 
     return ClippedGradient(value_and_grad, max_norm, response, denominator)
-
-
-def _clipped(
-    max_norm: PyTree[ArrayLike],
-    response: Response,
-    denominator: ArrayLike | None,
-    microbatch_size: int | None,
-    axis_name: AxisName,
-    dtype: DTypeLike | None,
-    loss: Loss,
-    examples: Examples,
-) -> tuple[PerExample, PyTree]:
-    """Clip each example's gradient, and average them, in the type asked for."""
-    limits = arrange(max_norm, examples.params).places(examples.params)
-    given = denominator
-    number = examples.number(axis_name) if given is None else as_number(given)
-    function = partial(add_up, loss, limits, response, number)
-    told, sums = in_chunks(function, examples, microbatch_size)
-    if axis_name is not None:
-        sums = jax.lax.psum(sums, axis_name)
-    leaves, treedef = jax.tree.flatten(examples.params)
-    wanted = [x.dtype if dtype is None else dtype for x in leaves]
-    return told, jax.tree.unflatten(treedef, map(as_dtype, sums, wanted))
 
 
 def clipped_grad(

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from optaxclip.per_example.factors import Factor
+from optaxclip.per_example.kinds import traced_once
 from optaxclip.per_example.layouts import contract, inner_products
 from optaxclip.per_example.terms import Convolution
 from optaxclip.per_example.ways import Squares, added
@@ -30,6 +32,11 @@ class Kernel:
     """
 
     term: Convolution
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """The arrays that are convolved."""
+        return self.term.factors
 
     @property
     def _specs(self) -> tuple[Sequence[int], ...]:
@@ -155,6 +162,7 @@ class KernelGram(Kernel):
         """The numbers stored for one example."""
         return 2 * self.groups * self.positions**2
 
+    @traced_once
     def squares(self, values: Sequence[Array]) -> Squares:
         """Compute the squared norm of each example."""
         image, cotangent = self._image(values[0]), self._cotangent(values[1])
@@ -184,6 +192,7 @@ class KernelDirect(Kernel):
         """The numbers stored for one example."""
         return math.prod(self.places) * self.groups * math.prod(self.channels)
 
+    @traced_once
     def formed(self, values: Sequence[Array]) -> Array:
         """Multiply out the gradient of each example, one place after another."""
         image, cotangent = self._image(values[0]), self._cotangent(values[1])

@@ -2,45 +2,23 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from optaxclip.mesh import vary, varying_axes
 from optaxclip.norms import Magnitude
 from optaxclip.norms.norm import in_units
-from optaxclip.per_example.limits import Limits
-from optaxclip.per_example.ways import Factors, Squares, precision_of
+from optaxclip.per_example.ways import Factors, Good, Squares, precision_of
 from optaxclip.responses import Response
 from optaxclip.responses.apply import nonnegative
 
 LeafGroups = tuple[tuple[int, ...], ...]
 Sums = tuple[list[Array], list[Array]]
-
-
-class Decisions(NamedTuple):
-    """The decision for each example.
-
-    Attributes:
-      sizes: the norm of its gradient, in each group.
-      factors: the two factors of its gradient, applied one after the other.
-      good: whether its gradient is all finite, and the example counts.
-    """
-
-    sizes: list[Magnitude]
-    factors: list[Factors]
-    good: Bool[Array, "examples"]
-
-    def divided(self, number: Array | int) -> list[Factors]:
-        """Divide the factors by a number."""
-        return [
-            (first, second / jnp.asarray(number).astype(second.dtype))
-            for first, second in self.factors
-        ]
 
 
 @custom_vmap
@@ -74,28 +52,40 @@ def measure_examples(
       mask: the examples that count.
       dtype: the dtype of norms.
     """
-    zero = vary(jnp.zeros(mask.shape, dtype), varying_axes(mask))
-    parts = [[plain[i] for i in group] for group in groups]
-    found = [_added([s.total for s in part], zero) for part in parts]
-    trusted = [_trusted(*each, zero) for each in zip(found, parts, strict=True)]
-    asked = mask & ~functools.reduce(jnp.logical_and, trusted)
+    found, asked = _judged(groups, dtype, plain, mask)
+    one = vary(jnp.ones(mask.shape, dtype), varying_axes(mask))
 
     def precisely() -> Sums:
         squares, units = again(asked, dtype)
         pairs = zip(squares, found, strict=True)
         return (
             [jnp.where(asked, new, old) for new, old in pairs],
-            [jnp.where(asked, unit, zero + 1) for unit in units],
+            [jnp.where(asked, unit, one) for unit in units],
         )
 
     sums, units = jax.lax.cond(
         for_any_member(jnp.any(asked)),
         precisely,
-        lambda: (found, [zero + 1 for _ in groups]),
+        lambda: (found, [one for _ in groups]),
     )
-    return [
-        Magnitude(*in_units(jnp.sqrt(s), u)) for s, u in zip(sums, units, strict=True)
-    ]
+    return [_magnitude(s, u) for s, u in zip(sums, units, strict=True)]
+
+
+@jax.jit
+def _magnitude(square: Array, unit: Array) -> Magnitude:
+    return Magnitude(*in_units(jnp.sqrt(square), unit))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _judged(
+    groups: LeafGroups, dtype: np.dtype, plain: list[Squares], mask: Array
+) -> tuple[list[Array], Good]:
+    """Return the square of each group, and for which examples to measure again."""
+    zero = vary(jnp.zeros(mask.shape, dtype), varying_axes(mask))
+    parts = [[plain[i] for i in group] for group in groups]
+    found = [_added([s.total for s in part], zero) for part in parts]
+    trusted = [_trusted(*each, zero) for each in zip(found, parts, strict=True)]
+    return found, mask & ~functools.reduce(jnp.logical_and, trusted)
 
 
 def _added(terms: list[Array], zero: Array) -> Array:
@@ -116,18 +106,34 @@ def _trusted(total: Array, part: list[Squares], zero: Array) -> Array:
     return usual | functools.reduce(jnp.logical_and, known)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def decide(
-    sizes: list[Magnitude], limits: Limits, response: Response, mask: Array
-) -> Decisions:
-    """Choose each example's factors; one non-finite group drops the whole example."""
+    response: Response,
+    sizes: list[Magnitude],
+    limits: list[Array],
+    mask: Array,
+    number: Array,
+) -> tuple[list[Factors], Good]:
+    """Choose each example's factors; one non-finite group drops the whole example.
+
+    Args:
+      response: what happens to a gradient above its limit.
+      sizes: the norms of each group.
+      limits: the limit of each group.
+      mask: the examples that count.
+      number: the number by which the factors are divided.
+
+    Returns:
+      for each group the two factors of the gradient, applied one after the other;
+      and whether the gradient is all finite, and the example counts.
+    """
     factors, good = [], mask
-    for size, limit in zip(sizes, limits.values, strict=True):
+    for size, limit in zip(sizes, limits, strict=True):
         good &= jnp.isfinite(size.value) & jnp.isfinite(size.scale)
         *some, last = response.weigh(*size, nonnegative(limit, size.value))
         one = jnp.ones_like(last)
         first = functools.reduce(jnp.multiply, some, one)
         faint = jnp.abs(first * last) < float(jnp.finfo(last.dtype).tiny) * 2.0**40
-        factors.append(
-            (jnp.where(faint, first, one), jnp.where(faint, last, first * last))
-        )
-    return Decisions(sizes, factors, good)
+        second = jnp.where(faint, last, first * last) / number.astype(last.dtype)
+        factors.append((jnp.where(faint, first, one), second))
+    return factors, good

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Array
 
-from optaxclip.per_example.assembly import cuts_of, put_together
+from optaxclip.per_example.assembly import put_together
 from optaxclip.per_example.convolutions import KernelDirect
 from optaxclip.per_example.linear import Linear
 from optaxclip.per_example.terms import Convolution
@@ -25,7 +25,7 @@ class Formed(Linear):
 
     @property
     def _kernel(self) -> KernelDirect:
-        (cut,) = cuts_of(self.term)
+        (cut,) = self.cuts
         assert isinstance(cut, Convolution)
         return KernelDirect(cut)
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from optaxclip.numbers import widest
-from optaxclip.per_example.terms import Axes, Axis, Factor, Product, size
+from optaxclip.per_example.factors import Axes, Axis, Factor, size
+from optaxclip.per_example.terms import Product
 
 HIGHEST = jax.lax.Precision.HIGHEST
 

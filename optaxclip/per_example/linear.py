@@ -23,18 +23,12 @@ from optaxclip.per_example.assembly import (
 )
 from optaxclip.per_example.calls import Atom
 from optaxclip.per_example.convolutions import KernelDirect, KernelGram
+from optaxclip.per_example.factors import Factor, size
+from optaxclip.per_example.kinds import bare
 from optaxclip.per_example.layouts import contract, letters_of
 from optaxclip.per_example.products import Gram
 from optaxclip.per_example.tables import Table, rows_added
-from optaxclip.per_example.terms import (
-    Convolution,
-    Cut,
-    Factor,
-    Given,
-    Product,
-    Term,
-    size,
-)
+from optaxclip.per_example.terms import Convolution, Cut, Given, Product, Term
 from optaxclip.per_example.ways import (
     ExampleArray,
     Factors,
@@ -48,18 +42,6 @@ from optaxclip.per_example.ways import (
 )
 
 Part = Gram | Table | KernelGram | Given
-
-
-def factors_of(part: Cut | Part) -> tuple[Factor, ...]:
-    """List the arrays that are multiplied."""
-    if isinstance(part, Product):
-        return part.left, part.right
-    if isinstance(part, Given):
-        return (Factor(part.atom, ()),)
-    if isinstance(part, Convolution | KernelGram):
-        term = part.term if isinstance(part, KernelGram) else part
-        return Factor(term.image, ()), Factor(term.cotangent, ())
-    return part.factors
 
 
 @dataclass(frozen=True)
@@ -78,16 +60,21 @@ class Linear:
     values: Values = field(default_factory=dict, repr=False, compare=False)
 
     @functools.cached_property
+    def cuts(self) -> list[Cut]:
+        """The products and values of which the gradient is made."""
+        return cuts_of(self.term)
+
+    @functools.cached_property
     def atoms(self) -> tuple[Atom, ...]:
         """The values of the traced gradient that are held for each example."""
-        atoms = (f.atom for cut in cuts_of(self.term) for f in factors_of(cut))
+        atoms = (f.atom for cut in self.cuts for f in cut.factors)
         return tuple(dict.fromkeys(atoms))
 
     @property
     def shared(self) -> tuple[Atom, ...]:
         """The values that all examples share."""
-        parts = (*cuts_of(self.term), *(self.norms or ()))
-        factors = (factor for part in parts for factor in factors_of(part))
+        parts = (*self.cuts, *(self.norms or ()))
+        factors = (factor for part in parts for factor in part.factors)
         changes = (change for factor in factors for change in factor.changes)
         inside = (atom for change in changes for atom in change.shared)
         return tuple(dict.fromkeys((*shared_by(self.term), *inside)))
@@ -96,7 +83,7 @@ class Linear:
     def cost(self) -> int:
         """The number of multiplications for the norm of one example."""
         if self.norms is None:
-            return sum(map(_cost_of_forming, cuts_of(self.term)))
+            return sum(map(_cost_of_forming, self.cuts))
         return sum(
             math.prod(n.shape) if isinstance(n, Given) else n.cost for n in self.norms
         )
@@ -120,14 +107,14 @@ class Linear:
     def _arrays(self, kept: Kept, part: Cut | Part) -> list[Array]:
         """Return the changed factors of a part."""
         held = dict(zip(self.atoms, kept, strict=True))
-        return [self._changed(held[f.atom], f) for f in factors_of(part)]
+        return [self._changed(held[f.atom], f) for f in part.factors]
 
     def _changed(self, x: Array, factor: Factor) -> Array:
         if not factor.rows and not jnp.issubdtype(x.dtype, jnp.inexact):
             x = x.astype(jnp.float32)
         for change in factor.changes:
             shared = [self.values[atom] for atom in change.shared]
-            x = jax.vmap(change.run, (0, *(None for _ in shared)))(x, *shared)
+            x = change.run(x, *shared)
         return x
 
     def squares(self, kept: Kept) -> Squares:
@@ -164,7 +151,7 @@ class Linear:
         if constant_of(self.term):
             return None
         held = dict(zip(self.atoms, kept, strict=True))
-        each = (vanishes(held[_cotangent(cut)]) for cut in cuts_of(self.term))
+        each = (vanishes(held[_cotangent(cut)]) for cut in self.cuts)
         return functools.reduce(jnp.logical_and, each)
 
     def _with_constant(self, kept: Kept, found: list[Squares]) -> Squares:
@@ -173,16 +160,15 @@ class Linear:
         For S that all add and cuts x of which the rest is L(x), that is twice the inner
         product of x and the transpose of L, of S.
         """
-        cuts = cuts_of(self.term)
-        zeros = [jnp.zeros(cut.shape, jnp.float32) for cut in cuts]
+        zeros = [jnp.zeros(cut.shape, jnp.float32) for cut in self.cuts]
         alone = put_together(self.term, zeros, self.values, 1.0)
         _, back = jax.vjp(
             lambda *sums: put_together(self.term, sums, self.values, 0.0), *zeros
         )
         square = jnp.sum(jnp.square(alone))
         total = square
-        for cut, x in zip(cuts, back(alone), strict=True):
-            total = total + 2 * _inner(cut, self._arrays(kept, cut), x)
+        for cut, x in zip(self.cuts, back(alone), strict=True):
+            total = total + 2 * _inner(bare(cut), self._arrays(kept, cut), x)
         gross = sum(jnp.sqrt(s.total) for s in found) + jnp.sqrt(square)
         # Numbers are added axis by axis.
         rounding = float(jnp.finfo(total.dtype).eps) / 2 * sum(alone.shape) ** 0.5
@@ -191,10 +177,12 @@ class Linear:
     def total(self, kept: Kept, weights: Factors, good: Good) -> Array:
         """Sum the gradients of good examples, multiplied by their weights."""
         sums = [
-            _sum_of(cut, self._arrays(kept, cut), weights, good)
-            for cut in cuts_of(self.term)
+            _sum_of(bare(cut), self._arrays(kept, cut), weights, good)
+            for cut in self.cuts
         ]
-        count = jnp.sum(jnp.where(good, weights[0] * weights[1], 0))
+        count: Array | float = 0.0
+        if constant_of(self.term):
+            count = jnp.sum(jnp.where(good, weights[0] * weights[1], 0))
         return put_together(self.term, sums, self.values, count)
 
 
@@ -213,6 +201,7 @@ def _cost_of_forming(cut: Cut) -> int:
     return KernelDirect(cut).cost if isinstance(cut, Convolution) else 0
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _sum_of(cut: Cut, arrays: list[Array], weights: Factors, good: Good) -> Array:
     """Sum a cut over good examples."""
     if isinstance(cut, Given):
@@ -227,6 +216,7 @@ def _sum_of(cut: Cut, arrays: list[Array], weights: Factors, good: Good) -> Arra
     return contract(subscripts, a, b, precision=cut.precision)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _inner(cut: Cut, arrays: list[Array], x: Array) -> ExampleArray:
     """Multiply each example's cut by an array like it, and sum up."""
     if isinstance(cut, Given):

@@ -5,8 +5,8 @@ from dataclasses import replace
 from functools import partial
 
 from optaxclip.per_example.calls import Atom, Equation, Fixed, Inner, Loop
+from optaxclip.per_example.factors import Axis
 from optaxclip.per_example.terms import (
-    Axis,
     Convolution,
     Given,
     Made,

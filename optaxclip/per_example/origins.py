@@ -12,13 +12,12 @@ from optaxclip.per_example.loops import out_of_branches, out_of_loop
 from optaxclip.per_example.program import Program
 from optaxclip.per_example.rules import RULES, is_float, is_linear, is_literal_zero
 from optaxclip.per_example.terms import (
-    Convolution,
     Given,
     Made,
     Shared,
     Sum,
     Term,
-    in_order,
+    convolves,
     is_zero,
 )
 
@@ -72,7 +71,7 @@ class Origins:
         while equation is not None and self._linear[id(equation)]:
             varying = [a for a in equation.inputs if a in self._varies]
             equation = self._producer.get(varying[0]) if varying else None
-        return equation.name if equation is not None and equation.closed else None
+        return equation.name if equation is not None and equation.closed() else None
 
     def _varying(self) -> set[Atom]:
         """Find the values that differ between examples."""
@@ -145,8 +144,8 @@ class Origins:
         below = [
             self._peak.get(atom, 0) for atom in equation.inputs if atom in self._peak
         ]
-        if any(isinstance(each, Convolution) for each in in_order(term or Given(out))):
-            return term or Given(out)  # Planned with the whole leaf in view.
+        if term is not None and convolves(term):
+            return term  # Planned with the whole leaf in view.
         late = out not in self._needed
         if late and (self._linear[id(equation)] or term is not None):
             self._peak[out] = max(whole, *below, 0)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from optaxclip.per_example.factors import Axis
 from optaxclip.per_example.layouts import layout
-from optaxclip.per_example.terms import Axis, Convolution, Given, Made, Product
+from optaxclip.per_example.terms import Convolution, Given, Made, Product
 
 Place = tuple[tuple[int, int], ...]
 

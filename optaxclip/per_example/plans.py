@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optaxclip.per_example.assembly import constant_of, cuts_of
+from optaxclip.per_example.assembly import constant_of
 from optaxclip.per_example.calls import Atom, Equation
 from optaxclip.per_example.convolutions import KernelDirect, KernelGram
 from optaxclip.per_example.formed import Formed
@@ -19,6 +19,7 @@ from optaxclip.per_example.terms import (
     Product,
     Shared,
     Term,
+    convolves,
     is_zero,
 )
 
@@ -56,7 +57,7 @@ def plan_leaf(term: Term, gradient: Atom, reason: str = NO_PRODUCT) -> Plan:
     if isinstance(term, Given):
         return whole
     groups = pieces_of(term)
-    if any(isinstance(cut, Convolution) for cut in cuts_of(term)):
+    if convolves(term):
         return _of_kernel(term, groups) or whole
     norms = None if groups is None else _norms(groups)
     if norms is None:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from optaxclip.numbers import widen
+from optaxclip.per_example.factors import Factor
+from optaxclip.per_example.kinds import traced_once
 from optaxclip.per_example.layouts import (
     HIGHEST,
     contract,
@@ -23,7 +25,7 @@ from optaxclip.per_example.layouts import (
     ordered,
     sizes_of,
 )
-from optaxclip.per_example.terms import Factor, Product
+from optaxclip.per_example.terms import Product
 from optaxclip.per_example.ways import Squares, added
 
 
@@ -92,6 +94,7 @@ class Gram:
             found[1].append(b)
         return join(found[0], 2), join(found[1], 2)
 
+    @traced_once
     def squares(self, values: Sequence[Array]) -> Squares:
         """Compute the squared norm of each example."""
         *own, shared, summed = self._letters

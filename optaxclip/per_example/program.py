@@ -61,7 +61,8 @@ class Program:
         self.rematerializes = False
         self.outputs = self._write_out(traced, self.inputs)
         made = (out for equation in self.equations for out in equation.outputs)
-        self.narrow = any(map(_is_narrow, (*made, *self.outputs)))
+        dtypes = {atom.aval.dtype for atom in (*made, *self.outputs)}
+        self.narrow = any(map(_is_narrow, dtypes))
         for equation in self.equations:
             if equation.call is not None:
                 self.narrow |= any(inner.narrow for inner in equation.call.programs)
@@ -153,8 +154,7 @@ class Program:
         return [read(atom) for atom in wanted]
 
 
-def _is_narrow(atom: Atom) -> bool:
-    dtype = atom.aval.dtype
+def _is_narrow(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
@@ -165,7 +165,10 @@ def _equation(
         return evaluate(eqn, values, **changed)
 
     name, call, effects = eqn.primitive.name, _call(eqn), bool(eqn.effects)
-    closed = call is None and is_call(eqn)
+
+    def closed() -> bool:
+        return call is None and is_call(eqn)
+
     return Equation(name, eqn.params, inputs, outputs, run, call, effects, closed)
 
 

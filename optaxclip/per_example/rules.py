@@ -7,16 +7,8 @@ import numpy as np
 from jax.lax import GatherScatterMode
 
 from optaxclip.per_example.calls import Atom, Equation, Fixed
-from optaxclip.per_example.terms import (
-    Axis,
-    Change,
-    Convolution,
-    Factor,
-    Product,
-    Sum,
-    Term,
-    is_zero,
-)
+from optaxclip.per_example.factors import Axis, Change, Factor
+from optaxclip.per_example.terms import Convolution, Product, Sum, Term, is_zero
 
 # The operands in which a primitive is linear, taken together; the others are shared.
 JOINTLY: dict[str, slice] = {
@@ -168,7 +160,7 @@ def _convolution(
         return None  # A convolution of grouped batches.
     image, cotangent = equation.inputs
     shapes = tuple(atom.aval.shape for atom in (*equation.inputs, *equation.outputs))
-    return Convolution(image, cotangent, shapes, equation.params)
+    return Convolution(image, cotangent, shapes, tuple(equation.params.items()))
 
 
 # How a product is made, if several operands vary.

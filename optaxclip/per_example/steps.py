@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from optaxclip.numbers import widen
 from optaxclip.per_example.calls import Atom
+from optaxclip.per_example.factors import Axes, Axis, Change, Factor
 from optaxclip.per_example.layouts import HIGHEST
 from optaxclip.per_example.places import (
     Piece,
@@ -24,16 +25,7 @@ from optaxclip.per_example.places import (
     transposed,
     turned,
 )
-from optaxclip.per_example.terms import (
-    Axes,
-    Axis,
-    Change,
-    Factor,
-    Made,
-    Product,
-    Shared,
-    Term,
-)
+from optaxclip.per_example.terms import Made, Product, Shared, Term
 
 
 def _both(product: Product, change: Callable[[Factor], Factor]) -> Product:
@@ -73,7 +65,7 @@ def _sliced(piece: Piece, dim: int, start: int, stop: int, stride: int) -> Piece
     def of_factor(factor: Factor) -> Factor:
         if axis not in factor.spans:
             return factor
-        at = factor.axes.index(axis) if axis in factor.axes else -1
+        at = 1 + factor.axes.index(axis) if axis in factor.axes else -1
         axes = tuple(new if a is axis else a for a in factor.axes)
 
         def run(x: Array) -> Array:
@@ -118,7 +110,7 @@ def _reduce_sum(made: Made, stacked: int, piece: Piece) -> Piece:
     alone = [a for a in gone if not (a in spans[0] and a in spans[1])]
 
     def of_factor(factor: Factor) -> Factor:
-        at = [d for d, a in enumerate(factor.axes) if a in alone]
+        at = [d for d, a in enumerate(factor.axes, 1) if a in alone]
         if not at and not set(alone) & set(factor.rows):
             return factor
         axes = tuple(a for a in factor.axes if a not in alone)
@@ -145,7 +137,7 @@ def _scaled(made: Made, stacked: int, piece: Piece) -> Piece:
         own = [f for f in (piece.product.left, piece.product.right) if axis in f.axes]
         if not own or atom.aval.shape != (axis.size,):
             raise UnknownStepError
-        factor, at = own[0], own[0].axes.index(axis)
+        factor, at = own[0], 1 + own[0].axes.index(axis)
 
     def run(x: Array, by: Array) -> Array:
         shape = [1] * x.ndim
@@ -187,7 +179,7 @@ def _contracted(made: Made, stacked: int, piece: Piece) -> Piece:
     def of_factor(factor: Factor) -> Factor:
         if factor is not owners[0]:
             return factor
-        at = [factor.axes.index(a) for a in gone]
+        at = [1 + factor.axes.index(a) for a in gone]
         axes = tuple(a for a in factor.axes if a not in gone) + new
 
         def run(x: Array, by: Array) -> Array:

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
 from optaxclip.arguments import check_named_axis
 from optaxclip.leaves import AxisName, as_tuple
 from optaxclip.mesh import check_axes, vary, varying_axes
 from optaxclip.norms import Magnitude
-from optaxclip.numbers import measuring_dtype
+from optaxclip.numbers import as_dtype, as_number, measuring_dtype
 from optaxclip.per_example import batches
 from optaxclip.per_example.again import measured_again
 from optaxclip.per_example.decisions import LeafGroups, decide, measure_examples
@@ -66,12 +67,14 @@ class Examples(NamedTuple):
       in_axes: 0 for arguments with a leading axis of examples, None for shared ones.
       batch: the arguments of the loss after the parameters.
       mask: which examples count.
+      axis_name: the mesh axes over which the examples are sharded.
     """
 
     params: PyTree
     in_axes: tuple[Any, ...]
     batch: batches.Batch
     mask: Bool[Array, "examples"]
+    axis_name: AxisName
 
     def trace(self, loss: Loss) -> Traced:
         """Trace the gradient of one example."""
@@ -98,12 +101,21 @@ class Examples(NamedTuple):
         """Return the dtype in which norms are measured."""
         return measuring_dtype(jax.tree.leaves(self.params))
 
-    def number(self, axis_name: AxisName) -> Float[Array, ""]:
-        """Count the examples that the mask keeps, on the whole mesh; at least 1."""
-        number = jnp.sum(self.mask, dtype=self.dtype())
-        if axis_name is not None:
-            number = jax.lax.psum(number, axis_name)
+    def number(self, denominator: ArrayLike | None) -> Float[Array, ""]:
+        """Return the divisor; by default the examples that count, on the whole mesh."""
+        if denominator is not None:
+            return as_number(denominator)
+        number = self._over_mesh(jnp.sum(self.mask, dtype=self.dtype()))
         return jnp.maximum(number, 1)
+
+    def gradient(self, sums: list[Array], dtype: DTypeLike | None) -> PyTree:
+        """Add sums up over the mesh, in a type or that of each parameter."""
+        leaves, treedef = jax.tree.flatten(self.params)
+        wanted = [x.dtype if dtype is None else dtype for x in leaves]
+        return treedef.unflatten(map(as_dtype, self._over_mesh(sums), wanted))
+
+    def _over_mesh(self, sums: Any) -> Any:
+        return sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name)
 
 
 def prepare(
@@ -130,7 +142,7 @@ def prepare(
     # Otherwise JAX would sum the gradients of replicated parameters over the mesh.
     varying = frozenset().union(*map(varying_axes, batches.arrays_of((batch, mask))))
     params = jax.tree.map(lambda x: vary(x, varying), params)
-    return Examples(params, axes, batch, vary(mask, varying))
+    return Examples(params, axes, batch, vary(mask, varying), axis_name)
 
 
 def add_up(
@@ -144,9 +156,8 @@ def add_up(
     traced = examples.trace(loss)
     twice = runs_twice(traced, limits.groups)
     found, sizes = _measured(traced, loss, limits.groups, examples, twice)
-    weights = decide(sizes, limits, response, examples.mask)
-    factors = limits.of_leaves(weights.divided(number))
-    totals = found.totals(factors, weights.good, examples.params)
+    pairs, good = decide(response, sizes, limits.values, examples.mask, number)
+    totals = found.totals(limits.of_leaves(pairs), good, examples.params)
     return _told(found, limits, sizes, examples.mask), totals
 
 
@@ -169,10 +180,12 @@ def _measured(
     traced: Traced, loss: Loss, groups: LeafGroups, examples: Examples, twice: bool
 ) -> tuple[Recorded | Twice, list[Magnitude]]:
     """Evaluate the trace, and measure each group of leaves."""
-    params, in_axes, batch, mask = examples
-    given = (traced, loss.alone, params, batch, in_axes)
-    found = in_two_passes(*given) if twice else traced.record(*given[2:])
-    again = partial(measured_again, *given, groups)
+    params, in_axes, batch, mask, _ = examples
+    given = (params, batch, in_axes)
+    found = (
+        in_two_passes(traced, loss.alone, *given) if twice else traced.record(*given)
+    )
+    again = partial(measured_again, traced, *given, groups)
     squares, dtype = found.squares(), examples.dtype()
     return found, measure_examples(squares, again, groups, mask, dtype)
 

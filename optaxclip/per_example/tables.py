@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from optaxclip.numbers import widen
+from optaxclip.per_example.factors import Factor, size
+from optaxclip.per_example.kinds import traced_once
 from optaxclip.per_example.layouts import (
     inner_products,
     join,
@@ -21,7 +23,7 @@ from optaxclip.per_example.layouts import (
     ordered,
     sizes_of,
 )
-from optaxclip.per_example.terms import Factor, Product, size
+from optaxclip.per_example.terms import Product
 from optaxclip.per_example.ways import Squares, added
 
 
@@ -87,11 +89,6 @@ class Table:
         return sum(size(p.summed) for p in reads), sum(size(p.summed) for p in others)
 
     @property
-    def positions(self) -> int:
-        """The number of products that are added up."""
-        return sum(self._positions)
-
-    @property
     def cost(self) -> int:
         """The number of multiplications for the norm of one example."""
         read, multiplied = self._positions
@@ -136,6 +133,7 @@ class Table:
                 found[3].append(b)
         return [join(x, 1) for x in found if x]
 
+    @traced_once
     def squares(self, values: Sequence[Array]) -> Squares:
         """Compute the squared norm of each example."""
         kept = self._arranged(values)

@@ -5,36 +5,31 @@ factors of products. The steps above them have no values of a single example but
 so that they can be applied to a sum over examples just as well.
 """
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from optaxclip.per_example.calls import Atom, Equation
+from optaxclip.per_example.factors import Axes, Factor
 
-
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """An axis of a gradient or of its factors.
-
-    Attributes:
-      size: its length.
-    """
-
-    size: int
-
-
-Axes = tuple[Axis, ...]
 Held = frozenset[Atom]
 
 
-def size(axes: Axes) -> int:
-    """Return the product of the sizes of axes."""
-    return math.prod(axis.size for axis in axes)
+class _Multiplied(ABC):
+    @property
+    @abstractmethod
+    def factors(self) -> tuple[Factor, ...]:
+        """The arrays of which it is made."""
+
+    @property
+    def held(self) -> Held:
+        """The values that are held for each example."""
+        return frozenset(factor.atom for factor in self.factors)
 
 
-@dataclass(frozen=True, eq=False)
-class Given:
+@dataclass(frozen=True)
+class Given(_Multiplied):
     """A value as the traced gradient computes it.
 
     Attributes:
@@ -46,9 +41,9 @@ class Given:
     carried: bool = False
 
     @property
-    def held(self) -> Held:
-        """The values that are held for each example."""
-        return frozenset() if self.carried else frozenset((self.atom,))
+    def factors(self) -> tuple[Factor, ...]:
+        """The value itself."""
+        return () if self.carried else (Factor(self.atom, ()),)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,51 +66,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A linear change of an array, with values that all examples share.
-
-    Attributes:
-      run: takes the array and these values.
-      shared: the values.
-    """
-
-    run: Callable[..., Any]
-    shared: tuple[Atom, ...] = ()
-
-
-@dataclass(frozen=True)
-class Factor:
-    """One of two arrays that are multiplied.
-
-    Attributes:
-      atom: the array.
-      axes: the array's axes, after the changes.
-      rows: if the array holds indices, the axes of the result that they index; it then
-        stands for their one-hot encoding.
-      drops: whether out-of-range indices are dropped, not clamped.
-      changes: what is done to the array before it is multiplied.
-    """
-
-    atom: Atom
-    axes: Axes
-    rows: Axes = ()
-    drops: bool = False
-    changes: tuple[Change, ...] = ()
-
-    @property
-    def spans(self) -> Axes:
-        """The axes that a product with this factor has."""
-        return self.rows + (self.axes[:-1] if self.rows else self.axes)
-
-    def stacked(self, axis: Axis | None, outside: Callable[[Atom], tuple[Atom, bool]]):
-        """Convert to a factor seen from outside a call, maybe stacked along an axis."""
-        atom, is_stacked = outside(self.atom)
-        front = (axis,) if axis is not None and is_stacked else ()
-        return replace(self, atom=atom, axes=front + self.axes)
-
-
-@dataclass(frozen=True, eq=False)
-class Product:
+class Product(_Multiplied):
     """The product of two arrays, summed over shared axes.
 
     Attributes:
@@ -131,9 +82,9 @@ class Product:
     precision: Any = None
 
     @property
-    def held(self) -> Held:
-        """The values that are held for each example."""
-        return frozenset((self.left.atom, self.right.atom))
+    def factors(self) -> tuple[Factor, ...]:
+        """The arrays that are multiplied."""
+        return self.left, self.right
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -158,26 +109,31 @@ class Product:
         return tuple(a for a in self.axes if a in factor.spans and a not in shared)
 
 
-@dataclass(frozen=True, eq=False)
-class Convolution:
+@dataclass(frozen=True)
+class Convolution(_Multiplied):
     """The gradient of a convolution's kernel, itself a convolution.
 
     Attributes:
       image: the input of the forward convolution.
       cotangent: the cotangent of its result.
       shapes: the shapes of these two and of the gradient.
-      params: the parameters of the convolution that computes the gradient.
+      options: the parameters of the convolution that computes the gradient.
     """
 
     image: Atom
     cotangent: Atom
     shapes: tuple[tuple[int, ...], ...]
-    params: dict[str, Any] = field(repr=False)
+    options: tuple[tuple[str, Any], ...] = field(repr=False)
 
     @property
-    def held(self) -> Held:
-        """The values that are held for each example."""
-        return frozenset((self.image, self.cotangent))
+    def factors(self) -> tuple[Factor, ...]:
+        """The arrays that are convolved."""
+        return Factor(self.image, ()), Factor(self.cotangent, ())
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters by their names."""
+        return dict(self.options)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -189,10 +145,12 @@ class Convolution:
 class _Composed:
     operands: tuple["Term", ...]
     held: Held = field(init=False)
+    convolves: bool = field(init=False)
 
     def __post_init__(self):
         together = frozenset().union(*(term.held for term in self.operands))
         object.__setattr__(self, "held", together)
+        object.__setattr__(self, "convolves", any(map(convolves, self.operands)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,6 +182,11 @@ Term = Given | Shared | Product | Convolution | Made | Sum
 def is_zero(term: Term) -> bool:
     """Return whether a term is known to be zero."""
     return isinstance(term, Shared) and term.atom is None
+
+
+def convolves(term: Term) -> bool:
+    """Return whether a term is made of the gradient of a kernel."""
+    return isinstance(term, Convolution) or getattr(term, "convolves", False)
 
 
 def in_order(term: Term) -> list[Term]:

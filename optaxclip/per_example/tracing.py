@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from optaxclip.jaxprs import TracedProgram, evaluate_precisely
 from optaxclip.leaves import counts
 from optaxclip.per_example.batches import Batch, arrays_of, differing
 from optaxclip.per_example.calls import Atom
@@ -62,11 +63,24 @@ class Recorded(NamedTuple):
 
 @dataclass(frozen=True)
 class Traced:
-    """The gradient of one example as a program, and a plan for each leaf."""
+    """The gradient of one example as a program, and a plan for each leaf.
 
+    Attributes:
+      whole: the program, as JAX has traced it.
+      program: the same, written out.
+      plans: the plan of each leaf.
+      aux: the structure of the auxiliary output.
+    """
+
+    whole: TracedProgram
     program: Program
     plans: list[Plan]
     aux: Any
+
+    def precisely(self, params: PyTree, example: Batch) -> list[jax.Array]:
+        """Compute the gradient of one example; JAX traces nothing anew."""
+        found = evaluate_precisely(self.whole, arrays_of((params, *example)))
+        return found[len(found) - len(self.plans) :]
 
     def evaluate(
         self,
@@ -162,12 +176,12 @@ def trace(
         example = jax.tree.unflatten(treedef, parts)
         return _checked(loss(params, *example), has_aux)
 
-    gradient = jax.value_and_grad(both, has_aux=True)
-    closed, shape = jax.make_jaxpr(gradient, return_shape=True)(
+    gradient = jax.jit(jax.value_and_grad(both, has_aux=True))
+    whole, shape = jax.make_jaxpr(gradient, return_shape=True)(
         params, *arrays_of(example)
     )
     (_, aux), grads = shape
-    program = Program(closed)
+    program = Program(whole)
     number = len(jax.tree.leaves(grads))
     gradients = program.outputs[len(program.outputs) - number :]
     shared = len(program.inputs) - len(arrays_of(example))
@@ -179,7 +193,7 @@ def trace(
     ]
     terms = Origins(program, inputs, gradients)
     plans = [_plan(terms, atom) for atom in gradients]
-    return Traced(program, plans, jax.tree.structure(aux))
+    return Traced(whole, program, plans, jax.tree.structure(aux))
 
 
 def _plan(terms: Origins, gradient: Atom) -> Plan:

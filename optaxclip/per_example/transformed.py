@@ -20,13 +20,15 @@ Transform = Callable[[PyTree], PyTree]
 
 
 def transformed(
-    loss: Loss, transform: Transform, examples: Examples
+    loss: Loss, transform: Transform | None, examples: Examples
 ) -> tuple[Loss, Examples]:
     """Return a loss and parameters whose gradient is the transformed one.
 
     The value and the auxiliary output of the given loss are the auxiliary output of
     the new one.
     """
+    if transform is None:
+        return loss, examples
 
     def product(factors: PyTree, params: PyTree, *example: Any) -> tuple[Any, Any]:
         leaves = jax.tree.leaves(factors)

@@ -6,7 +6,7 @@ where it arises, also inside a loop, and kept nowhere; the plain gradient of the
 each multiplied by its factor, is the sum. That takes about twice the time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,7 @@ class Twice:
             return jax.vmap(self.loss, (None, *self.in_axes))(params, *batch)
 
         values, back = jax.vjp(losses, self.params)
+        some = jnp.any(good)
         sums: dict[int, tuple[jax.Array, list[jax.Array]]] = {}
         found = []
         for i, leaf in enumerate(jax.tree.leaves(params)):
@@ -78,9 +79,15 @@ class Twice:
                 found_by = back(weights.astype(values.dtype))[0]
                 sums[id(pair)] = unit, jax.tree.leaves(found_by)
             unit, leaves = sums[id(pair)]
-            total = multiply(leaves[i], unit.astype(leaves[i].dtype))
-            found.append(jnp.where(jnp.any(good), total, jnp.zeros_like(total)))
+            found.append(_multiplied(leaves[i], unit, some))
         return found
+
+
+@jax.jit
+def _multiplied(leaf: jax.Array, unit: jax.Array, some: jax.Array) -> jax.Array:
+    """Multiply by the unit of the factors; zeros if no example is good."""
+    total = multiply(leaf, unit.astype(leaf.dtype))
+    return jnp.where(some, total, jnp.zeros_like(total))
 
 
 def runs_twice(traced: Traced, groups: LeafGroups) -> bool:
@@ -122,22 +129,15 @@ def in_two_passes(
 
 def _parts(plan: Plan) -> tuple[tuple[Atom, ...], Linear | None]:
     """Return what is to be evaluated, and the way by which it is squared afterwards."""
-    way = plan.way
-    if way is None:
+    if plan.way is None:
         return (), None
     if plan.inside is not None:
         loop, each = plan.inside
-        if each.way is not None and not _forms(each.way):
+        # Without norms, gradients are formed one after another.
+        if each.way is not None and each.way.norms is not None:
             inner = Inner(loop, _squares_of(each.way), None)
             return (Reduced((inner,), lambda x: jnp.sum(x, axis=0)),), None
-    if _forms(way):
-        return way.atoms, way
-    return (_squares_of(way),), None
-
-
-def _forms(way: Linear) -> bool:
-    """Return whether a way forms gradients one after another."""
-    return isinstance(way, Linear) and way.norms is None
+    return plan.way.atoms, plan.way
 
 
 def _squares_of(way: Linear) -> Reduced:
@@ -145,13 +145,18 @@ def _squares_of(way: Linear) -> Reduced:
     number = len(way.atoms)
 
     def run(*values: Any) -> jax.Array:
-        arrays: Sequence[Any] = [jnp.asarray(x)[None] for x in values[:number]]
+        arrays = [jax.lax.expand_dims(x, (0,)) for x in values[:number]]
         shared = dict(zip(way.shared, map(jnp.asarray, values[number:]), strict=True))
         knowing = way.knowing(shared)
-        found = knowing.squares(knowing.hold(arrays))
-        none = jnp.zeros_like(found.total)
-        error = none if found.error is None else found.error
-        some = none + 1 if found.zero is None else ~found.zero
-        return jnp.concatenate([found.total, error, some.astype(none.dtype)])
+        return _packed(knowing.squares(knowing.hold(arrays)))
 
     return Reduced((*way.atoms, *way.shared), run)
+
+
+@jax.jit
+def _packed(found: Squares) -> jax.Array:
+    """Put the squares, their errors and which are not zero in one array."""
+    none = jnp.zeros_like(found.total)
+    error = none if found.error is None else found.error
+    some = none + 1 if found.zero is None else ~found.zero
+    return jnp.concatenate([found.total, error, some.astype(none.dtype)])

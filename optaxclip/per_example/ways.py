@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -69,11 +70,13 @@ def power_of_two(largest: Array) -> Array:
     return jnp.ldexp(jnp.ones_like(largest), exponent)
 
 
+@jax.jit
 def sum_of_squares(x: Array) -> ExampleArray:
     """Sum the squares of each example, in at least float32."""
     return _summed(jnp.square(modulus(widen(x))))
 
 
+@jax.jit
 def vanishes(x: Array) -> Good:
     """Return which examples are all zeros."""
     return ~jnp.any(x != 0, tuple(range(1, x.ndim)))
@@ -107,6 +110,7 @@ def _summed(x: Array) -> ExampleArray:
     return jnp.sum(x, tuple(range(1, x.ndim)))
 
 
+@jax.jit
 def weighted_sum(x: Array, weights: Factors, good: Good) -> Array:
     """Sum an array over good examples.
 
