@@ -8,6 +8,7 @@ averaged before, and cost nothing.
     python benchmarks/collectives.py              # a Markdown table, in five minutes
     python benchmarks/collectives.py --only agc
     python benchmarks/collectives.py --growth     # calls and bytes as a mesh grows
+    python benchmarks/collectives.py --growth --leaves 291  # or as a model does
 """
 
 import argparse
@@ -119,14 +120,14 @@ def rows(only: str | None) -> Iterator[str]:
 
 
 def all_reduced(
-    clip: optax.GradientTransformation, devices: int, spec: P
+    clip: optax.GradientTransformation, devices: int, spec: P, leaves: int
 ) -> tuple[int, int]:
     """Return the number of all-reduces, and the bytes that each device puts in."""
     mesh = Mesh(np.array(jax.devices()[:devices]), "x", axis_types=(AxisType.Auto,))
     leaf = jax.ShapeDtypeStruct(
         (64, 64), jnp.float32, sharding=NamedSharding(mesh, spec)
     )
-    tree = {f"w{i}": leaf for i in range(10)}
+    tree = {f"w{i}": leaf for i in range(leaves)}
     state = jax.eval_shape(clip.init, tree)
     text = jax.jit(clip.update).lower(tree, state, tree).compile().as_text() or ""
     found = re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)
@@ -138,13 +139,13 @@ def all_reduced(
     return len(found), sum(sizes)
 
 
-def growth() -> Iterator[str]:
-    yield "| 10 leaves of 64 x 64 | sharded | 2 devices | 4 | 8 |"
+def growth(leaves: int) -> Iterator[str]:
+    yield f"| {leaves} leaves of 64 x 64 | sharded | 2 devices | 4 | 8 |"
     yield "|---|---|---|---|---|"
     names = ("clip_value", "clip_global_norm", "clip_tensor_norm", "clip_unit_norm")
     for name in (*names, "clip_group_norm", "agc", "optax.clip_by_global_norm"):
         for where, spec in {"first": P("x"), "last": P(None, "x")}.items():
-            cells = (all_reduced(STRATEGIES[name], n, spec) for n in (2, 4, 8))
+            cells = (all_reduced(STRATEGIES[name], n, spec, leaves) for n in (2, 4, 8))
             told = (f"{calls}, {size} bytes" for calls, size in cells)
             yield f"| `{name}` | {where} | " + " | ".join(told) + " |"
 
@@ -153,9 +154,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="only strategies whose names contain this")
     parser.add_argument("--growth", action="store_true", help="with the mesh")
+    parser.add_argument("--leaves", type=int, default=10, help="for --growth")
     arguments = parser.parse_args()
     if arguments.growth:
-        for row in growth():
+        for row in growth(arguments.leaves):
             print(row, flush=True)
         return
     print("| strategy | " + " | ".join(LAYOUTS) + " |")

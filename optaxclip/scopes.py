@@ -7,7 +7,7 @@ prefix tree of these with one entry per leaf (None for a replicated leaf). An en
 also be the leaf's PartitionSpec, which tells whether an axis shards a unit, or a stack
 of whole ones. Where JAX tracks varying axes (``check_vma=True``), replicated leaves are
 recognized, and every axis over which a leaf varies must be named. With ``()``, each
-device clips on its own.
+device clips, decides and reports on its own.
 """
 
 import math

@@ -106,17 +106,17 @@ def test_in_shard_map_extremes_and_nan_are_as_on_one_device(strategy):
 
 @pytest.mark.parametrize("make", [optaxclip.clip_unit_norm, optaxclip.clip_value])
 def test_in_shard_map_the_report_on_many_groups_is_that_of_the_whole_mesh(make):
-    """Units may be whole on each device, and need no name of an axis then."""
+    """Also where units are whole on each device."""
     updates = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
-    transformation = make(1.0, axis_name=())
-    state = transformation.init(updates)
-    wanted, wanted_state = jax.jit(transformation.update)(updates, state)
+    transformation = make(1.0, axis_name=P(None, "x"))
+    alone = make(1.0)
+    wanted, wanted_state = jax.jit(alone.update)(updates, alone.init(updates))
     clipped, state = jax.jit(
         jax.shard_map(
             lambda x: transformation.update(x, transformation.init(x)),
             mesh=mesh_of(AxisType.Auto),
             in_specs=P(None, "x"),
-            out_specs=(P(None, "x"), jax.tree.map(lambda _: P(), state)),
+            out_specs=(P(None, "x"), jax.tree.map(lambda _: P(), wanted_state)),
         )
     )(updates)
     assert_close(clipped, wanted)

@@ -214,11 +214,15 @@ def test_nothing_is_gathered_but_matrices(axis_type):
         assert gathering not in text
 
 
-def test_explicit_axes_need_no_mesh_to_be_set():
-    for clips, maps in (CLIPS, False), (MAPS, True):
+@pytest.mark.parametrize("is_set", [False, True])
+def test_on_explicit_axes_updates_lie_where_they_did_whether_a_mesh_is_set(is_set):
+    """Traced; those that run above are not asked once more where a mesh is set."""
+    for every, maps in (CLIPS, False), (MAPS, True):
+        clips = {k: t for k, t in every.items() if not (is_set and k in RUN_THERE)}
         params = tree_of(9, AxisType.Explicit, maps)
         states = {k: placed(clip, params) for k, clip in clips.items()}
-        traced = jax.eval_shape(update_of(clips), params, states, params)
+        with jax.set_mesh(mesh_of(AxisType.Explicit)) if is_set else nullcontext():
+            traced = jax.eval_shape(update_of(clips), params, states, params)
         for updates, _ in traced.values():
             for leaf, given in params.items():
                 assert updates[leaf].sharding.spec == jax.typeof(given).sharding.spec

@@ -196,25 +196,53 @@ def test_what_one_device_sees_every_device_skips(name):
     """Or else JAX says that the state is not the same on all."""
     tree = TREE | {"experts": TREE["experts"].at[3].set(jnp.inf)}
 
-    def told(axes, tree):
-        guard = GUARDS[name](axes)
+    guard = GUARDS[name](SPECS)
+
+    def told(tree):
         updates, state = guard.update(tree, guard.init(tree))
         return updates, state.report.skipped
 
-    for axes in SPECS, ():
+    step = jax.shard_map(
+        told, mesh=mesh_of(), in_specs=(SPECS,), out_specs=(SPECS, P())
+    )
+    updates, skipped = jit_quickly(step)(tree)
+    assert int(skipped) == 1
+    assert not any(leaf.any() for leaf in jax.tree.leaves(updates))
+
+
+LOCAL = GUARDS | {
+    "zero_nonfinite": lambda axes: optaxclip.zero_nonfinite(axis_name=axes),
+    "clip_value": CLIPS["element"],
+    "clip_unit_norm": lambda axes: optaxclip.clip_unit_norm(0.5, axis_name=axes),
+}
+
+
+def test_with_no_axes_each_device_clips_decides_and_reports_alone():
+    """Whether or not JAX knows that the devices hold different numbers."""
+    kernel = TREE["kernel"] * jnp.arange(1.0, 5.0)[:, None]
+    tree = {"kernel": kernel, "experts": TREE["experts"].at[3].set(jnp.inf)}
+
+    def told(axes, tree):
+        clips = [make(axes) for make in LOCAL.values()]
+        found = [clip.update(tree, clip.init(tree)) for clip in clips]
+        return [
+            (updates, jax.tree.map(jnp.atleast_1d, state.report))
+            for updates, state in found
+        ]
+
+    alone = jit_quickly(partial(told, None))
+    parts = [alone(jax.tree.map(lambda x, i=i: x[i : i + 1], tree)) for i in range(4)]
+    assert [int(part[0][1].skipped[0]) for part in parts] == [0, 0, 0, 1]
+    wanted = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    for check_vma in True, False:
         step = jax.shard_map(
-            partial(told, axes),
+            partial(told, ()),
             mesh=mesh_of(),
-            in_specs=(SPECS,),
-            out_specs=(SPECS, P()),
+            in_specs=P(("x", "y")),
+            out_specs=P(("x", "y")),
+            check_vma=check_vma,
         )
-        if name == "skip_spikes" and axes == ():  # It measures, and does not count.
-            with pytest.raises(ValueError, match="out_specs"):
-                jax.eval_shape(step, tree)
-        else:
-            updates, skipped = jit_quickly(step)(tree)
-            assert int(skipped) == 1
-            assert not any(leaf.any() for leaf in jax.tree.leaves(updates))
+        assert_same(jit_quickly(step)(tree), wanted)
 
 
 def test_a_loss_that_differs_between_devices_is_refused():

@@ -42,8 +42,7 @@ class PerLeaf(Groups):
 
     Attributes:
       tree: the structure of the leaves that count, without the others.
-      apart: the mesh axes over which the groups of each leaf are known to be spread,
-        besides those of which JAX knows.
+      apart: the mesh axes over which the groups of each leaf are spread.
     """
 
     tree: Any
@@ -80,15 +79,11 @@ class PerLeaf(Groups):
         """See `Groups.report_shape`."""
         return ()
 
-    def _shards(self, x: Array, apart: MeshAxes) -> MeshAxes:
-        """Return the mesh axes over which the groups of a leaf are spread."""
-        return tuple(sorted({*spread_over(x, apart), *varying_axes(x)}))
-
     def _by_shards(self, arrays: list[Array]) -> dict[MeshAxes, list[int]]:
         """Group the positions of arrays by the mesh axes over which groups differ."""
         found: dict[MeshAxes, list[int]] = {}
         for i, each in enumerate(zip(arrays, self.apart, strict=True)):
-            found.setdefault(self._shards(*each), []).append(i)
+            found.setdefault(spread_over(*each), []).append(i)
         return found
 
     def combine(self, op: Reduction, arrays: Sequence[Number]) -> Number:
@@ -110,7 +105,7 @@ class PerLeaf(Groups):
     def _number(self, arrays: list[Array]) -> int:
         """Count the groups, on the whole mesh."""
         pairs = zip(arrays, self.apart, strict=True)
-        return sum(x.size * copies(x, self._shards(x, axes)) for x, axes in pairs)
+        return sum(x.size * copies(x, axes) for x, axes in pairs)
 
     def summarize(self, value: PerGroup, scale: PerGroup, limit: PerGroup) -> Summary:
         """See `Groups.summarize`."""

@@ -129,7 +129,8 @@ def skip_above(
         steps, a tree of these that fits the scope, or one of `optaxclip.thresholds`:
         ``thresholds.Ema(20.0)`` is 20 times the average norm.
       scope: which numbers are measured together; one of `optaxclip.scopes`, which also
-        takes ``axis_name`` and ``leading_axes``.
+        takes ``axis_name`` and ``leading_axes``. With ``axis_name=()`` each device
+        decides by itself inside ``jax.shard_map``.
       norm: how each group is measured; one of `optaxclip.norms`.
       name: what `optaxclip.report` calls it.
 

@@ -64,7 +64,7 @@ def zero_nonfinite(
 
     Args:
       axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``; the
-        report needs it.
+        report needs it. With ``()`` each device counts by itself.
       name: what `optaxclip.report` calls it.
 
     Returns:
@@ -150,7 +150,8 @@ def skip_nonfinite(
 
     Args:
       inner: the whole optimizer.
-      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``.
+      axis_name: mesh axes over which leaves are sharded inside ``jax.shard_map``. With
+        ``()`` each device decides by itself.
       name: what `optaxclip.report` calls it.
 
     Returns:

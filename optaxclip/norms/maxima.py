@@ -42,8 +42,10 @@ class MaxNorm:
 class GeneralNorm:
     r"""The norm $(\sum_i |x_i|^p)^{1/p}$ for any p, in two passes.
 
-    The first pass finds the largest number, and the second divides by it: for large p,
-    no fixed scale avoids over- and underflow.
+    The first pass finds the largest number, and the second divides by it, so a mesh
+    talks twice. Sums at fixed scales, as for p = 1 and 2, would take one pass, but
+    about 1.4 p of them in float32: between underflow and the overflow of 2^24 powers, a
+    scale spans only 183 / p of the 254 powers of two.
 
     Attributes:
       order: the exponent p.
