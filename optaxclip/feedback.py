@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from optaxclip.leaves import counted, filled, zeros_for
 from optaxclip.numbers import Leaf, widen, widest
-from optaxclip.reports import check_state
+from optaxclip.reports import CarryState, check_state, marked
 from optaxclip.roles import check_transformation
 from optaxclip.updates import check_updates
 
@@ -91,7 +91,7 @@ def error_feedback(
     check_transformation(clip, "clip")
     if clip_carry is not None:
         check_transformation(clip_carry, "clip_carry")
-    clip = optax.with_extra_args_support(clip)
+    clip = marked(clip, CarryState)
     bound = optax.with_extra_args_support(
         optax.identity() if clip_carry is None else clip_carry
     )

@@ -39,9 +39,10 @@ def report(opt_state: PyTree, names: PyTree = None) -> dict[str, Any]:
       strategy or guard, or its ``name=``; the fields of clippers are those of
       `ClipReport`. Some have one more, which is always 1: ``of_params`` if they are
       about parameters rather than updates, ``on_spheres`` if these are kept on spheres,
-      and ``sets_length`` if every update is given a length. Repeated names are numbered
-      from the second on: ``"clip_global_norm_2/pre_norm"``. With `names`, the key of a
-      vector's entry ends in the path of its leaf,
+      ``sets_length`` if every update is given a length, and ``carries_over`` if what
+      was cut off before is in the updates again. Repeated names are numbered from the
+      second on: ``"clip_global_norm_2/pre_norm"``. With `names`, the key of a vector's
+      entry ends in the path of its leaf,
       ``"clip_tensor_norm/pre_norm/body/kernel"``, with an index if the leaf stacks
       tensors, ``".../body/kernel/3"``, or in the label of its group. Without clippers
       or guards, the dict is empty.

@@ -116,6 +116,13 @@ class LengthState(ClipState):
     mark = "sets_length"
 
 
+class CarryState(ClipState):
+    """State of a clipper whose updates hold what it cut off in earlier steps."""
+
+    __slots__ = ()
+    mark = "carries_over"
+
+
 def marked(
     clip: optax.GradientTransformation, kind: type[ClipState]
 ) -> optax.GradientTransformationExtraArgs:

@@ -4,12 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optaxclip.reports import BoundState, LengthState, SphereState
+from optaxclip.reports import BoundState, CarryState, LengthState, SphereState
 
 Columns = dict[str, np.ndarray]
 
 # What a report is about, if not about limits of updates: fields that are always 1.
-MARKS = (BoundState.mark, SphereState.mark, LengthState.mark)
+_KINDS = BoundState, SphereState, LengthState, CarryState
+MARKS = tuple(kind.mark for kind in _KINDS)
 
 # The fields of all reports. A name or a path may have slashes of its own.
 _FIELDS = {

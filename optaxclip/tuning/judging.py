@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optaxclip.reports import BoundState
+from optaxclip.reports import BoundState, CarryState
 from optaxclip.tuning.tables import number, share_of, typical
 from optaxclip.tuning.tracks import Track, above
 
@@ -24,6 +24,7 @@ class _Acting(NamedTuple):
     limit: np.ndarray
     clipped: np.ndarray
     of_params: bool
+    carries_over: bool
 
 
 def clipper_words(track: Track, kept: np.ndarray) -> list[str]:
@@ -42,7 +43,8 @@ def clipper_words(track: Track, kept: np.ndarray) -> list[str]:
     first = "step" if free == 1 else f"{free} steps"
     said = [f"It had no limit in the first {first}."] if free else []
     seen = (x[acts] for x in (before, after, limit, clipped))
-    acting = _Acting(*seen, of_params=track.mark == BoundState.mark)
+    marks = (track.mark == kind.mark for kind in (BoundState, CarryState))
+    acting = _Acting(*seen, *marks)
     if at_once := _plain_case(acting):
         return [*said, at_once]
     several = before.shape[1] > 1
@@ -119,7 +121,7 @@ def _single(acting: _Acting) -> list[str]:
         times = number(float(np.nanquantile(_excess(acting), 0.9)))
         better = f"A limit {times} times as high"
         would = "clipped something in 10% of the steps"
-    if steps > GUARD and steady and not acting.of_params:
+    if steps > GUARD and _better_is_known(acting):
         words.append(f"{better} would have {would}. {_LOOK_AGAIN}")
     return words
 
@@ -131,6 +133,8 @@ def _role(share: float, acting: _Acting, steady: bool) -> str:
         return held if share > _RULE else "it stops what grows beyond it"
     if share <= GUARD:
         return "it guards against rare large ones"
+    if acting.carries_over:
+        return "it hands on in later steps what it cuts off"
     if share <= _RULE:
         return "it does more than guard against rare large ones"
     left = (acting.after > 0).any(axis=1) & (acting.clipped > 0)
@@ -161,6 +165,7 @@ def _several(acting: _Acting, groups: tuple[str, ...]) -> list[str]:
         limit=acting.limit[:, [worst]],
         clipped=over[:, worst].astype(float),
         of_params=acting.of_params,
+        carries_over=acting.carries_over,
     )
     share = float(shares[worst])
     role = _role(share, one, steady)
@@ -169,7 +174,7 @@ def _several(acting: _Acting, groups: tuple[str, ...]) -> list[str]:
         f"{groups[worst]}, in {share_of(share)}: {role}."
     ]
     words += _lately(over.mean(axis=1), "the groups")
-    if counts[2] and steady and not acting.of_params:
+    if counts[2] and _better_is_known(acting):
         words.append(f"suggest_limit gives a limit for each. {_LOOK_AGAIN}")
     return words
 
@@ -189,6 +194,11 @@ def _otherwise(acting: _Acting) -> list[str]:
 def _steady(limit: np.ndarray) -> bool:
     highest = np.where(np.isfinite(limit), limit, -np.inf).max(axis=0)
     return bool(np.all(limit.min(axis=0) >= (1 - _SAME) * highest))
+
+
+def _better_is_known(acting: _Acting) -> bool:
+    """Tell whether norms are not those of a limit that moves, nor of a carry."""
+    return _steady(acting.limit) and not (acting.of_params or acting.carries_over)
 
 
 def _moved(acting: _Acting) -> list[str]:

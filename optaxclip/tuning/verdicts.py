@@ -38,8 +38,9 @@ def verdict(history: History, since: int = 0) -> Verdicts:
     shows the largest alone, the share that is clipped counts. The steps of a warm-up,
     before there is a limit, are left out, as are steps that are not finite or that a
     guard skipped. Where limits come and go, as those of `zclip`, a step without one
-    counts as not clipped. Of a limit that moves, no better value is told. Of singular
-    values, all is said of the largest alone.
+    counts as not clipped. Of a limit that moves, no better value is told, nor under
+    `error_feedback`, whose carry changes the norms with the limit. Of singular values,
+    all is said of the largest alone.
 
     Norms move when the limit does. So after a change, train again and look again.
 
