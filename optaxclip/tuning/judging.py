@@ -42,9 +42,11 @@ def clipper_words(track: Track, kept: np.ndarray) -> list[str]:
     acts = kept & (np.arange(len(kept)) >= free)
     first = "step" if free == 1 else f"{free} steps"
     said = [f"It had no limit in the first {first}."] if free else []
-    seen = (x[acts] for x in (before, after, limit, clipped))
-    marks = (track.mark == kind.mark for kind in (BoundState, CarryState))
-    acting = _Acting(*seen, *marks)
+    acting = _Acting(
+        *(x[acts] for x in (before, after, limit, clipped)),
+        of_params=track.mark == BoundState.mark,
+        carries_over=track.mark == CarryState.mark,
+    )
     if at_once := _plain_case(acting):
         return [*said, at_once]
     several = before.shape[1] > 1
