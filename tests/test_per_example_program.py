@@ -1,6 +1,8 @@
 """A traced program gives what is asked for, and computes nothing else."""
 
+import gc
 import itertools
+import weakref
 from functools import partial
 
 import jax
@@ -100,6 +102,20 @@ def test_the_loss_is_called_once():
         jnp.ones((3, 2)), jnp.ones((4, 3))
     )
     assert calls == [(3,)]
+
+
+def test_what_a_loss_closes_over_is_freed_with_it():
+    def constant_after_use():
+        constant = jnp.array([3.0, 4.0])
+        clipped = optaxclip.clipped_grad(
+            lambda w, x: jnp.sum(jnp.tanh(x @ w) * constant), 1.0
+        )
+        jax.block_until_ready(clipped(jnp.ones((3, 2)), jnp.ones((4, 3))))
+        return weakref.ref(constant)
+
+    freed = constant_after_use()
+    gc.collect()
+    assert freed() is None
 
 
 def test_what_a_checkpoint_computes_again_is_kept_apart():

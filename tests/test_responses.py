@@ -209,6 +209,14 @@ def test_a_curve_bends_the_norm_of_a_group_and_keeps_its_direction(curve, formul
         np.testing.assert_allclose(soft, wanted, rtol=8 * EPS)
 
 
+@every_curve
+def test_a_curve_leaves_a_big_group_alone_far_below_its_limit(curve, formula):
+    x = f32([3e20, -4e20])
+    for limit in (1e34, 1e36, 1e38):
+        soft = respond(responses.soften(curve), x, limit)
+        np.testing.assert_allclose(soft, x, rtol=8 * EPS)
+
+
 def test_a_curve_of_ones_own_is_taken():
     corner = responses.Curve("corner", lambda r: jnp.where(r < 1, r, 1))
     x = f32([3, -4])

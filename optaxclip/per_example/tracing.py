@@ -176,7 +176,8 @@ def trace(
         example = jax.tree.unflatten(treedef, parts)
         return _checked(loss(params, *example), has_aux)
 
-    gradient = jax.jit(jax.value_and_grad(both, has_aux=True))
+    # Under jit, JAX's caches would keep the constants of the loss alive.
+    gradient = jax.value_and_grad(both, has_aux=True)
     whole, shape = jax.make_jaxpr(gradient, return_shape=True)(
         params, *arrays_of(example)
     )

@@ -59,9 +59,10 @@ class _Soften(Scaling):
         one = jnp.ones_like(value)
         part = jnp.where(left, one, part)
         height = self.curve.height(part)
-        bound = jnp.where(large, limit * jnp.maximum(scale, one), one)
-        size = jnp.where(large, value, part * jnp.minimum(scale, one))
-        return weights_of(left, bound * height, size, scale)
+        # Times a scale below 1, a small part would underflow.
+        up = 1 / jnp.minimum(scale, one)
+        bound = jnp.where(large, limit * jnp.maximum(scale, one), up)
+        return weights_of(left, bound * height, jnp.where(large, value, part), scale)
 
 
 tanh = Curve("tanh", jnp.tanh)
