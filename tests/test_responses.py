@@ -176,6 +176,18 @@ def test_slopes_of_a_huge_group_are_finite_at_every_limit(response):
         assert np.isfinite(bend)
 
 
+@pytest.mark.parametrize("response", [responses.normalize, responses.auto_s()])
+def test_a_group_that_is_normalized_has_a_slope_by_the_largest_limit(response):
+    def first(limit, size):
+        return jnp.sum(respond(response, size * f32([3, 4]), limit))
+
+    slope = jax.jit(jax.grad(first))
+    for size in (1.0, 1e10, 1e30):
+        wanted = 1.4 * 5 * size / (5 * size + getattr(response, "gamma", 0))
+        got = slope(np.float32(3e38), np.float32(size))
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
 def test_auto_s_raises_a_group_far_below_gamma_to_a_large_limit():
     value, scale, limit = jnp.asarray([1.0, 2.0**109, 1e25])  # A group of 2^-109.
     first, second = responses.auto_s(0.01).weigh(value, scale, limit)

@@ -38,7 +38,8 @@ def weights_of(
     # Groups are not selected afterwards: the derivative of 0 * inf would be NaN.
     dividend = jnp.where(left, 1 / down, bound)
     ratio = dividend / jnp.where(left, one, loud(value, value))
-    return down * jnp.maximum(ratio, one), jnp.minimum(ratio, one)
+    large = ratio > 1
+    return down * jnp.where(large, ratio, one), jnp.where(large, one, ratio)
 
 
 def _within(value: Number, scale: Number, limit: Number) -> Bool[Array, "..."]:
