@@ -8,7 +8,8 @@ of -1 to 1. Their gradients are finite, and a thousand times too long. The same 
 is trained by Adam on the same batches twice, with a limit of 5, a little more than good
 batches need, and with an infinite limit, which clips nothing but measures.
 
-Accuracy on test images after 15 epochs, for the seeds 0 to 4:
+Accuracy on test images after 15 epochs, for the seeds 0 to 4 with JAX 0.12. JAX 0.10
+rounds differently, and ends at 98.9% and 80.3% with seed 0:
 
     with clipping                     99.2%  98.3%  98.6%  98.1%  98.3%
     without clipping                  78.3%  90.6%  85.8%  89.4%  33.6%

@@ -183,14 +183,15 @@ def check_window(value: Any, argument: str = "window") -> None:
 
 
 def check_denominator(value: Any) -> None:
-    """Reject a divisor that is not above 0, if its value is already known."""
-    _check(value, lambda x: x > 0, "denominator", "a number above 0")
+    """Reject a divisor that is not above 0, if one is given and its value is known."""
+    if value is not None:
+        _check(value, lambda x: x > 0, "denominator", "a number above 0")
 
 
 def check_dtype(value: Any) -> None:
-    """Reject anything but the dtype of real numbers with a fraction."""
+    """Reject anything but None and the dtype of real numbers with a fraction."""
     try:
-        known = jnp.issubdtype(value, jnp.floating)
+        known = value is None or jnp.issubdtype(value, jnp.floating)
     except TypeError:
         known = False
     if not known:

@@ -42,10 +42,9 @@ def report(opt_state: PyTree, names: PyTree = None) -> dict[str, Any]:
       ``sets_length`` if every update is given a length, and ``carries_over`` if what
       was cut off before is in the updates again. Repeated names are numbered from the
       second on: ``"clip_global_norm_2/pre_norm"``. With `names`, the key of a vector's
-      entry ends in the path of its leaf,
-      ``"clip_tensor_norm/pre_norm/body/kernel"``, with an index if the leaf stacks
-      tensors, ``".../body/kernel/3"``, or in the label of its group. Without clippers
-      or guards, the dict is empty.
+      entry ends in the path of its leaf, ``"clip_tensor_norm/pre_norm/body/kernel"``,
+      with an index if the leaf stacks tensors, ``".../body/kernel/3"``, or in the label
+      of its group. Without clippers or guards, the dict is empty.
 
     Raises:
       TypeError: if `opt_state` is a transformation, a function or a class.

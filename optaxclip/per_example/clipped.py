@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import PyTree
 
@@ -129,8 +128,8 @@ def clipped_value_and_grad(
     check_limits(max_norm)
     check_response(response)
     check_argnums(argnums)
-    check_denominator(1 if denominator is None else denominator)
-    check_dtype(jnp.float32 if dtype is None else dtype)
+    check_denominator(denominator)
+    check_dtype(dtype)
     of_one = Loss(woven(loss, argnums), has_aux)
 
     def value_and_grad(

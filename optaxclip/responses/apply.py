@@ -60,7 +60,7 @@ def apply_response(
         response = response.pointwise()
     factors = map_groups(response.weigh, *size, limit)
     if groups.shared:
-        # XLA would repeat all but the last one, which took a division, in every leaf.
+        # XLA would repeat these in every leaf, but not the division of the last one.
         factors = *map(computed_once, factors[:-1]), factors[-1]
     given = zip(*(groups.spread(factor) for factor in factors), strict=True)
 
