@@ -406,7 +406,7 @@ def test_reports_of_guards_stand_beside_those_of_the_clippers_inside():
         skip_nonfinite=skip,
         zero_nonfinite=zero,
         skip_spikes=spike,
-        clip_global_norm=clips,
+        clip_global_norm={*clips, "carries_over"},
     )
     assert set(optaxclip.report(nested.init(ONE))) == wanted
     twice = optaxclip.skip_nonfinite(optaxclip.skip_nonfinite(clip))
