@@ -22,10 +22,10 @@ def weights_of(
 ) -> GroupFactors:
     """Return two weights whose product is bound / value, times a scale below 1.
 
-    A group that was scaled down is multiplied by a quotient of at most 1 before its
-    scale, and by a larger one together with it: otherwise its numbers could overflow or
-    underflow in between. XLA repeats cheap arithmetic for every number of a leaf, but
-    no division, so little follows the division.
+    A group that was scaled down is scaled before it is multiplied by the quotient: one
+    weight alone could underflow where no product does. Numbers that vanish by that are
+    too small to matter in a group that large. XLA repeats cheap arithmetic for every
+    number of a leaf, but no division, so the quotient is one.
 
     Args:
       left: which groups are left unchanged; their product is 1.
@@ -34,12 +34,10 @@ def weights_of(
       scale: their scale.
     """
     one = jnp.ones_like(scale)
-    down = jnp.minimum(scale, one)
+    down = jnp.where(left, one, jnp.minimum(scale, one))
     # Groups are not selected afterwards: the derivative of 0 * inf would be NaN.
-    dividend = jnp.where(left, 1 / down, bound)
-    ratio = dividend / jnp.where(left, one, loud(value, value))
-    large = ratio > 1
-    return down * jnp.where(large, ratio, one), jnp.where(large, one, ratio)
+    divisor = jnp.where(left, one, loud(value, value))
+    return down, jnp.where(left, one, bound) / divisor
 
 
 def _within(value: Number, scale: Number, limit: Number) -> Bool[Array, "..."]:
@@ -60,8 +58,7 @@ class Scaling(ABC):
 
     def apply(self, leaf: Leaf, *weights: Number) -> Leaf:
         """See `Response.apply`."""
-        # Apply the first weight last, so that intermediate products underflow least.
-        for weight in reversed(weights):
+        for weight in weights:
             leaf = multiply(leaf, weight.astype(jnp.finfo(leaf.dtype).dtype))
         return leaf
 

@@ -59,7 +59,7 @@ class _Soften(Scaling):
         one = jnp.ones_like(value)
         part = jnp.where(left, one, part)
         height = self.curve.height(part)
-        # Times a scale below 1, a small part would underflow.
+        # For small parts the quotient undoes the scale.
         up = 1 / jnp.minimum(scale, one)
         bound = jnp.where(large, limit * jnp.maximum(scale, one), up)
         return weights_of(left, bound * height, jnp.where(large, value, part), scale)
