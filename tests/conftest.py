@@ -5,6 +5,7 @@ pytest's cache, and so does the next run; and each worker takes whole strategies
 whole files, whose tests run the same programs.
 """
 
+import gc
 import os
 import re
 import signal
@@ -12,6 +13,10 @@ import signal
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+# Traces are many small objects that live on: looking for garbage among them takes longer
+# than it frees memory.
+gc.set_threshold(100_000, 50, 1000)
 
 # Workers as many as cores are enough; with threads of their own, they would only wait
 # for each other.
@@ -103,12 +108,3 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(items):
     """Keep together in time what runs the same programs."""
     items.sort(key=group_of)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item, nextitem):
-    """Forget programs that no later test runs, lest they pile up."""
-    done = yield
-    if nextitem is None or group_of(nextitem) != group_of(item):
-        jax.clear_caches()
-    return done

@@ -145,6 +145,14 @@ def respond(max_norm, denominator, x, mask):
     }
 
 
+@pytest.mark.parametrize("limit", [1e3, 1e20])
+def test_a_tiny_example_that_is_normalized_leaves_the_others_as_they_are(limit):
+    examples = jnp.array([[1e-37, 0.0], [3.0, 4.0]])
+    normalized = optaxclip.clipped_grad(jnp.vdot, limit, response=responses.normalize)
+    got = normalized(jnp.ones(2), examples)
+    np.testing.assert_allclose(got, [0.8 * limit, 0.4 * limit], 1e-6)
+
+
 def test_responses_drop_normalize_and_auto_s():
     norms = norms_of(GRADIENTS[2:])
     limit = float(np.median(norms))

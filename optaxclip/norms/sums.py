@@ -143,15 +143,17 @@ class PowerNorm:
         plain = groups.sum(self._power)
         scale = map_groups(scales.suiting, plain)
 
+        def rooted(total: PerGroup) -> PerGroup:
+            mean = self._mean(groups, total)
+            # The derivative at 0 is that of `_again`.
+            return mean if self.order == 1 else map_groups(jax.lax.sqrt, mean)
+
         def again(groups: Groups) -> PerGroup:
-            return groups.sum(self._scaled_power, scale)
+            return rooted(groups.sum(self._scaled_power, scale))
 
         rows = [x.ravel() for x in jax.tree.leaves(scale)]
         trusted = jnp.all(jnp.concatenate(rows) == 1)
-        total = jax.lax.cond(trusted, lambda _: plain, again, groups)
-        mean = self._mean(groups, total)
-        # The derivative at 0 is that of `_again`.
-        value = mean if self.order == 1 else map_groups(jax.lax.sqrt, mean)
+        value = jax.lax.cond(trusted, lambda _: rooted(plain), again, groups)
         return Magnitude(value, scale)
 
     def _again(self, groups: Groups, known: Magnitude) -> Magnitude:

@@ -133,7 +133,8 @@ def decide(
         *some, last = response.weigh(*size, nonnegative(limit, size.value))
         one = jnp.ones_like(last)
         first = functools.reduce(jnp.multiply, some, one)
-        faint = jnp.abs(first * last) < float(jnp.finfo(last.dtype).tiny) * 2.0**40
-        second = jnp.where(faint, last, first * last) / number.astype(last.dtype)
-        factors.append((jnp.where(faint, first, one), second))
+        both = jnp.abs(first * last)
+        fits = (both >= float(jnp.finfo(last.dtype).tiny) * 2.0**40) & (both < jnp.inf)
+        second = jnp.where(fits, first * last, last) / number.astype(last.dtype)
+        factors.append((jnp.where(fits, one, first), second))
     return factors, good

@@ -20,24 +20,23 @@ def loud(magnitude: Number, result: Number) -> Number:
 def weights_of(
     left: Bool[Array, "..."], bound: Number, value: Number, scale: Number
 ) -> GroupFactors:
-    """Return two weights whose product is bound / value, times a scale below 1.
+    """Return two weights whose product is bound / value, times the scale.
 
-    A group that was scaled down is scaled before it is multiplied by the quotient: one
-    weight alone could underflow where no product does. Numbers that vanish by that are
-    too small to matter in a group that large. XLA repeats cheap arithmetic for every
-    number of a leaf, but no division, so the quotient is one.
+    A group is scaled before it is multiplied by the quotient: one weight alone could
+    underflow or overflow where no product does. Numbers that vanish by that are too
+    small to matter in a group that large. XLA repeats cheap arithmetic for every number
+    of a leaf, but no division, so little follows the quotient.
 
     Args:
       left: which groups are left unchanged; their product is 1.
-      bound: the limits of the groups, times a scale above 1.
+      bound: the limits of the groups, times the part of their scale that is not below.
       value: their magnitudes, times their scale.
-      scale: their scale.
+      scale: the part of their scale by which their numbers are multiplied.
     """
     one = jnp.ones_like(scale)
-    down = jnp.where(left, one, jnp.minimum(scale, one))
     # Groups are not selected afterwards: the derivative of 0 * inf would be NaN.
     divisor = jnp.where(left, one, loud(value, value))
-    return down, jnp.where(left, one, bound) / divisor
+    return jnp.where(left, one, scale), jnp.where(left, one, bound) / divisor
 
 
 def _within(value: Number, scale: Number, limit: Number) -> Bool[Array, "..."]:
@@ -77,8 +76,9 @@ class _Shrink(Scaling):
         return jnp.where(within, magnitude, loud(magnitude, limit))
 
     def weigh(self, value: Number, scale: Number, limit: Number) -> GroupFactors:
-        within = _within(value, scale, limit)
-        return weights_of(within, limit * jnp.maximum(scale, 1), value, scale)
+        left, one = _within(value, scale, limit), jnp.ones_like(scale)
+        bound = limit * jnp.maximum(scale, one)
+        return weights_of(left, bound, value, jnp.minimum(scale, one))
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,14 @@ class _Normalize(Scaling):
             value = jnp.where(faint, value / scale, value)
             scale = _unless(faint, scale)
         raised = value + self.gamma * scale
-        # A large limit is scaled down with its group: divided by the value alone, it
-        # could overflow. So it could when scaled up with a tiny group, by 2^72.
-        maxexp = jnp.finfo(value.dtype).maxexp
-        large = limit > 2.0 ** (maxexp // 4)
-        unit = jnp.where(large & (scale > 1) & ~left, 2.0 ** (maxexp // 2), 1)
-        bound = limit / unit * jnp.where(large, scale, jnp.maximum(scale, 1))
-        first, second = weights_of(left, bound, raised, _unless(large, scale))
-        return computed_once(first * unit), second
+        # The limit is scaled instead of the numbers where a quotient could overflow, or
+        # underflow, otherwise. If it does all the same, a group ends up below its limit.
+        finfo = jnp.finfo(value.dtype)
+        large = limit > jnp.where(scale < 1, 2.0 ** (finfo.maxexp // 4), 1)
+        scaled = large == (scale < 1)
+        bound, scale = jnp.where(scaled, limit * scale, limit), _unless(scaled, scale)
+        first, quotient = weights_of(left, bound, raised, scale)
+        return first, jnp.minimum(quotient, finfo.max)
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,10 @@ class _Soften(Scaling):
         one = jnp.ones_like(value)
         part = jnp.where(left, one, part)
         height = self.curve.height(part)
-        # For small parts the quotient undoes the scale.
-        up = 1 / jnp.minimum(scale, one)
-        bound = jnp.where(large, limit * jnp.maximum(scale, one), up)
-        return weights_of(left, bound * height, jnp.where(large, value, part), scale)
+        # For small parts the quotient undoes the scale, which its derivative needs.
+        down = jnp.minimum(scale, one)
+        bound = jnp.where(large, limit * jnp.maximum(scale, one), 1 / down)
+        return weights_of(left, bound * height, jnp.where(large, value, part), down)
 
 
 tanh = Curve("tanh", jnp.tanh)
