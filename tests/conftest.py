@@ -14,19 +14,18 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-# Traces are many small objects that live on: looking for garbage among them takes longer
-# than it frees memory.
-gc.set_threshold(100_000, 50, 1000)
-
 # Workers as many as cores are enough; with threads of their own, they would only wait
 # for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import jaxtyping
-import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
+
+# Traces are many small objects that live on: to look for garbage among them takes
+# longer than it frees memory.
+gc.set_threshold(100_000, 50, 1000)
 
 # Ctrl-C ends the tests, and not as the examples that they import would have it.
 signal.signal(signal.SIGINT, lambda *given: signal.default_int_handler(*given))

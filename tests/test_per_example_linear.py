@@ -220,6 +220,29 @@ def test_a_parameter_may_be_scaled_any_number_of_times():
     assert [row.way for row in table.rows] == ["inner products"]
 
 
+def diffused(steps):
+    """A loss whose kernel goes through a sum of itself in every step."""
+
+    def loss(w, x):
+        for _ in range(steps):
+            w = w + 0.1 * (w.T - w)
+        return jnp.sum(jnp.tanh(x @ w) ** 2)
+
+    return loss
+
+
+def test_a_parameter_may_be_a_sum_of_itself_any_number_of_times():
+    w, x = random(0, 4, 4), random(1, 2, 4)
+    counts = [
+        equations(jax.make_jaxpr(optaxclip.clipped_grad(diffused(n), 1.0))(w, x))
+        for n in (15, 30)
+    ]
+    assert counts[1] < 3 * counts[0]
+    gradients = stacked_gradients(diffused(15), w, (x,))
+    grads = jax.jit(optaxclip.clipped_grad(diffused(15), 1.0))(w, x)
+    assert distance(grads, clipped_mean(gradients, 1.0)) < 1e-5
+
+
 def test_a_derivative_of_the_clipped_gradient_keeps_custom_rules():
     rounded = jax.custom_jvp(lambda x: jnp.round(x))
     rounded.defjvp(lambda primals, tangents: (rounded(*primals), tangents[0]))

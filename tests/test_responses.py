@@ -57,8 +57,10 @@ def test_normalize_raises_a_tiny_group_to_any_limit_and_keeps_its_zeros():
     for size, limit in (2e-38, 10), (1e-36, 1e3), (1e-30, 1e20), (1e30, 1e-8):
         got = respond_jitted(f32([0, size]), np.float32(limit))
         np.testing.assert_allclose(got, [0, limit], 1e-6)
-    far = respond_jitted(f32([0, 0.01]), np.float32(3e38))  # No float32 is the quotient.
-    assert far[0] == 0 and 3e36 < far[1] < 3.1e38
+    # No float32 holds the quotient.
+    far = respond_jitted(f32([0, 0.01]), np.float32(3e38))
+    assert far[0] == 0
+    assert 3e36 < far[1] < 3.1e38
 
 
 def test_normalize_leaves_zeros_and_an_infinite_limit_alone():

@@ -104,8 +104,8 @@ class _Normalize(Scaling):
             value = jnp.where(faint, value / scale, value)
             scale = _unless(faint, scale)
         raised = value + self.gamma * scale
-        # The limit is scaled instead of the numbers where a quotient could overflow, or
-        # underflow, otherwise. If it does all the same, a group ends up below its limit.
+        # Where the quotient could overflow or underflow otherwise, the limit is scaled,
+        # not the numbers. If it does all the same, a group ends up below its limit.
         finfo = jnp.finfo(value.dtype)
         large = limit > jnp.where(scale < 1, 2.0 ** (finfo.maxexp // 4), 1)
         scaled = large == (scale < 1)
