@@ -84,8 +84,9 @@ def compact(score: float) -> str:
 
 def draw_map(axes: Axes, scores: np.ndarray, task: Task, trials: list[float]) -> None:
     """The median scores over learning rates and limits, darker where they are lower."""
-    best = max(scores.min(), task.solved, 1e-9)
-    norm = LogNorm(best, max(task.failed, 1.01 * best))
+    # Never so near to failure that a small gain looks like a large one.
+    best = min(max(scores.min(), task.solved, 1e-9), task.failed / 2)
+    norm = LogNorm(best, task.failed)
     shown = np.clip(scores, norm.vmin, norm.vmax)
     axes.imshow(shown, norm=norm, cmap="viridis", aspect="auto", origin="lower")
     axes.set_yticks(range(len(trials)), labels=[f"{x:g}" for x in trials], fontsize=7)
