@@ -14,6 +14,7 @@ All strategies treat edge cases like this:
 | limit infinity | exact no-op, even with inf or NaN inside |
 | negative or NaN limit | ValueError; if traced, treated as 0 or NaN |
 | squares that overflow or underflow | clipped as float64 would |
+| 1e-33 of a norm above 1.8e19, or less | may become 0; for float32 |
 | NaN or inf in a group | only that group becomes NaN; `clamp`: inf becomes the limit |
 | float8 to float64, mixed | computed in at least float32; leaves keep their dtype |
 | complex | by modulus; the phase is kept |

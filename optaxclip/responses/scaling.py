@@ -29,9 +29,9 @@ def weights_of(
 
     Args:
       left: which groups are left unchanged; their product is 1.
-      bound: the limits of the groups, times the part of their scale that is not below.
-      value: their magnitudes, times their scale.
-      scale: the part of their scale by which their numbers are multiplied.
+      bound: the limits of the groups, scaled where their numbers are not.
+      value: their magnitudes, scaled.
+      scale: by what their numbers are scaled; 1 where their limits are.
     """
     one = jnp.ones_like(scale)
     # Groups are not selected afterwards: the derivative of 0 * inf would be NaN.
