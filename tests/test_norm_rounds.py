@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from optaxclip import norms, scopes
 from optaxclip.groups import Whole
@@ -48,6 +49,14 @@ def rounds(norm, x, single):
     jax.block_until_ready(counting(norm, single)(jnp.asarray(x, jnp.float32)))
     jax.effects_barrier()
     return len(sums)
+
+
+@pytest.mark.parametrize("scope", [scopes.tensor(), scopes.unit()], ids=str)
+def test_an_accelerator_sums_each_leaf_once_at_all_scales(scope):
+    tree = {"a": jnp.ones((3, 4)), "b": jnp.ones((5, 6))}
+    measured = jax.jit(lambda tree: norms.l2.measure(scope.arrange(tree)))
+    text = export.export(measured, platforms=["cuda"])(tree).mlir_module()
+    assert text.count("stablehlo.reduce(") == 2
 
 
 @pytest.mark.parametrize("single", [True, False])

@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
 from optaxclip.groups.entries import Entry
-from optaxclip.groups.reduction import MAX, SUM, Reduction
+from optaxclip.groups.reduction import MAX, SUM, Numbers, Reduction
 from optaxclip.leaves import counted, is_one_leaf
 from optaxclip.mesh import MeshAxes, copies, on_one_device
 from optaxclip.numbers import Leaf, Number, measuring_dtype, widen
@@ -152,17 +152,21 @@ class Groups(ABC):
         """Sum ``term(leaf, *of_group)`` over each group; leaves are cast to `dtype`."""
         return self._reduce(SUM, self._terms(term, of_group))
 
+    def sums(self, *terms: Callable[[Leaf], Number]) -> tuple[PerGroup, ...]:
+        """Sum several terms over each group, like `sum`."""
+        return tuple(map(self.sum, terms))
+
     def max(self, term: Callable[..., Number], *of_group: PerGroup) -> PerGroup:
         """Take the maximum of ``term(leaf, *of_group)`` over each group, like `sum`."""
         return self._reduce(MAX, self._terms(term, of_group))
 
     def _terms(
-        self, term: Callable[..., Number], of_group: tuple[PerGroup, ...]
-    ) -> list[Number]:
+        self, term: Callable[..., Numbers], of_group: tuple[PerGroup, ...]
+    ) -> list[Numbers]:
         given = [self.spread(numbers) for numbers in of_group]
 
         @functools.wraps(term)
-        def widened(leaf: Leaf, *numbers: Number) -> Number:
+        def widened(leaf: Leaf, *numbers: Number) -> Numbers:
             return term(widen(leaf, self.dtype), *numbers)
 
         call = share_trace(widened, self.leaves)

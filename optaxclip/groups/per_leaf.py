@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from optaxclip.groups.groups import (
     map_groups,
 )
 from optaxclip.groups.ranking import most_above, top_and_count
-from optaxclip.groups.reduction import Reduction
+from optaxclip.groups.reduction import Reduction, sums_in_one_pass
 from optaxclip.leaves import is_one_leaf
 from optaxclip.mesh import (
     MeshAxes,
@@ -33,7 +33,7 @@ from optaxclip.mesh import (
     varying,
     varying_axes,
 )
-from optaxclip.numbers import Number, capped
+from optaxclip.numbers import Leaf, Number, capped
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,22 @@ class PerLeaf(Groups):
         parts = map(functools.partial(_within, op), terms, self.dims)
         return self.tree.unflatten(
             [op.over(*each) for each in zip(parts, self.axes, strict=True)]
+        )
+
+    def sums(self, *terms: Callable[[Leaf], Number]) -> tuple[PerGroup, ...]:
+        """See `Groups.sums`; in one pass over leaves that are not sharded."""
+        if not self.local:
+            return super().sums(*terms)
+
+        def together(leaf: Leaf) -> tuple[Number, ...]:
+            return tuple(term(leaf) for term in terms)
+
+        found = [
+            sums_in_one_pass(each, dims, len(dims) < each[0].ndim)
+            for each, dims in zip(self._terms(together, ()), self.dims, strict=True)
+        ]
+        return tuple(
+            self.tree.unflatten([each[i] for each in found]) for i in range(len(terms))
         )
 
     def spread(self, of_group: PyTree[Array]) -> list[Array]:

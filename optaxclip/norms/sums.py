@@ -130,11 +130,11 @@ class PowerNorm:
         """Sum at all scales, which reads memory only once, and pick one at the end."""
         scales = _Scales.of(groups.dtype, self.order)
         up, down = (
-            groups.sum(self._held_power, jnp.asarray(scale, groups.dtype))
+            functools.partial(self._held_power, scale=jnp.asarray(scale, groups.dtype))
             for scale in (scales.up, scales.down)
         )
-        plain = groups.sum(self._power)
-        total, scale = map_groups(scales.pick, plain, up, down)
+        sums = groups.sums(self._power, up, down)
+        total, scale = map_groups(scales.pick, *sums)
         return Magnitude(self._roots(groups, total), scale)
 
     def _with_a_look(self, groups: Groups) -> Magnitude:
