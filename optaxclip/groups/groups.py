@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
 from optaxclip.groups.entries import Entry
-from optaxclip.groups.reduction import MAX, SUM, Numbers, Reduction
+from optaxclip.groups.reduction import MAX, SUM, Reduction
 from optaxclip.leaves import counted, is_one_leaf
 from optaxclip.mesh import MeshAxes, copies, on_one_device
 from optaxclip.numbers import Leaf, Number, measuring_dtype, widen
@@ -150,7 +150,7 @@ class Groups(ABC):
 
     def sum(self, term: Callable[..., Number], *of_group: PerGroup) -> PerGroup:
         """Sum ``term(leaf, *of_group)`` over each group; leaves are cast to `dtype`."""
-        return self._reduce(SUM, self._terms(term, of_group))
+        return self._reduce(SUM, term, of_group)
 
     def sums(self, *terms: Callable[[Leaf], Number]) -> tuple[PerGroup, ...]:
         """Sum several terms over each group, like `sum`."""
@@ -158,19 +158,26 @@ class Groups(ABC):
 
     def max(self, term: Callable[..., Number], *of_group: PerGroup) -> PerGroup:
         """Take the maximum of ``term(leaf, *of_group)`` over each group, like `sum`."""
-        return self._reduce(MAX, self._terms(term, of_group))
+        return self._reduce(MAX, term, of_group)
+
+    def _map(self, function: Callable[..., Any], of_group: tuple[PerGroup, ...]) -> Any:
+        """List ``function(dims, leaf, *numbers)``, the leaves cast to `dtype`."""
+
+        def of_dims(dims: tuple[int, ...]) -> Callable[..., Any]:
+            def widened(leaf: Leaf, *numbers: Number) -> Any:
+                return function(dims, widen(leaf, self.dtype), *numbers)
+
+            return share_trace(widened, self.leaves)
+
+        given = [self.spread(numbers) for numbers in of_group]
+        calls = {dims: of_dims(dims) for dims in self.dims}
+        each = zip(self.dims, self.leaves, *given, strict=True)
+        return [calls[dims](*arrays) for dims, *arrays in each]
 
     def _terms(
-        self, term: Callable[..., Numbers], of_group: tuple[PerGroup, ...]
-    ) -> list[Numbers]:
-        given = [self.spread(numbers) for numbers in of_group]
-
-        @functools.wraps(term)
-        def widened(leaf: Leaf, *numbers: Number) -> Numbers:
-            return term(widen(leaf, self.dtype), *numbers)
-
-        call = share_trace(widened, self.leaves)
-        return [call(*each) for each in zip(self.leaves, *given, strict=True)]
+        self, term: Callable[..., Number], of_group: tuple[PerGroup, ...]
+    ) -> list[Number]:
+        return self._map(lambda _, *given: term(*given), of_group)
 
     def _sizes(self) -> list[int]:
         """Return how many numbers of each leaf share a group, on the whole mesh."""
@@ -180,8 +187,10 @@ class Groups(ABC):
         ]
 
     @abstractmethod
-    def _reduce(self, op: Reduction, terms: list[Number]) -> PerGroup:
-        """Reduce the terms, one per number of the leaves, over each group."""
+    def _reduce(
+        self, op: Reduction, term: Callable[..., Number], of_group: tuple[PerGroup, ...]
+    ) -> PerGroup:
+        """Reduce ``term(leaf, *of_group)`` over each group."""
 
     @abstractmethod
     def spread(self, of_group: PyTree[Array]) -> list[Array]:

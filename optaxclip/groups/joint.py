@@ -1,5 +1,7 @@
 """Groups of whole leaves: all leaves together, or those with the same label."""
 
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -9,7 +11,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Array, Bool, Float
 
 from optaxclip.groups.entries import Entry
-from optaxclip.groups.groups import Groups, Summary, is_above
+from optaxclip.groups.groups import Groups, PerGroup, Summary, is_above
 from optaxclip.groups.reduction import Reduction
 from optaxclip.mesh import spread_over
 from optaxclip.numbers import Number, capped, computed_once
@@ -23,6 +25,15 @@ class _Joint(Groups):
     def shared(self) -> bool:
         """See `Groups.shared`."""
         return True
+
+    def _reduce(
+        self, op: Reduction, term: Callable[..., Number], of_group: tuple[PerGroup, ...]
+    ) -> Array:
+        return self._of_terms(op, self._terms(term, of_group))
+
+    @abstractmethod
+    def _of_terms(self, op: Reduction, terms: list[Number]) -> Array:
+        """Reduce the terms of all leaves, one per number, over each group."""
 
     def _combine(
         self, op: Reduction, terms: list[Number], members: tuple[int, ...]
@@ -53,7 +64,7 @@ class _Joint(Groups):
 class Whole(_Joint):
     """One group of all leaves."""
 
-    def _reduce(self, op: Reduction, terms: list[Number]) -> Array:
+    def _of_terms(self, op: Reduction, terms: list[Number]) -> Array:
         if not terms:
             return jnp.zeros((), jnp.float32)
         return self._combine(op, terms, tuple(range(len(terms))))
@@ -91,7 +102,7 @@ class Labeled(_Joint):
     members: tuple[tuple[int, ...], ...]
     labels: tuple[str, ...]
 
-    def _reduce(self, op: Reduction, terms: list[Number]) -> Array:
+    def _of_terms(self, op: Reduction, terms: list[Number]) -> Array:
         found = [self._combine(op, terms, members) for members in self.members]
         return jnp.stack(found) if found else jnp.zeros(0, jnp.float32)
 

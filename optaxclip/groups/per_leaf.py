@@ -48,8 +48,13 @@ class PerLeaf(Groups):
     tree: Any
     apart: tuple[MeshAxes, ...]
 
-    def _reduce(self, op: Reduction, terms: list[Number]) -> PerGroup:
-        parts = map(functools.partial(_within, op), terms, self.dims)
+    def _reduce(
+        self, op: Reduction, term: Callable[..., Number], of_group: tuple[PerGroup, ...]
+    ) -> PerGroup:
+        def reduced(dims: tuple[int, ...], leaf: Leaf, *numbers: Number) -> Number:
+            return _within(op, term(leaf, *numbers), dims)
+
+        parts = self._map(reduced, of_group)
         return self.tree.unflatten(
             [op.over(*each) for each in zip(parts, self.axes, strict=True)]
         )
@@ -59,13 +64,11 @@ class PerLeaf(Groups):
         if not self.local:
             return super().sums(*terms)
 
-        def together(leaf: Leaf) -> tuple[Number, ...]:
-            return tuple(term(leaf) for term in terms)
+        def together(dims: tuple[int, ...], leaf: Leaf) -> tuple[Number, ...]:
+            powers = tuple(term(leaf) for term in terms)
+            return sums_in_one_pass(powers, dims, len(dims) < leaf.ndim)
 
-        found = [
-            sums_in_one_pass(each, dims, len(dims) < each[0].ndim)
-            for each, dims in zip(self._terms(together, ()), self.dims, strict=True)
-        ]
+        found = self._map(together, ())
         return tuple(
             self.tree.unflatten([each[i] for each in found]) for i in range(len(terms))
         )
@@ -210,8 +213,11 @@ class Elements(PerLeaf):
         """See `Groups.pointwise`."""
         return True
 
-    def _reduce(self, op: Reduction, terms: list[Number]) -> PerGroup:
-        return self.tree.unflatten(terms)
+    def _reduce(
+        self, op: Reduction, term: Callable[..., Number], of_group: tuple[PerGroup, ...]
+    ) -> PerGroup:
+        del op
+        return self.tree.unflatten(self._terms(term, of_group))
 
     def _differ(self, leaf: Any, axes: MeshAxes) -> frozenset[str]:
         return varying_axes(leaf)
