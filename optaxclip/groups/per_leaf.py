@@ -52,7 +52,8 @@ class PerLeaf(Groups):
         self, op: Reduction, term: Callable[..., Number], of_group: tuple[PerGroup, ...]
     ) -> PerGroup:
         def reduced(dims: tuple[int, ...], leaf: Leaf, *numbers: Number) -> Number:
-            return _within(op, term(leaf, *numbers), dims)
+            kept = len(dims) < leaf.ndim  # else one number
+            return op.within(term(leaf, *numbers), axis=dims, keepdims=kept)
 
         parts = self._map(reduced, of_group)
         return self.tree.unflatten(
@@ -225,11 +226,6 @@ class Elements(PerLeaf):
 
 for kind in PerLeaf, Tensors, Elements:
     register_dataclass(kind, ["leaves"], ["dims", "axes", "tree", "apart"])
-
-
-def _within(op: Reduction, term: Number, dims: tuple[int, ...]) -> Number:
-    """Reduce a leaf's terms, to a scalar for one group, else keeping the rank."""
-    return op.within(term, axis=dims, keepdims=len(dims) < term.ndim)
 
 
 def _struct(leaf: Any, dims: tuple[int, ...], dtype: DTypeLike) -> Any:
