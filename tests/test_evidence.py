@@ -236,7 +236,7 @@ def test_what_the_guide_concludes_holds_in_the_runs(found):
     assert max(critics) < min(x for x in others if x not in critics) / 2
     # Small limits on parts learn 100 symbols, and those on the whole do not.
     long = {key[2:]: x for key, x in score.items() if key[0] == "recurrent100"}
-    assert min(long, key=long.get) == ("spectral", "tuned")
+    assert min(long, key=lambda one: long[one]) == ("spectral", "tuned")
     assert min(x for key, x in long.items() if key[0] in ("none", "global")) == 0.7
     learned = {
         row.strategy: round(10 * row.solved)
@@ -246,7 +246,7 @@ def test_what_the_guide_concludes_holds_in_the_runs(found):
     assert learned == {"spectral": 3, "value": 2, "unit": 1}
     # On CIFAR-10 all are alike, and in bfloat16 all are as in float32.
     images = {key[2:]: x for key, x in score.items() if key[0] == "cifar10"}
-    assert min(images, key=images.get) == ("spectral", "tuned")
+    assert min(images, key=lambda one: images[one]) == ("spectral", "tuned")
     assert max(images.values()) < 1.085 * min(images.values())
     pairs = [
         (x, score["transformer", *key[1:]])
