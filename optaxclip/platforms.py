@@ -56,7 +56,7 @@ def by_platform(
 @functools.lru_cache  # Otherwise each use would trace the function twice.
 def _results(
     function: Function, tree: Any, *arrays: ShapedArray
-) -> tuple[Any, Sequence[ShapedArray]]:
+) -> tuple[Any, Sequence[Any]]:
     """Return the structure of a function's result, and what is known of its arrays.
 
     Unlike plain shapes and dtypes, that includes the mesh axes over which they vary.
