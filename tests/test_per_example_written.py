@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from per_example import clipped_mean, distance, norms_of, numbers
+from per_example import (
+    clipped_mean,
+    clipped_one_by_one,
+    distance,
+    norms_of,
+    numbers,
+    temporary_memory,
+)
 from quickly import jit_quickly
 
 import optaxclip
@@ -140,26 +147,15 @@ def test_kernels_that_a_loop_counts_are_right_if_layers_are_computed_again():
     assert distance(grad, clipped_mean(gradients, limit)) < 1e-5
 
 
-def memory(function):
-    """The temporary memory of a compiled function."""
-    compiled = jit_quickly(function).lower(narrow(KERNELS), narrow(X)).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
-
-
-def clipped_one_by_one(loss, w, x):
-    """All gradients, held and clipped."""
-    gradients = jax.vmap(jax.grad(loss), (None, 0))(w, x)
-    norms = jnp.sqrt(jnp.sum(gradients**2, (1, 2, 3)))
-    return jnp.einsum("n,n...->...", jnp.minimum(1, 1 / norms), gradients) / len(x)
-
-
 @pytest.mark.parametrize("kind", ["counter", "counter from 1 on", "checkpoint"])
 def test_kernels_that_a_loop_counts_take_the_memory_of_the_batch_gradient(kind):
     loss = KNOWN[kind]
     plain = jax.grad(lambda w, x: jnp.mean(jax.vmap(loss, (None, 0))(w, x)))
-    stacked = memory(lambda w, x: clipped_one_by_one(loss, w, x))
-    most = 2 * memory(plain) + 0.15 * stacked
-    assert memory(optaxclip.clipped_grad(loss, 1.0)) < min(most, stacked)
+    arrays = narrow(KERNELS), narrow(X)
+    stacked = temporary_memory(clipped_one_by_one(loss), *arrays)
+    most = 2 * temporary_memory(plain, *arrays) + 0.15 * stacked
+    held = temporary_memory(optaxclip.clipped_grad(loss, 1.0), *arrays)
+    assert held < min(most, stacked)
 
 
 def test_no_gradient_is_formed_of_a_kernel_that_is_read_at_a_known_place():
