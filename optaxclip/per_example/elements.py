@@ -1,7 +1,7 @@
 """Steps that multiply every element by a number, of which any many are one such step.
 
-So a mask, or sixty nonlinear functions of a weight one after another, are applied to a
-gradient by one multiplication, and what it takes is computed once for all examples.
+So sixty nonlinear functions of a weight, one after another, are applied to a gradient
+by one multiplication, and what it takes is computed once for all examples.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,6 @@ from optaxclip.per_example.terms import (
 )
 
 _NAMES = ("mul", "div", "neg", "copy", "convert_element_type", "select_n", "sub")
-
 
 # Where steps by element and others are mixed in a sum that grows, each of its parts
 # goes through most of these steps, and would be multiplied by a number for each.
@@ -85,13 +84,19 @@ class _Regions:
     def left(self, term: Term) -> Term:
         """Return a term as it is where a region has ended."""
         if id(term) not in self._left:
-            alone, bases = self._alone[id(term)], self._bases[id(term)]
-            self._most -= len(bases) * len(in_order(alone))
-            if self._most < 0:
-                raise _TooManyStepsError
-            parts = [_multiplied(self._outside[b], alone, b) for b in bases]
-            self._left[id(term)] = parts[0] if len(parts) == 1 else Sum(tuple(parts))
+            self._left[id(term)] = self._joined(term)
         return self._left[id(term)]
+
+    def _joined(self, term: Term) -> Term:
+        alone, bases = self._alone[id(term)], self._bases[id(term)]
+        steps = in_order(alone)
+        self._most -= len(bases) * len(steps)
+        if self._most < 0:
+            raise _TooManyStepsError
+        if sum(isinstance(x, Made) for x in steps) <= len(bases):
+            return _with(term, [self.left(x) for x in getattr(term, "operands", ())])
+        parts = [_multiplied(self._outside[b], alone, b) for b in bases]
+        return parts[0] if len(parts) == 1 else Sum(tuple(parts))
 
 
 def _by_element(term: Term) -> bool:
