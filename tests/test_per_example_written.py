@@ -74,6 +74,12 @@ def pair(w, i):
     return first + 2 * second
 
 
+def row_of(i):
+    """A row of one index, which a scalar chooses."""
+    none = jnp.zeros(1, i.dtype)
+    return lax.select(i > 0, none + i, none)
+
+
 STEPS = np.arange(LAYERS, dtype=np.int32)
 # No gradient is formed.
 KNOWN = {
@@ -89,6 +95,7 @@ KNOWN = {
     "gathered": over(STEPS, lambda w, i: jnp.take(w, i, axis=0)),
     "sliced": over(STEPS, lambda w, i: lax.dynamic_index_in_dim(w, i, 0, False)),
     "out of bounds": over(STEPS + 1, lambda w, i: lax.dynamic_slice_in_dim(w, i, 1)[0]),
+    "of a row of indices": counted(0, LAYERS, lambda w, i: w[row_of(i)][0]),
     "last axis": over(STEPS, lambda w, i: w.transpose(1, 2, 0)[:, :, i]),
     "again and again": counted(0, 2 * LAYERS, lambda w, i: w[i % LAYERS]),
     "each for two steps": counted(0, 2 * LAYERS, lambda w, i: w[i // 2]),
@@ -100,6 +107,7 @@ OTHERS = {
     "pairs": counted(0, LAYERS // 2, lambda w, i: pair(w, 2 * i)),
     "pairs that overlap": counted(0, LAYERS - 1, pair),
     "rounds": in_rounds,
+    "no round": lambda w, x: counted(0, 0)(w, x) + jnp.sum(x @ w[1]),
     "chosen": by_what_it_reads,
 }
 LOSSES = KNOWN | OTHERS

@@ -5,7 +5,7 @@ the same at every step, and outside of loops.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -110,12 +110,18 @@ _Rule = Callable[..., np.ndarray | None]
 
 
 def _by_element(function: Callable[..., np.ndarray]) -> _Rule:
-    return lambda equation, *arrays: function(*arrays)
+    return lambda equation, *arrays: function(*_aligned(arrays))
+
+
+def _aligned(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Let numbers broadcast to arrays, step by step."""
+    most = max(x.ndim for x in arrays)
+    return [x.reshape(x.shape + (1,) * (most - x.ndim)) for x in arrays]
 
 
 def _divided(function: Callable[..., np.ndarray]) -> _Rule:
     """By 0 each processor divides in its own way."""
-    return lambda equation, x, y: function(x, y) if np.all(y) else None
+    return lambda equation, x, y: function(*_aligned((x, y))) if np.all(y) else None
 
 
 def _quotient(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -124,7 +130,8 @@ def _quotient(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _chosen(equation: Equation, which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
-    return np.choose(which.astype(np.int32), cases)
+    number, *choices = _aligned((which.astype(np.int32), *cases))
+    return np.choose(number, choices)
 
 
 def _iota(equation: Equation) -> np.ndarray:

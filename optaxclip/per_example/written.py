@@ -49,7 +49,7 @@ def written(made: Made, parts: Term, length: int, outside: Outside) -> Term | No
     by_slice = equation.name == _SLICE
     operands = made.operands[2:] if by_slice else made.operands[1:2]
     indices = [_known(x, length, outside) for x in operands]
-    if any(x is None for x in indices):
+    if not length or any(x is None for x in indices):
         return None
     found = (_by_slice if by_slice else _by_index)(equation, indices)
     if found is None:
