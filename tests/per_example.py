@@ -44,6 +44,24 @@ def clipped_mean(gradients, limit):
     return [np.einsum("n,n...->...", factors, g) / len(g) for g in gradients]
 
 
+def clipped_one_by_one(loss):
+    """A function that holds all gradients in one array, and clips them to 1."""
+
+    def clipped(params, x):
+        gradients = jax.vmap(jax.grad(loss), (None, 0))(params, x)
+        norms = jnp.sqrt(jnp.sum(gradients.reshape(len(x), -1) ** 2, 1))
+        factors = jnp.minimum(1, 1 / norms)
+        return jnp.einsum("n,n...->...", factors, gradients) / len(x)
+
+    return clipped
+
+
+def temporary_memory(function, *arrays):
+    """The bytes that a compiled function takes beside arguments and results."""
+    compiled = jit_quickly(function).lower(*arrays).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
 def distance(actual, desired):
     """The largest error of a leaf relative to the norm of all leaves."""
     got = [np.asarray(x, np.float64) for x in jax.tree.leaves(actual)]

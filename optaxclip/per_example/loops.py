@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+
+import jax
 
 from optaxclip.per_example.calls import Atom, Equation, Fixed, Inner, Loop
+from optaxclip.per_example.counters import Known
 from optaxclip.per_example.factors import Axis
 from optaxclip.per_example.terms import (
     Convolution,
@@ -17,15 +19,28 @@ from optaxclip.per_example.terms import (
     in_order,
     is_zero,
 )
+from optaxclip.per_example.written import part_written, writes, written
 
 Seen = tuple[Term, bool]  # A term, and whether it is stacked.
+Stacked = tuple[Atom, bool]
 
 
 def out_of_loop(
-    equation: Equation, loop: Loop, terms: Sequence[Term], start: Sequence[Term]
+    equation: Equation,
+    loop: Loop,
+    terms: Sequence[Term],
+    start: Sequence[Term],
+    known: Known,
 ) -> list[Term | None]:
     """Convert the terms of a scan's results, given those of what it starts with."""
-    outside = partial(loop.outside, equation)
+
+    def outside(atom: Atom) -> Stacked:
+        if atom not in known:
+            return loop.outside(equation, atom)
+        value, stacked = known[atom], len(known[atom]) != 1
+        value = value if stacked else value[0]
+        return Fixed(jax.ShapeDtypeStruct(value.shape, value.dtype), value), stacked
+
     axis = Axis(loop.length)
     found: list[Term | None] = []
     for i, term in enumerate(terms):
@@ -58,14 +73,26 @@ def _summed(
 
 def _seen(term: Term, axis: Axis | None, outside: Callable, stack: bool) -> Seen | None:
     """Convert a term, with an axis of steps, if any, in front or summed over them."""
-    known: dict[int, Seen] = {}
+    known: dict[int, Seen | None] = {}
     for each in in_order(term):
         below = [known[id(x)] for x in getattr(each, "operands", ())]
-        seen = _one_seen(each, below, axis, outside, stack)
-        if seen is None:
-            return None
-        known[id(each)] = seen
+        seen = [x for x in below if x is not None]
+        if len(seen) == len(below):
+            known[id(each)] = _one_seen(each, seen, axis, outside, stack)
+        elif axis is not None and not stack and writes(each):
+            known[id(each)] = _written(each, axis, outside)
+        else:
+            known[id(each)] = None
     return known[id(term)]
+
+
+def _written(made: Made, axis: Axis, outside: Callable) -> Seen | None:
+    """Convert what each step writes at another place, of which the sum is a table."""
+    seen = _seen(part_written(made), axis, outside, stack=True)
+    if seen is None or not seen[1]:
+        return None
+    table = written(made, seen[0], axis.size, outside)
+    return None if table is None else (table, False)
 
 
 def _one_seen(

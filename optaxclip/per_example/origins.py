@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from optaxclip.per_example.calls import Atom, Choice, Equation, Fixed, Loop, Value
+from optaxclip.per_example.counters import known_inside, known_of
 from optaxclip.per_example.loops import out_of_branches, out_of_loop
 from optaxclip.per_example.program import Program
 from optaxclip.per_example.rules import RULES, is_float, is_linear, is_literal_zero
@@ -40,6 +41,9 @@ class Origins:
         self.term: dict[Atom, Term] = dict(zip(program.inputs, inputs, strict=True))
         self.inside: dict[Atom, tuple[Equation, Atom, Term]] = {}
         self.term |= {value: Shared(value) for value in program.constants}
+        self._known = known_of(program)
+        for value, number in self._known.items():
+            self.term[value] = Shared(Fixed(value.aval, number[0]))
         self._producer: dict[Atom, Equation] = {}
         for equation in program.equations:
             self._producer |= dict.fromkeys(equation.outputs, equation)
@@ -78,7 +82,7 @@ class Origins:
         found = {a for a, term in self.term.items() if not isinstance(term, Shared)}
         for equation in self.program.equations:
             if found.intersection(a for a in equation.inputs if isinstance(a, Value)):
-                found.update(equation.outputs)
+                found.update(out for out in equation.outputs if out not in self._known)
         return found
 
     def _on_the_way(self, wanted: Iterable[Atom]) -> set[Atom]:
@@ -103,7 +107,8 @@ class Origins:
                     self._cheaper(equation, out, term)
                     for out, term in zip(outputs, self._made(equation), strict=True)
                 ]
-            self.term |= zip(outputs, terms, strict=True)
+            for out, term in zip(outputs, terms, strict=True):
+                self.term.setdefault(out, term)
 
     def _of_shared(self, equation: Equation, out: Value) -> Shared:
         if equation.name != "broadcast_in_dim":
@@ -182,7 +187,8 @@ class Origins:
         each = zip(equation.outputs, program.outputs, terms, strict=True)
         for out, atom, term in list(each)[loop.carried :]:
             self.inside[out] = equation, atom, term
-        return out_of_loop(equation, loop, terms, start)
+        known = known_inside(equation, loop, self._known)
+        return out_of_loop(equation, loop, terms, start, known)
 
     def _of_choice(
         self, equation: Equation, choice: Choice, operands: tuple[Term, ...]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from optaxclip.per_example.assembly import constant_of
 from optaxclip.per_example.calls import Atom, Equation
 from optaxclip.per_example.convolutions import KernelDirect, KernelGram
+from optaxclip.per_example.elements import multiplied_once
 from optaxclip.per_example.formed import Formed
 from optaxclip.per_example.layouts import sizes_of
 from optaxclip.per_example.linear import Linear, Part
@@ -62,7 +63,7 @@ def plan_leaf(term: Term, gradient: Atom, reason: str = NO_PRODUCT) -> Plan:
     norms = None if groups is None else _norms(groups)
     if norms is None:
         reason = "its products are not measured apart"
-        return Plan(Linear(term, None), "one by one", reason)
+        return Plan(Linear(multiplied_once(term), None), "one by one", reason)
     reads = any(isinstance(norm, Table) for norm in norms)
     return Plan(
         Linear(term, norms), "rows" if reads else "inner products", _told(norms)

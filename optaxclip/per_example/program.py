@@ -99,12 +99,20 @@ class Program:
             known |= zip(eqn.outvars, outputs, strict=True)
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _kept_apart(self, given: tuple[Value | Fixed, ...]) -> tuple[Value, ...]:
-        """As in JAX: recomputation in a checkpoint must not be optimized away."""
-        outputs = tuple(Value(atom.aval) for atom in given)
+    def _kept_apart(
+        self, given: tuple[Value | Fixed, ...]
+    ) -> tuple[Value | Fixed, ...]:
+        """As in JAX: recomputation in a checkpoint must not be optimized away.
+
+        But an integer is left as it is: little is computed from it alone, and where it
+        comes from tells of which step in a loop a kernel is.
+        """
+        apart = tuple(atom for atom in given if not _is_one_integer(atom))
+        outputs = tuple(Value(atom.aval) for atom in apart)
         name, run = "optimization_barrier", jax.lax.optimization_barrier
-        self.equations.append(Equation(name, {}, given, outputs, run))
-        return outputs
+        self.equations.append(Equation(name, {}, apart, outputs, run))
+        known: dict[Any, Value] = dict(zip(apart, outputs, strict=True))
+        return tuple(known.get(atom, atom) for atom in given)
 
     def needs(
         self, wanted: Iterable[Atom]
@@ -152,6 +160,10 @@ class Program:
             else:
                 known |= zip(equation.outputs, equation.run(values), strict=True)
         return [read(atom) for atom in wanted]
+
+
+def _is_one_integer(atom: Value | Fixed) -> bool:
+    return not atom.aval.shape and jnp.issubdtype(atom.aval.dtype, jnp.integer)
 
 
 def _is_narrow(dtype: Any) -> bool:

@@ -9,6 +9,7 @@ from jax.lax import GatherScatterMode
 from optaxclip.per_example.calls import Atom, Equation, Fixed
 from optaxclip.per_example.factors import Axis, Change, Factor
 from optaxclip.per_example.terms import Convolution, Product, Sum, Term, is_zero
+from optaxclip.per_example.written import NAME
 
 # The operands in which a primitive is linear, taken together; the others are shared.
 JOINTLY: dict[str, slice] = {
@@ -21,6 +22,7 @@ JOINTLY: dict[str, slice] = {
         slice(None),
     ),
     "pad": slice(None),
+    NAME: slice(None),
     "dynamic_slice": slice(1),
     "dynamic_update_slice": slice(2),
     "gather": slice(1),

@@ -26,6 +26,7 @@ from optaxclip.per_example.places import (
     turned,
 )
 from optaxclip.per_example.terms import Made, Product, Shared, Term
+from optaxclip.per_example.written import NAME, in_places
 
 
 def _both(product: Product, change: Callable[[Factor], Factor]) -> Product:
@@ -214,6 +215,7 @@ STEPS: dict[str, Callable[[Made, int, Piece], Piece]] = {
     "mul": _scaled,
     "div": _scaled,
     "dot_general": _contracted,
+    NAME: in_places,
 }
 # Steps that put several arrays together.
 PARTS = {"concatenate": part_of, "stack": part_of}
