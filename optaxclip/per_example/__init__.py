@@ -8,10 +8,11 @@ examples at once, up to the factors of those products (`tracing`). From the fact
 the norms (`pieces`, `steps`, `places`, `products`, `tables`, `convolutions`), which are
 measured `again` where `decisions` does not trust them, and the weighted sums, which go
 through the same steps as the gradient (`linear`, `assembly`, `formed`). What
-is computed for parts of one kind is traced once (`kinds`). Losses that rematerialize
-take two passes (`twice`). On a mesh with explicit axes the compiler lays
-out all of that (`placement`). What `clipped_grad` returns knows how far one example can
-move it (`sensitivity`).
+is computed for parts of one kind is traced once (`kinds`), and so are blocks that
+repeat (`blocks`). Losses that rematerialize take two passes (`twice`), in which what
+loops stack is measured and summed at every step (`stepwise`). On a mesh with explicit
+axes the compiler lays out all of that (`placement`). What `clipped_grad` returns knows
+how far one example can move it (`sensitivity`).
 """
 
 from optaxclip.per_example.clipped import clipped_grad, clipped_value_and_grad

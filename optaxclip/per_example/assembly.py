@@ -1,5 +1,7 @@
 """Sums over examples of what is held, put together to the gradient of a leaf."""
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +29,7 @@ def shared_by(term: Term) -> list[Atom]:
 
 
 def put_together(
-    term: Term, cuts: Sequence[Array], shared: Values, count: Array | float
+    term: Term, cuts: Sequence[Array], shared: Values, *count: Array | float
 ) -> Array:
     """Evaluate a term, given sums over examples of its cuts.
 
@@ -35,7 +37,8 @@ def put_together(
       term: the term.
       cuts: one array for each of `cuts_of(term)`.
       shared: the values of `shared_by(term)`.
-      count: by how much to multiply what all examples add alike.
+      *count: by what to multiply what all examples add alike, one after another, since
+        the product may underflow.
     """
     given = iter(cuts)
     known: dict[int, Any] = {}
@@ -43,7 +46,9 @@ def put_together(
     def added(each: Term) -> Any:
         if not isinstance(each, Shared):
             return known[id(each)]
-        return None if each.atom is None else known[id(each)] * count
+        if each.atom is None:
+            return None
+        return functools.reduce(operator.mul, count, known[id(each)])
 
     for each in in_order(term):
         if isinstance(each, Shared):

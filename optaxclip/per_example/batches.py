@@ -214,12 +214,17 @@ def one_example(in_axes: tuple[Any, ...], batch: Batch) -> PyTree:
     return each_leaf(first, in_axes, batch)
 
 
-def replaced(in_axes: tuple[Any, ...], batch: Batch, good: jax.Array) -> Batch:
-    """Put a good example in the place of each other one."""
-    first = jnp.argmax(good)
+def without_bad(in_axes: tuple[Any, ...], batch: Batch, good: jax.Array) -> Batch:
+    """Put zeros in the place of each example that is not good."""
 
     def visit(axis: int, name: str, x: Any) -> Any:
         which = good.reshape(good.shape + (1,) * (x.ndim - 1))
-        return jnp.where(which, x, jnp.broadcast_to(x[first], x.shape))
+        return jnp.where(which, x, _zero_like(x))
 
     return each_leaf(visit, in_axes, batch)
+
+
+def _zero_like(x: Any) -> jax.Array:
+    if _is_key(x):
+        return jax.random.key(0, impl=jax.random.key_impl(x))
+    return jnp.zeros((), x.dtype)

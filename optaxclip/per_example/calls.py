@@ -58,11 +58,21 @@ class Reduced:
       atoms: the values.
       run: takes the values.
       aval: the shape and dtype of what it returns.
+      along: arrays of which every step of a loop takes a part, after the values.
     """
 
     atoms: "tuple[Atom, ...]"
     run: Callable[..., Any] = field(repr=False)
     aval: Any = None
+    along: tuple[Any, ...] = field(default=(), repr=False)
+
+    def at_step(self, parts: Sequence[Any]) -> "Reduced":
+        """Return what is computed at a step, given its parts of the arrays."""
+
+        def run(*values: Any) -> Any:
+            return self.run(*values, *parts)
+
+        return Reduced(self.atoms, run)
 
 
 Atom = Value | Fixed | Inner | Reduced
@@ -153,16 +163,23 @@ class Loop:
         ]
         kept = self._carries_for(asked, {position[w] for w in carried})
 
-        def body(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
+        along = [a.along if isinstance(a, Reduced) else () for a in asked]
+
+        def body(carry: list[Any], given: Any) -> tuple[list[Any], list[Any]]:
+            slices, parts = given
             known = dict(zip(kept, carry, strict=True))
             full = [known.get(i) for i in range(self.carried)]
-            wanted = [*(results[i] for i in kept), *asked]
+            here = [
+                a.at_step(part) if isinstance(a, Reduced) else a
+                for a, part in zip(asked, parts, strict=True)
+            ]
+            wanted = [*(results[i] for i in kept), *here]
             outs = self.program.evaluate([*consts, *full, *slices], wanted)
             return outs[: len(kept)], outs[len(kept) :]
 
         begun = [start[i] for i in kept]
         last, stacks = jax.lax.scan(
-            body, begun, values[first:], self.length, **self.order
+            body, begun, (values[first:], along), self.length, **self.order
         )
         found: dict[Any, Any] = dict(zip(stacked, stacks, strict=True))
         found |= zip([equation.outputs[i] for i in kept], last, strict=True)

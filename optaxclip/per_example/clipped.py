@@ -118,8 +118,8 @@ def clipped_value_and_grad(
       batches sampled at random give the expected size as `denominator`. Examples that
       are not finite still count in the default one.
       What is held are the inputs and cotangents of all layers, which `microbatch_size`
-      bounds; a loss with ``jax.checkpoint``, at most two limits and nothing narrower
-      than float32 takes two passes instead, which hold nothing. Under ``jit`` a
+      bounds; a loss with ``jax.checkpoint`` takes two passes instead, which hold
+      nothing of a layer. Under ``jit`` a
       multiple of the number of devices leaves all examples where they are on a mesh,
       whose axes the loss sees as auto.
       The paper's reference code adds 1e-6 to the norm before it divides; this does not.

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from optaxclip.mesh import vary, varying_axes
 from optaxclip.per_example.assembly import (
     Values,
     constant_of,
@@ -25,7 +26,7 @@ from optaxclip.per_example.calls import Atom
 from optaxclip.per_example.convolutions import KernelDirect, KernelGram
 from optaxclip.per_example.factors import Factor, size
 from optaxclip.per_example.kinds import bare
-from optaxclip.per_example.layouts import contract, letters_of
+from optaxclip.per_example.layouts import HIGHEST, contract, letters_of
 from optaxclip.per_example.products import Gram
 from optaxclip.per_example.tables import Table, rows_added
 from optaxclip.per_example.terms import Convolution, Cut, Given, Product, Term
@@ -35,6 +36,7 @@ from optaxclip.per_example.ways import (
     Good,
     Kept,
     Squares,
+    power_of_two,
     sum_of_squares,
     vanishes,
     weigh,
@@ -154,20 +156,27 @@ class Linear:
         each = (vanishes(held[_cotangent(cut)]) for cut in self.cuts)
         return functools.reduce(jnp.logical_and, each)
 
+    def constant(self) -> tuple[Array, Sequence[Array]]:
+        """Return what all examples add alike, and the transpose of the rest, of it."""
+        # What does not vary over a mesh would be transposed to a sum over it.
+        over = frozenset().union(*map(varying_axes, self.values.values()))
+        zeros = [vary(jnp.zeros(c.shape, jnp.float32), over) for c in self.cuts]
+        alone = put_together(self.term, zeros, self.values, 1.0)
+        _, back = jax.vjp(
+            lambda *sums: put_together(self.term, sums, self.values, 0.0), *zeros
+        )
+        return alone, back(alone)
+
     def _with_constant(self, kept: Kept, found: list[Squares]) -> Squares:
         """Square what all examples add alike, and multiply it by the rest.
 
         For S that all add and cuts x of which the rest is L(x), that is twice the inner
         product of x and the transpose of L, of S.
         """
-        zeros = [jnp.zeros(cut.shape, jnp.float32) for cut in self.cuts]
-        alone = put_together(self.term, zeros, self.values, 1.0)
-        _, back = jax.vjp(
-            lambda *sums: put_together(self.term, sums, self.values, 0.0), *zeros
-        )
+        alone, back = self.constant()
         square = jnp.sum(jnp.square(alone))
         total = square
-        for cut, x in zip(self.cuts, back(alone), strict=True):
+        for cut, x in zip(self.cuts, back, strict=True):
             total = total + 2 * _inner(bare(cut), self._arrays(kept, cut), x)
         gross = sum(jnp.sqrt(s.total) for s in found) + jnp.sqrt(square)
         # Numbers are added axis by axis.
@@ -180,10 +189,17 @@ class Linear:
             _sum_of(bare(cut), self._arrays(kept, cut), weights, good)
             for cut in self.cuts
         ]
-        count: Array | float = 0.0
-        if constant_of(self.term):
-            count = jnp.sum(jnp.where(good, weights[0] * weights[1], 0))
-        return put_together(self.term, sums, self.values, count)
+        return self.put_together(sums, weights, good)
+
+    def put_together(
+        self, sums: Sequence[Array], weights: Factors, good: Good
+    ) -> Array:
+        """Return the sum of gradients, given the weighted sums of the cuts."""
+        if not constant_of(self.term):
+            return put_together(self.term, sums, self.values, 0.0)
+        unit = power_of_two(jnp.max(jnp.where(good, weights[0], 0), initial=0.0))
+        count = jnp.sum(jnp.where(good, weights[0] / unit * weights[1], 0))
+        return put_together(self.term, sums, self.values, count, unit)
 
 
 def _cotangent(cut: Cut) -> Atom:
@@ -220,7 +236,11 @@ def _sum_of(cut: Cut, arrays: list[Array], weights: Factors, good: Good) -> Arra
 def _inner(cut: Cut, arrays: list[Array], x: Array) -> ExampleArray:
     """Multiply each example's cut by an array like it, and sum up."""
     if isinstance(cut, Given):
-        return jnp.sum(arrays[0] * x, tuple(range(1, x.ndim + 1)))
+        return jnp.sum(arrays[0] * x[None], tuple(range(1, x.ndim + 1)))
     assert isinstance(cut, Product)
     first, second, own = letters_of(cut.left.axes, cut.right.axes, cut.axes)
-    return contract(f"N{first},N{second},{own}->N", *arrays, x)
+    # Multiplied and added in one go, which a contraction would copy for.
+    both = "".join(axis for axis in second if axis in first + own)
+    moved = contract(f"N{first},{own}->N{both}", arrays[0], x, precision=HIGHEST)
+    other = contract(f"N{second}->N{both}", arrays[1])
+    return jnp.sum(moved * other, tuple(range(1, moved.ndim)))

@@ -32,6 +32,7 @@ class Origins:
       program: the program.
       term: the term of each value.
       inside: what a loop stacks step by step: the loop, the value inside, and its term.
+      stacked: the terms of values that are made of this, without a look inside.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Origins:
         self.program = program
         self.term: dict[Atom, Term] = dict(zip(program.inputs, inputs, strict=True))
         self.inside: dict[Atom, tuple[Equation, Atom, Term]] = {}
+        self.stacked: dict[Atom, Term] = {}
         self.term |= {value: Shared(value) for value in program.constants}
         self._known = known_of(program)
         for value, number in self._known.items():
@@ -109,6 +111,15 @@ class Origins:
                 ]
             for out, term in zip(outputs, terms, strict=True):
                 self.term.setdefault(out, term)
+            if self._linear[id(equation)]:
+                self._follow_stacked(equation)
+
+    def _follow_stacked(self, equation: Equation) -> None:
+        if self.stacked.keys().isdisjoint(equation.inputs):
+            return
+        operands = [self.stacked.get(a) or self.of(a) for a in equation.inputs]
+        made = zip(equation.outputs, _of_linear(equation, operands), strict=True)
+        self.stacked |= {out: term for out, term in made if term is not None}
 
     def _of_shared(self, equation: Equation, out: Value) -> Shared:
         if equation.name != "broadcast_in_dim":
@@ -124,16 +135,7 @@ class Origins:
         unknown = [None] * len(equation.outputs)
         operands = tuple(map(self.of, equation.inputs))
         if self._linear[id(equation)]:
-            if equation.name in SUMS:
-                return [_total(operands)]
-            if any(_carries(term) for term in operands):
-                return unknown
-            return [
-                Shared(None)
-                if all(map(is_zero, operands))
-                else Made(operands, equation, i)
-                for i in range(len(equation.outputs))
-            ]
+            return _of_linear(equation, operands)
         if isinstance(equation.call, Loop):
             return self._of_loop(equation, equation.call, operands)
         if isinstance(equation.call, Choice):
@@ -187,6 +189,7 @@ class Origins:
         each = zip(equation.outputs, program.outputs, terms, strict=True)
         for out, atom, term in list(each)[loop.carried :]:
             self.inside[out] = equation, atom, term
+            self.stacked[out] = Given(out)
         known = known_inside(equation, loop, self._known)
         return out_of_loop(equation, loop, terms, start, known)
 
@@ -208,7 +211,18 @@ def _like(terms: Sequence[Term], program: Program) -> list[Term]:
     ]
 
 
-def _total(operands: tuple[Term, ...]) -> Term:
+def _of_linear(equation: Equation, operands: Sequence[Term]) -> list[Term | None]:
+    """Return the terms of the results of a linear step."""
+    if equation.name in SUMS:
+        return [_total(operands)]
+    if any(_carries(term) for term in operands):
+        return [None] * len(equation.outputs)
+    if all(map(is_zero, operands)):
+        return [Shared(None)] * len(equation.outputs)
+    return [Made(tuple(operands), equation, i) for i in range(len(equation.outputs))]
+
+
+def _total(operands: Sequence[Term]) -> Term:
     """Add terms up."""
     flat: list[Term] = []
     for term in operands:

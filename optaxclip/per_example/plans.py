@@ -1,9 +1,10 @@
 """Choose how each leaf's gradients are clipped."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from optaxclip.per_example.assembly import constant_of
+from optaxclip.per_example.assembly import constant_of, cuts_of
 from optaxclip.per_example.calls import Atom, Equation
 from optaxclip.per_example.convolutions import KernelDirect, KernelGram
 from optaxclip.per_example.elements import multiplied_once
@@ -13,6 +14,7 @@ from optaxclip.per_example.linear import Linear, Part
 from optaxclip.per_example.pieces import pieces_of
 from optaxclip.per_example.places import Piece
 from optaxclip.per_example.products import Gram
+from optaxclip.per_example.stepwise import Step, Stepwise
 from optaxclip.per_example.tables import Table
 from optaxclip.per_example.terms import (
     Convolution,
@@ -35,13 +37,13 @@ class Plan:
       way: the method; None if no gradient reaches the leaf.
       name: its name.
       reason: why it was chosen.
-      inside: the loop that stacks the gradient step by step, and the plan for a step.
+      steps: how it is clipped where it arises, if loops stack it step by step.
     """
 
     way: Linear | None
     name: str
     reason: str
-    inside: "tuple[Equation, Plan] | None" = None
+    steps: Stepwise | None = None
 
 
 def plan_leaf(term: Term, gradient: Atom, reason: str = NO_PRODUCT) -> Plan:
@@ -68,6 +70,34 @@ def plan_leaf(term: Term, gradient: Atom, reason: str = NO_PRODUCT) -> Plan:
     return Plan(
         Linear(term, norms), "rows" if reads else "inner products", _told(norms)
     )
+
+
+def plan_steps(
+    term: Term | None, inside: Mapping[Atom, tuple[Equation, Atom, Term]]
+) -> Stepwise | None:
+    """Choose the ways of what loops stack, if the norm is that of all of it.
+
+    Args:
+      term: how the gradient is made of this; None if it is not.
+      inside: the loop, the value inside and its term, of all that loops stack.
+    """
+    if term is None:
+        return None
+    cuts = cuts_of(term)
+    measured = [piece.cut for group in pieces_of(term) or () for piece in group]
+    found = [inside.get(cut.atom) if isinstance(cut, Given) else None for cut in cuts]
+    if Counter(measured) != Counter(cuts):
+        return None
+    steps: list[Step] = []
+    for each in found:
+        way = None if each is None else plan_leaf(each[2], each[1]).way
+        if each is None or way is None or not way.atoms:
+            return None
+        if constant_of(term) and convolves(way.term):
+            given = Given(each[1])  # No rule multiplies kernels by what is added.
+            way = Linear(given, (given,))
+        steps.append(Step(each[0], way))
+    return Stepwise(Linear(term, ()), tuple(steps))
 
 
 def _of_kernel(term: Term, groups: Sequence[Sequence[Piece]] | None) -> Plan | None:

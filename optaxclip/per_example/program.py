@@ -20,6 +20,7 @@ from optaxclip.jaxprs import (
     opened,
     program_of,
 )
+from optaxclip.per_example.blocks import Block, Live, evaluate_live, repeated
 from optaxclip.per_example.calls import (
     Atom,
     Choice,
@@ -30,6 +31,7 @@ from optaxclip.per_example.calls import (
     Reduced,
     Value,
 )
+from optaxclip.per_example.ways import is_narrow
 
 REMATERIALIZING = ("checkpoint", "remat2", "RematTraced")  # the last with jax_remat3
 WRITTEN_OUT = (
@@ -59,10 +61,11 @@ class Program:
         self.constants: dict[Value, Any] = {}
         self.equations: list[Equation] = []
         self.rematerializes = False
+        self._blocks: list[Block] = []
         self.outputs = self._write_out(traced, self.inputs)
         made = (out for equation in self.equations for out in equation.outputs)
         dtypes = {atom.aval.dtype for atom in (*made, *self.outputs)}
-        self.narrow = any(map(_is_narrow, dtypes))
+        self.narrow = any(map(is_narrow, dtypes))
         for equation in self.equations:
             if equation.call is not None:
                 self.narrow |= any(inner.narrow for inner in equation.call.programs)
@@ -89,7 +92,13 @@ class Program:
                 self.rematerializes |= name in REMATERIALIZING
                 if params.get("prevent_cse", False):
                     given = self._kept_apart(given)
+                first = len(self.equations)
                 outputs = self._write_out(program_of(eqn), given)
+                # Numbers that are written in the program may differ between blocks.
+                blocks = name in REMATERIALIZING
+                if blocks and all(isinstance(atom, Value) for atom in given):
+                    places = {id(e): i for i, e in enumerate(self.equations[first:])}
+                    self._blocks.append(Block(program_of(eqn), places))
             else:
                 outputs = [Value(v.aval) for v in eqn.outvars]
                 equation = _equation(eqn, given, tuple(outputs))
@@ -143,31 +152,33 @@ class Program:
         known: dict[Any, Any] = dict(zip(self.inputs, args, strict=True))
         known |= self.constants
 
-        def read(atom: Atom) -> Any:
-            if isinstance(atom, Reduced):
-                return atom.run(*map(read, atom.atoms))
-            return atom.val if isinstance(atom, Fixed) else known[atom]
-
-        for equation, outs in self.needs(wanted)[0]:
-            values = [read(atom) for atom in equation.inputs]
-            inside = any(isinstance(out, Inner) for out in outs)
-            partly = isinstance(equation.call, Loop) and len(outs) < len(
-                equation.outputs
-            )
-            if equation.call is not None and (inside or partly):
-                found = equation.call.evaluate(equation, values, outs)
-                known |= zip(outs, found, strict=True)
-            else:
-                known |= zip(equation.outputs, equation.run(values), strict=True)
-        return [read(atom) for atom in wanted]
+        live, _ = self.needs(wanted)
+        values = [x for each in wanted for x in getattr(each, "atoms", (each,))]
+        evaluate_live(live, known, repeated(self._blocks), values, _run)
+        return [_read(atom, known) for atom in wanted]
 
 
 def _is_one_integer(atom: Value | Fixed) -> bool:
     return not atom.aval.shape and jnp.issubdtype(atom.aval.dtype, jnp.integer)
 
 
-def _is_narrow(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+def _read(atom: Atom, known: dict[Any, Any]) -> Any:
+    if isinstance(atom, Reduced):
+        return atom.run(*(_read(each, known) for each in atom.atoms))
+    return atom.val if isinstance(atom, Fixed) else known[atom]
+
+
+def _run(live: Live, known: dict[Any, Any]) -> None:
+    """Evaluate equations in order."""
+    for equation, outs in live:
+        values = [_read(atom, known) for atom in equation.inputs]
+        inside = any(isinstance(out, Inner) for out in outs)
+        partly = isinstance(equation.call, Loop) and len(outs) < len(equation.outputs)
+        if equation.call is not None and (inside or partly):
+            found = equation.call.evaluate(equation, values, outs)
+            known |= zip(outs, found, strict=True)
+        else:
+            known |= zip(equation.outputs, equation.run(values), strict=True)
 
 
 def _equation(

@@ -22,7 +22,7 @@ from optaxclip.per_example.decisions import LeafGroups, decide, measure_examples
 from optaxclip.per_example.limits import Limits
 from optaxclip.per_example.microbatches import chunked, differences, joined
 from optaxclip.per_example.tracing import Recorded, Traced, checked_params, trace
-from optaxclip.per_example.twice import Twice, in_two_passes, runs_twice
+from optaxclip.per_example.twice import Twice, in_two_passes
 from optaxclip.responses import Response
 
 
@@ -52,11 +52,6 @@ class Loss:
 
     function: Callable[..., Any]
     has_aux: bool
-
-    def alone(self, params: PyTree, *example: Any) -> Any:
-        """Return the loss without the auxiliary output."""
-        found = self.function(params, *example)
-        return found[0] if self.has_aux else found
 
 
 class Examples(NamedTuple):
@@ -154,8 +149,7 @@ def add_up(
 ) -> tuple[PerExample, list[Array]]:
     """Clip each example's gradient, and sum them, divided by a number, leaf by leaf."""
     traced = examples.trace(loss)
-    twice = runs_twice(traced, limits.groups)
-    found, sizes = _measured(traced, loss, limits.groups, examples, twice)
+    found, sizes = _measured(traced, limits.groups, examples)
     pairs, good = decide(response, sizes, limits.values, examples.mask, number)
     totals = found.totals(limits.of_leaves(pairs), good, examples.params)
     return _told(found, limits, sizes, examples.mask), totals
@@ -171,22 +165,23 @@ def _told(
 def measure_norms(loss: Loss, groups: Limits, examples: Examples) -> PerExample:
     """Measure each example's gradient."""
     traced = examples.trace(loss)
-    twice = traced.program.rematerializes
-    found, sizes = _measured(traced, loss, groups.groups, examples, twice)
+    found, sizes = _measured(traced, groups.groups, examples)
     return _told(found, groups, sizes, examples.mask)
 
 
 def _measured(
-    traced: Traced, loss: Loss, groups: LeafGroups, examples: Examples, twice: bool
+    traced: Traced, groups: LeafGroups, examples: Examples
 ) -> tuple[Recorded | Twice, list[Magnitude]]:
     """Evaluate the trace, and measure each group of leaves."""
     params, in_axes, batch, mask, _ = examples
-    given = (params, batch, in_axes)
+    given, dtype = (params, batch, in_axes), examples.dtype()
     found = (
-        in_two_passes(traced, loss.alone, *given) if twice else traced.record(*given)
+        in_two_passes(traced, *given, groups, mask, dtype)
+        if traced.program.rematerializes
+        else traced.record(*given)
     )
     again = partial(measured_again, traced, *given, groups)
-    squares, dtype = found.squares(), examples.dtype()
+    squares = found.squares()
     return found, measure_examples(squares, again, groups, mask, dtype)
 
 

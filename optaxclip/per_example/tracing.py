@@ -15,7 +15,7 @@ from optaxclip.per_example.batches import Batch, arrays_of, differing
 from optaxclip.per_example.calls import Atom
 from optaxclip.per_example.linear import Linear
 from optaxclip.per_example.origins import Origins
-from optaxclip.per_example.plans import NO_PRODUCT, Plan, plan_leaf
+from optaxclip.per_example.plans import NO_PRODUCT, Plan, plan_leaf, plan_steps
 from optaxclip.per_example.program import Program
 from optaxclip.per_example.terms import Given, Shared
 from optaxclip.per_example.ways import Factors, Kept, Squares, no_squares
@@ -88,19 +88,35 @@ class Traced:
         batch: Batch,
         in_axes: tuple[Any, ...],
         atoms: Sequence[Atom],
-    ) -> tuple[jax.Array, PyTree, list[jax.Array]]:
-        """Return the losses of a batch, its auxiliary outputs, and further values."""
+        alike: Callable[[Any], Sequence[Atom]] = lambda _: (),
+        own: Any = None,
+    ) -> tuple[jax.Array, PyTree, list[jax.Array], list[jax.Array]]:
+        """Evaluate a batch.
+
+        Args:
+          params: the parameters.
+          batch: the examples.
+          in_axes: which arguments have an axis of examples.
+          atoms: what is asked for each example.
+          alike: returns what is asked that is the same for all, given its argument.
+          own: the argument, with a leading axis of examples.
+
+        Returns:
+          the losses, the auxiliary outputs, the values of `atoms` and of `alike`.
+        """
         outputs = self.program.outputs
-        known = outputs[: len(outputs) - len(self.plans)]
+        known = [*outputs[: len(outputs) - len(self.plans)], *atoms]
 
-        def of_one(*example: Any) -> list[jax.Array]:
+        def of_one(own: Any, *example: Any) -> tuple[list[Any], list[Any]]:
             args = arrays_of((params, *example))
-            found = self.program.evaluate(args, [*known, *atoms])
-            return [jnp.asarray(x) for x in found]
+            found = self.program.evaluate(args, [*known, *alike(own)])
+            found = [jnp.asarray(x) for x in found]
+            return found[: len(known)], found[len(known) :]
 
-        found = jax.vmap(of_one, in_axes)(*batch)
-        aux = jax.tree.unflatten(self.aux, found[1 : len(known)])
-        return found[0], aux, found[len(known) :]
+        each, found = jax.vmap(of_one, (0, *in_axes), (0, None))(own, *batch)
+        first = len(known) - len(atoms)
+        aux = jax.tree.unflatten(self.aux, each[1:first])
+        return each[0], aux, each[first:], found
 
     def record(
         self, params: PyTree, batch: Batch, in_axes: tuple[Any, ...]
@@ -108,7 +124,7 @@ class Traced:
         """Evaluate one forward and backward pass, up to the factors of products."""
         ways = [plan.way for plan in self.plans]
         atoms = [atom for way in ways if way is not None for atom in way.atoms]
-        value, aux, found = self.evaluate(params, batch, in_axes, atoms)
+        value, aux, found, _ = self.evaluate(params, batch, in_axes, atoms)
         values = self.shared_values(params, batch)
         ways = [None if way is None else way.knowing(values) for way in ways]
         held = iter(found)
@@ -120,7 +136,8 @@ class Traced:
 
     def shared_values(self, params: PyTree, batch: Batch) -> dict[Atom, Any]:
         """Evaluate what all examples share; no example is read."""
-        ways = [plan.way for plan in self.plans if plan.way is not None]
+        each = [way for plan in self.plans for way in (plan.way, plan.steps)]
+        ways = [way for way in each if way is not None]
         atoms = list(dict.fromkeys(atom for way in ways for atom in way.shared))
         found = self.program.evaluate(arrays_of((params, *batch)), atoms)
         return dict(zip(atoms, map(jnp.asarray, found), strict=True))
@@ -201,10 +218,9 @@ def _plan(terms: Origins, gradient: Atom) -> Plan:
     call = terms.closed_call(gradient)
     reason = f"it comes out of the call {call}, whose inside is not known"
     plan = plan_leaf(terms.of(gradient), gradient, reason if call else NO_PRODUCT)
-    if gradient not in terms.inside or plan.way is None:
+    if plan.way is None:
         return plan
-    loop, atom, term = terms.inside[gradient]
-    return replace(plan, inside=(loop, plan_leaf(term, atom)))
+    return replace(plan, steps=plan_steps(terms.stacked.get(gradient), terms.inside))
 
 
 def checked_params(params: PyTree) -> PyTree:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,11 @@ def precision_of(dtype: np.dtype) -> float:
     multiplied out.
     """
     return 168 * float(jnp.finfo(dtype).eps)
+
+
+def is_narrow(dtype: Any) -> bool:
+    """Return whether numbers of a type have less than float32's bits."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
 def spread_over_examples(per_example: Array, x: Array) -> Array:
