@@ -11,7 +11,7 @@ import jax
 from optaxclip.per_example.calls import Atom, Equation, Inner, Value
 
 Live = list[tuple[Equation, list[Value | Inner]]]
-Known = dict[Any, Any]
+Computed = dict[Any, Any]
 
 
 # A call of what is traced takes about as long as this many equations.
@@ -44,10 +44,10 @@ def repeated(blocks: Sequence[Block]) -> dict[int, Block]:
 
 def evaluate_live(
     live: Live,
-    known: Known,
+    known: Computed,
     block_of: dict[int, Block],
     wanted: Iterable[Atom],
-    run: Callable[[Live, Known], None],
+    run: Callable[[Live, Computed], None],
 ) -> None:
     """Evaluate equations in order; `run` does it for some, and adds what it finds."""
     asked = _asked_of_blocks(live, block_of, wanted)
@@ -70,7 +70,7 @@ def _function(
     part: Live,
     given: Sequence[Value],
     found: Sequence[Value],
-    run: Callable[[Live, Known], None],
+    run: Callable[[Live, Computed], None],
 ) -> Callable[[list[Any]], list[Any]]:
     def function(values: list[Any]) -> list[Any]:
         known = dict(zip(given, values, strict=True))

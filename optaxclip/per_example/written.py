@@ -21,7 +21,7 @@ from optaxclip.per_example.terms import Made, Shared, Term, is_zero
 NAME = "written by steps"
 _SLICE, _INDEX = "dynamic_update_slice", "scatter-add"
 
-Outside = Callable[[Atom], tuple[Atom, bool]]
+OutsideOfLoop = Callable[[Atom], tuple[Atom, bool]]
 
 
 def writes(term: Term) -> TypeGuard[Made]:
@@ -36,7 +36,9 @@ def part_written(made: Made) -> Term:
     return made.operands[1 if made.equation.name == _SLICE else 2]
 
 
-def written(made: Made, parts: Term, length: int, outside: Outside) -> Term | None:
+def written(
+    made: Made, parts: Term, length: int, outside: OutsideOfLoop
+) -> Term | None:
     """Return the table after all steps of a loop; None if it is not known where.
 
     Args:
@@ -72,7 +74,7 @@ def written(made: Made, parts: Term, length: int, outside: Outside) -> Term | No
     return Made((parts,), Equation(NAME, params, *ends, run))
 
 
-def _known(term: Term, length: int, outside: Outside) -> np.ndarray | None:
+def _known(term: Term, length: int, outside: OutsideOfLoop) -> np.ndarray | None:
     """Return an index at every step."""
     if is_zero(term):
         return np.zeros(length, np.int64)
