@@ -379,3 +379,20 @@ def test_what_is_zero_or_does_not_cancel_is_measured_once(loss, monkeypatch):
     wanted = norms_of(stacked_gradients(loss, w, (x,)))
     assert wanted[0] == 0 or loss is penalized
     np.testing.assert_allclose(norms, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 2, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
+def test_rows_of_a_table_are_multiplied_by_its_penalty(shape, dtype):
+    """Indices are no numbers: an inner product with them was off by a fifth."""
+
+    def loss(table, rows):
+        read = table[rows].astype(dtype)
+        return jnp.sum(jnp.sin(read.astype(jnp.float32))) + 0.1 * jnp.sum(table**2)
+
+    table, rows = random(0, *shape), integers(1, 6, 5, 4)
+    assert optaxclip.explain(loss, table, rows[0]).rows[0].way == "rows"
+    norms = jax.jit(optaxclip.per_example_norms(loss))(table, rows)
+    wanted = norms_of(stacked_gradients(loss, table, (rows,)))
+    rtol = 1e-5 if dtype == jnp.float32 else 5e-3
+    np.testing.assert_allclose(norms, wanted, rtol=rtol)

@@ -28,7 +28,7 @@ from optaxclip.per_example.factors import Factor, size
 from optaxclip.per_example.kinds import bare
 from optaxclip.per_example.layouts import HIGHEST, contract, letters_of
 from optaxclip.per_example.products import Gram
-from optaxclip.per_example.tables import Table, rows_added
+from optaxclip.per_example.tables import Table, inner_of_rows, rows_added
 from optaxclip.per_example.terms import Convolution, Cut, Given, Product, Term
 from optaxclip.per_example.ways import (
     ExampleArray,
@@ -238,6 +238,8 @@ def _inner(cut: Cut, arrays: list[Array], x: Array) -> ExampleArray:
     if isinstance(cut, Given):
         return jnp.sum(arrays[0] * x[None], tuple(range(1, x.ndim + 1)))
     assert isinstance(cut, Product)
+    if cut.left.rows:
+        return inner_of_rows(cut, arrays[0], arrays[1], x)
     first, second, own = letters_of(cut.left.axes, cut.right.axes, cut.axes)
     # Multiplied and added in one go, which a contraction would copy for.
     both = "".join(axis for axis in second if axis in first + own)

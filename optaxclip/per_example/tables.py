@@ -5,6 +5,7 @@ rows. The inner product of two one-hot rows says whether they read the same row 
 table, so the table is never stored per example.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from optaxclip.per_example.layouts import (
     sizes_of,
 )
 from optaxclip.per_example.terms import Product
-from optaxclip.per_example.ways import Squares, added
+from optaxclip.per_example.ways import ExampleArray, Squares, added
 
 
 def read_rows(indices: Array, read: Product) -> Int[Array, "examples positions"]:
@@ -175,3 +176,12 @@ def rows_added(product: Product, indices: Array, read: Array) -> Array:
     order = (*rows, *entries)
     table = table.reshape([axis.size for axis in order])
     return jnp.transpose(table, [order.index(axis) for axis in product.axes])
+
+
+def inner_of_rows(
+    product: Product, indices: Array, read: Array, table: Array
+) -> ExampleArray:
+    """Multiply a table by what each example adds to one, and sum up."""
+    read = read.astype(table.dtype)
+    _, rows_of = jax.vjp(functools.partial(rows_added, product, indices), read)
+    return jnp.sum(read * rows_of(table)[0], tuple(range(1, read.ndim)))
