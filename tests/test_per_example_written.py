@@ -74,6 +74,11 @@ def pair(w, i):
     return first + 2 * second
 
 
+def scaled(w, i):
+    """A kernel times a number of its step."""
+    return w[i] * (1 + i.astype(w.dtype)) / LAYERS
+
+
 def row_of(i):
     """A row of one index, which a scalar chooses."""
     none = jnp.zeros(1, i.dtype)
@@ -145,8 +150,16 @@ def test_kernels_that_a_loop_reads_are_clipped_like_their_gradients():
         assert distance(grads[kind], wanted) < 1e-5, kind
 
 
-def test_kernels_that_a_loop_counts_are_right_if_layers_are_computed_again():
-    loss = KNOWN["checkpoint"]
+AGAIN = {
+    "read": KNOWN["checkpoint"],
+    "read and scaled": counted(0, LAYERS, scaled, jax.checkpoint),
+    "read in a scan and scaled": over(STEPS, scaled, jax.checkpoint),
+}
+
+
+@pytest.mark.parametrize("kind", AGAIN)
+def test_kernels_that_a_loop_counts_are_right_if_layers_are_computed_again(kind):
+    loss = AGAIN[kind]
     gradients = [gradients_of(loss, KERNELS)]
     limit = float(np.median(norms_of(gradients)))
     clip = jit_quickly(optaxclip.clipped_value_and_grad(loss, limit))

@@ -62,7 +62,7 @@ def evaluate_live(
         key = id(block.written), _layout(part, block, given, found)
         if key not in traced:
             traced[key] = jax.jit(_function(part, given, found, run))
-        values = traced[key]([known[atom] for atom in given])
+        values = traced[key]([known.get(atom) for atom in given])
         known |= zip(found, values, strict=True)
 
 

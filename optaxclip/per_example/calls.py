@@ -148,6 +148,22 @@ class Loop:
                 return sorted(kept)
             kept |= more
 
+    def inputs_for(self, equation: Equation, wanted: list[Value | Inner]) -> list[Atom]:
+        """Find the inputs that are needed for some results and inner values."""
+        position: dict[Any, int] = {out: i for i, out in enumerate(equation.outputs)}
+        asked = [
+            w.atom if isinstance(w, Inner) else self.program.outputs[position[w]]
+            for w in wanted
+        ]
+        carried = {i for i in map(position.get, wanted) if i is not None}
+        kept = self._carries_for(asked, {i for i in carried if i < self.carried})
+        asked += [self.program.outputs[i] for i in kept]
+        read = self.program.needs(asked)[1].union(
+            atom for i, atom in enumerate(self.carries) if i in kept
+        )
+        pairs = zip(equation.inputs, self.program.inputs, strict=True)
+        return [atom for atom, value in pairs if value in read]
+
     def evaluate(
         self, equation: Equation, values: list[Any], wanted: list[Value | Inner]
     ) -> list[Any]:

@@ -144,7 +144,10 @@ class Program:
             outs += asked.get(id(equation), [])
             if outs or equation.effects:
                 live.append((equation, outs))
-                read.update(v for v in equation.inputs if isinstance(v, Value))
+                inputs = equation.inputs
+                if isinstance(equation.call, Loop) and not equation.effects:
+                    inputs = equation.call.inputs_for(equation, outs)
+                read.update(v for v in inputs if isinstance(v, Value))
         return live[::-1], read
 
     def evaluate(self, args: Sequence[Any], wanted: Sequence[Atom]) -> list[Any]:
@@ -168,10 +171,15 @@ def _read(atom: Atom, known: dict[Any, Any]) -> Any:
     return atom.val if isinstance(atom, Fixed) else known[atom]
 
 
+def _read_if_known(atom: Atom, known: dict[Any, Any]) -> Any:
+    """Return None for what a loop does not need for the results asked of it."""
+    return known.get(atom) if isinstance(atom, Value) else _read(atom, known)
+
+
 def _run(live: Live, known: dict[Any, Any]) -> None:
     """Evaluate equations in order."""
     for equation, outs in live:
-        values = [_read(atom, known) for atom in equation.inputs]
+        values = [_read_if_known(atom, known) for atom in equation.inputs]
         inside = any(isinstance(out, Inner) for out in outs)
         partly = isinstance(equation.call, Loop) and len(outs) < len(equation.outputs)
         if equation.call is not None and (inside or partly):
