@@ -124,6 +124,78 @@ def test_what_a_checkpoint_computes_again_is_kept_apart():
     assert "optimization_barrier" in str(record)
 
 
+def after_steps(step, *xs):
+    """What a loop over `xs` makes of a state."""
+    return lambda h: jax.lax.scan(lambda h, x: (step(h, *x), None), h, xs)[0]
+
+
+def over_a_tree(w, x):
+    """A layer for each of three kernels, in a tree with leaves that no layer reads."""
+    tree = {"w": jnp.stack([w, w, w]) / 2, "unread": jnp.outer(jnp.ones(3), x)}
+    step = jax.checkpoint(lambda h, p: jnp.tanh(h @ p["w"]))
+    return jax.lax.scan(lambda h, p: (step(h, p), None), x, tree)[0]
+
+
+UNREAD = {
+    "a count": lambda w, x: after_steps(lambda h, _: h / 2, jnp.zeros(3))(x @ w),
+    "numbers of the example": lambda w, x: after_steps(lambda h, _: h / 2, x)(x @ w),
+    "where no parameter is": lambda w, x: after_steps(lambda h, _: h / 2, x)(x) @ w,
+    "an argument of a map": lambda w, x: jax.lax.map(lambda _: jnp.tanh(x @ w), x),
+    "a leaf of a tree": over_a_tree,
+}
+
+
+def test_inputs_that_no_step_of_a_loop_reads_may_be_anything():
+    w, x = random(0, 4, 4), random(1, 5, 4)
+
+    def loss(params, x):
+        return sum(jnp.sum(f(params[kind], x) ** 2) for kind, f in UNREAD.items())
+
+    params = dict.fromkeys(sorted(UNREAD), w)
+    limits = dict.fromkeys(params, 1.0)
+    clip = jax.jit(optaxclip.clipped_value_and_grad(loss, limits))
+    examples, grads = clip(params, x)
+    gradients = stacked_gradients(loss, params, (x,))
+    for kind, gradient in zip(params, gradients, strict=True):
+        norms = norms_of([gradient])
+        np.testing.assert_allclose(examples.norm[kind], norms, 1e-5, err_msg=kind)
+        assert distance(grads[kind], clipped_mean([gradient], 1.0)) < 1e-5, kind
+
+
+@pytest.mark.parametrize("again", [lambda f: f, jax.checkpoint], ids=["", "checkpoint"])
+def test_a_callback_gets_one_example_after_another(again):
+    seen = []
+
+    @again
+    def layer(w, x):
+        jax.debug.callback(seen.append, x)
+        return jnp.tanh(x @ jnp.tanh(w))
+
+    def loss(w, x):
+        _, told = jax.lax.scan(lambda h, i: (layer(w, h), i), x, jnp.arange(2.0))
+        return jnp.sum(layer(w, x)) + jnp.sum(told)
+
+    w, x = random(0, 4, 4), random(1, 3, 4)
+    norms = jax.jit(optaxclip.per_example_norms(loss))(w, x)
+    jax.effects_barrier()
+    assert {part.shape for part in seen} == {(4,)}
+    wanted = norms_of(stacked_gradients(loss, w, (x,)))
+    np.testing.assert_allclose(norms, wanted, rtol=1e-5)
+
+
+def test_a_callback_is_called_once_for_every_example():
+    seen = []
+
+    def loss(w, x):
+        jax.debug.callback(seen.append, x)
+        return jnp.sum(jnp.tanh(x @ jnp.tanh(w))) + 1e-2 * jnp.sum(w**2)
+
+    w, x = random(0, 4, 4), random(1, 3, 4)
+    jax.jit(optaxclip.clipped_grad(loss, 1.0))(w, x)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(sorted(map(tuple, seen)), sorted(map(tuple, x)))
+
+
 def test_a_random_key_may_be_part_of_a_program():
     def loss(w, x, key):
         return jnp.sum(x * w) * jax.random.uniform(key)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from optaxclip.numbers import widest
@@ -20,6 +21,12 @@ Values = Mapping[Atom, Array]
 def cuts_of(term: Term) -> list[Cut]:
     """List the products and values that a term is made of."""
     return [x for x in in_order(term) if not isinstance(x, Shared | Made | Sum)]
+
+
+def dtype_of(cut: Cut) -> np.dtype:
+    """Return the type of the sum over examples of a cut, at least float32."""
+    dtypes = (factor.atom.aval.dtype for factor in cut.factors)
+    return widest(*(d for d in dtypes if jnp.issubdtype(d, jnp.floating)))
 
 
 def shared_by(term: Term) -> list[Atom]:

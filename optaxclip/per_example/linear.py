@@ -19,6 +19,7 @@ from optaxclip.per_example.assembly import (
     Values,
     constant_of,
     cuts_of,
+    dtype_of,
     put_together,
     shared_by,
 )
@@ -160,7 +161,7 @@ class Linear:
         """Return what all examples add alike, and the transpose of the rest, of it."""
         # What does not vary over a mesh would be transposed to a sum over it.
         over = frozenset().union(*map(varying_axes, self.values.values()))
-        zeros = [vary(jnp.zeros(c.shape, jnp.float32), over) for c in self.cuts]
+        zeros = [vary(jnp.zeros(c.shape, dtype_of(c)), over) for c in self.cuts]
         alone = put_together(self.term, zeros, self.values, 1.0)
         _, back = jax.vjp(
             lambda *sums: put_together(self.term, sums, self.values, 0.0), *zeros

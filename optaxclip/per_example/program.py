@@ -151,7 +151,10 @@ class Program:
         return live[::-1], read
 
     def evaluate(self, args: Sequence[Any], wanted: Sequence[Atom]) -> list[Any]:
-        """Evaluate the requested atoms; arguments that they do not need may be None."""
+        """Evaluate the requested atoms; arguments that they do not need may be None.
+
+        What has an effect, such as a print, is left out if it reads such an argument.
+        """
         known: dict[Any, Any] = dict(zip(self.inputs, args, strict=True))
         known |= self.constants
 
@@ -171,20 +174,21 @@ def _read(atom: Atom, known: dict[Any, Any]) -> Any:
     return atom.val if isinstance(atom, Fixed) else known[atom]
 
 
-def _read_if_known(atom: Atom, known: dict[Any, Any]) -> Any:
-    """Return None for what a loop does not need for the results asked of it."""
-    return known.get(atom) if isinstance(atom, Value) else _read(atom, known)
-
-
 def _run(live: Live, known: dict[Any, Any]) -> None:
-    """Evaluate equations in order."""
+    """Evaluate equations in order; what is computed from None is None."""
     for equation, outs in live:
-        values = [_read_if_known(atom, known) for atom in equation.inputs]
+        values = [
+            known.get(atom) if isinstance(atom, Value) else _read(atom, known)
+            for atom in equation.inputs
+        ]
+        call, unknown = equation.call, any(value is None for value in values)
         inside = any(isinstance(out, Inner) for out in outs)
-        partly = isinstance(equation.call, Loop) and len(outs) < len(equation.outputs)
-        if equation.call is not None and (inside or partly):
-            found = equation.call.evaluate(equation, values, outs)
+        partly = unknown or len(outs) < len(equation.outputs)
+        if call is not None and (inside or (partly and isinstance(call, Loop))):
+            found = call.evaluate(equation, values, outs)
             known |= zip(outs, found, strict=True)
+        elif unknown:
+            known |= dict.fromkeys(equation.outputs)
         else:
             known |= zip(equation.outputs, equation.run(values), strict=True)
 

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from optaxclip.jaxprs import TracedProgram, evaluate_precisely
 from optaxclip.leaves import counts
-from optaxclip.per_example.batches import Batch, arrays_of, differing
+from optaxclip.per_example.batches import Batch, arrays_of, differing, each_leaf
 from optaxclip.per_example.calls import Atom
 from optaxclip.per_example.linear import Linear
 from optaxclip.per_example.origins import Origins
@@ -125,7 +125,7 @@ class Traced:
         ways = [plan.way for plan in self.plans]
         atoms = [atom for way in ways if way is not None for atom in way.atoms]
         value, aux, found, _ = self.evaluate(params, batch, in_axes, atoms)
-        values = self.shared_values(params, batch)
+        values = self.shared_values(params, batch, in_axes)
         ways = [None if way is None else way.knowing(values) for way in ways]
         held = iter(found)
         kept = [
@@ -134,12 +134,17 @@ class Traced:
         ]
         return Recorded(value, aux, ways, kept)
 
-    def shared_values(self, params: PyTree, batch: Batch) -> dict[Atom, Any]:
-        """Evaluate what all examples share; no example is read."""
+    def shared_values(
+        self, params: PyTree, batch: Batch, in_axes: tuple[Any, ...]
+    ) -> dict[Atom, Any]:
+        """Evaluate what all examples share; no example is given."""
         each = [way for plan in self.plans for way in (plan.way, plan.steps)]
         ways = [way for way in each if way is not None]
         atoms = list(dict.fromkeys(atom for way in ways for atom in way.shared))
-        found = self.program.evaluate(arrays_of((params, *batch)), atoms)
+        hidden = jax.ShapeDtypeStruct((), jnp.float32)
+        given = each_leaf(lambda *_: hidden, in_axes, batch)
+        args = [None if x is hidden else x for x in arrays_of((params, *given))]
+        found = self.program.evaluate(args, atoms)
         return dict(zip(atoms, map(jnp.asarray, found), strict=True))
 
 

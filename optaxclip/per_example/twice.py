@@ -147,7 +147,7 @@ def _evaluated(
     good: Good,
 ) -> tuple[jax.Array, PyTree, list[Squares], list[jax.Array | None]]:
     """Return losses, auxiliary outputs, squares and weighted sums of the gradients."""
-    shared = traced.shared_values(params, batch)
+    shared = traced.shared_values(params, batch, in_axes)
     leaves = {
         i: (plan.steps or Outside(plan.way)).knowing(shared)
         for i, plan in enumerate(traced.plans)
