@@ -35,6 +35,21 @@ def convolved(x, p):
     )[0]
 
 
+def counted(x, p):
+    kernels = jnp.stack([p["a"], p["b"]])
+
+    @jax.checkpoint
+    def layer(i, h):
+        return jnp.tanh(h @ (kernels[i] * (1 + i.astype(h.dtype))))
+
+    return jax.lax.fori_loop(0, 2, layer, x)
+
+
+def told(x, p):
+    jax.debug.callback(lambda _: None, x)
+    return x
+
+
 STEPS = {
     "a": lambda x, p: x @ p["a"],
     "a transposed": lambda x, p: x @ p["a"].T,
@@ -59,6 +74,9 @@ STEPS = {
     "checkpoint": lambda x, p: jax.checkpoint(lambda y, w: jnp.tanh(y @ w))(x, p["b"]),
     "jit": lambda x, p: jax.jit(lambda y, w: y @ w + y @ w.T)(x, p["a"]),
     "loop": looped,
+    "loop by counter": counted,
+    "loop that reads nothing": lambda x, p: jax.lax.map(lambda _: x[0] @ p["a"], x),
+    "callback": told,
     "cond": chosen,
     "convolution": convolved,
     "vmap": lambda x, p: jax.vmap(lambda row: row @ p["a"])(x),
@@ -75,12 +93,17 @@ PARAMS = {
 
 
 @settings(max_examples=25)
-@given(st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=4))
-def test_random_programs_equal_every_example_clipped(steps):
+@given(
+    st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=4),
+    st.sampled_from([0.0, 1e-2]),
+)
+def test_random_programs_equal_every_example_clipped(steps, decay):
     def loss(params, x):
         for step in steps:
             x = STEPS[step](x, params)
-        return jnp.sum(jnp.sin(x)) + jnp.sum(x) * 0.1
+        loss = jnp.sum(jnp.sin(x)) + jnp.sum(x) * 0.1
+        squares = sum(jnp.sum(w**2) for w in params.values()) if decay else 0.0
+        return loss + decay * squares
 
     batch = (random(5, 3, WIDTH, WIDTH),)
     gradients = stacked_gradients(loss, PARAMS, batch)
