@@ -11,8 +11,7 @@ import re
 import signal
 
 # Workers as many as cores are enough; with threads of their own, they would only wait
-# for each other. Each program in one part, not several for several threads, compiles in
-# up to 17% less time, and gives the same numbers.
+# for each other. So XLA compiles each program in one part, not in several at a time.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),

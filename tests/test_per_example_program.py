@@ -124,9 +124,9 @@ def test_what_a_checkpoint_computes_again_is_kept_apart():
     assert "optimization_barrier" in str(record)
 
 
-def after_steps(step, *xs):
-    """What a loop over `xs` makes of a state."""
-    return lambda h: jax.lax.scan(lambda h, x: (step(h, *x), None), h, xs)[0]
+def halved(state, unread):
+    """A state that a loop halves once for each entry of what no step reads."""
+    return jax.lax.scan(lambda h, _: (h / 2, None), state, unread)[0]
 
 
 def over_a_tree(w, x):
@@ -137,9 +137,9 @@ def over_a_tree(w, x):
 
 
 UNREAD = {
-    "a count": lambda w, x: after_steps(lambda h, _: h / 2, jnp.zeros(3))(x @ w),
-    "numbers of the example": lambda w, x: after_steps(lambda h, _: h / 2, x)(x @ w),
-    "where no parameter is": lambda w, x: after_steps(lambda h, _: h / 2, x)(x) @ w,
+    "a count": lambda w, x: halved(x @ w, jnp.zeros(3)),
+    "numbers of the example": lambda w, x: halved(x @ w, x),
+    "where no parameter is": lambda w, x: halved(x, x) @ w,
     "an argument of a map": lambda w, x: jax.lax.map(lambda _: jnp.tanh(x @ w), x),
     "a leaf of a tree": over_a_tree,
 }
@@ -163,37 +163,37 @@ def test_inputs_that_no_step_of_a_loop_reads_may_be_anything():
 
 
 @pytest.mark.parametrize("again", [lambda f: f, jax.checkpoint], ids=["", "checkpoint"])
-def test_a_callback_gets_one_example_after_another(again):
+def test_a_callback_sees_in_every_place_what_it_sees_under_vmap(again):
     seen = []
+
+    def told(x):
+        jax.debug.callback(seen.append, x)
+        return x
 
     @again
     def layer(w, x):
-        jax.debug.callback(seen.append, x)
-        return jnp.tanh(x @ jnp.tanh(w))
+        return jnp.tanh(told(x) @ w)
 
     def loss(w, x):
-        _, told = jax.lax.scan(lambda h, i: (layer(w, h), i), x, jnp.arange(2.0))
-        return jnp.sum(layer(w, x)) + jnp.sum(told)
+        stack = jnp.stack([told(w), w / 2])  # What all share is told once.
+        step = lambda i, h: layer(stack[i] * (1 + i.astype(h.dtype)), h)  # noqa: E731
+        h = jax.lax.fori_loop(0, 2, step, jnp.tanh(x @ jnp.tanh(w)))
+        h, counted = jax.lax.scan(lambda h, i: (layer(w, h), i), h, jnp.arange(2.0))
+        h = jax.lax.cond(x[0] > 0, lambda: layer(w, h), lambda: told(h) @ jnp.sin(w))
+        return jnp.sum(h) + jnp.sum(counted) + 1e-2 * jnp.sum(w**2)
+
+    def seen_by(function):
+        seen.clear()
+        found = jax.jit(function)(w, x)
+        jax.effects_barrier()
+        return found, sorted(tuple(np.ravel(part)) for part in seen)
 
     w, x = random(0, 4, 4), random(1, 3, 4)
-    norms = jax.jit(optaxclip.per_example_norms(loss))(w, x)
-    jax.effects_barrier()
-    assert {part.shape for part in seen} == {(4,)}
-    wanted = norms_of(stacked_gradients(loss, w, (x,)))
-    np.testing.assert_allclose(norms, wanted, rtol=1e-5)
-
-
-def test_a_callback_is_called_once_for_every_example():
-    seen = []
-
-    def loss(w, x):
-        jax.debug.callback(seen.append, x)
-        return jnp.sum(jnp.tanh(x @ jnp.tanh(w))) + 1e-2 * jnp.sum(w**2)
-
-    w, x = random(0, 4, 4), random(1, 3, 4)
-    jax.jit(optaxclip.clipped_grad(loss, 1.0))(w, x)
-    jax.effects_barrier()
-    np.testing.assert_array_equal(sorted(map(tuple, seen)), sorted(map(tuple, x)))
+    gradients, wanted = seen_by(jax.vmap(jax.grad(loss), (None, 0)))
+    norms, got = seen_by(optaxclip.per_example_norms(loss))
+    assert list(map(len, got)) == list(map(len, wanted))
+    np.testing.assert_allclose(np.concatenate(got), np.concatenate(wanted), 1e-4, 1e-6)
+    np.testing.assert_allclose(norms, norms_of([gradients]), rtol=1e-5)
 
 
 def test_a_random_key_may_be_part_of_a_program():

@@ -10,7 +10,7 @@ import jax
 
 from optaxclip.per_example.calls import Atom, Equation, Inner, Value
 
-Live = list[tuple[Equation, list[Value | Inner]]]
+Live = list[tuple[Equation, list[Atom]]]
 Computed = dict[Any, Any]
 
 

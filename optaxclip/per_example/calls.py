@@ -77,6 +77,9 @@ class Reduced:
 
 Atom = Value | Fixed | Inner | Reduced
 
+# Asked for like a value, it lets prints and other effects happen; it is None.
+EFFECTS = Fixed(None, None)
+
 
 @dataclass(frozen=True, eq=False)
 class Equation:
@@ -148,37 +151,35 @@ class Loop:
                 return sorted(kept)
             kept |= more
 
-    def inputs_for(self, equation: Equation, wanted: list[Value | Inner]) -> list[Atom]:
-        """Find the inputs that are needed for some results and inner values."""
+    def _asked(
+        self, equation: Equation, wanted: list[Atom]
+    ) -> tuple[dict[Atom, Atom], list[int]]:
+        """Find what every step is asked for, and which carried values are needed."""
         position: dict[Any, int] = {out: i for i, out in enumerate(equation.outputs)}
-        asked = [
-            w.atom if isinstance(w, Inner) else self.program.outputs[position[w]]
-            for w in wanted
-        ]
-        carried = {i for i in map(position.get, wanted) if i is not None}
-        kept = self._carries_for(asked, {i for i in carried if i < self.carried})
-        asked += [self.program.outputs[i] for i in kept]
-        read = self.program.needs(asked)[1].union(
-            atom for i, atom in enumerate(self.carries) if i in kept
-        )
+        last = {i for w in wanted if (i := position.get(w, -1)) in range(self.carried)}
+        ends = {equation.outputs[i] for i in last}
+        inside = _inside(equation, self.program)
+        stacked = {w: inside(w) for w in wanted if w not in ends}
+        return stacked, self._carries_for([*stacked.values()], last)
+
+    def inputs_for(self, equation: Equation, wanted: list[Atom]) -> list[Atom]:
+        """Find the inputs that are needed for what is asked of the scan."""
+        stacked, kept = self._asked(equation, wanted)
+        carried = [self.program.outputs[i] for i in kept]
+        read = self.program.needs([*stacked.values(), *carried])[1]
+        read.update(self.carries[i] for i in kept)
         pairs = zip(equation.inputs, self.program.inputs, strict=True)
         return [atom for atom, value in pairs if value in read]
 
     def evaluate(
-        self, equation: Equation, values: list[Any], wanted: list[Value | Inner]
+        self, equation: Equation, values: list[Any], wanted: list[Atom]
     ) -> list[Any]:
-        """Evaluate results of the scan, and inner values."""
+        """Evaluate results of the scan, inner values, and effects."""
         results = self.program.outputs
         first = self.constant + self.carried
         consts, start = values[: self.constant], values[self.constant : first]
-        position: dict[Any, int] = {out: i for i, out in enumerate(equation.outputs)}
-        carried = {w for w in wanted if position.get(w, first) < self.carried}
-        stacked = [w for w in wanted if w not in carried]
-        asked = [
-            w.atom if isinstance(w, Inner) else results[position[w]] for w in stacked
-        ]
-        kept = self._carries_for(asked, {position[w] for w in carried})
-
+        stacked, kept = self._asked(equation, wanted)
+        asked = [*stacked.values()]
         along = [a.along if isinstance(a, Reduced) else () for a in asked]
 
         def body(carry: list[Any], given: Any) -> tuple[list[Any], list[Any]]:
@@ -209,17 +210,16 @@ class Choice:
         self.programs = programs
 
     def evaluate(
-        self, equation: Equation, values: list[Any], wanted: list[Value | Inner]
+        self, equation: Equation, values: list[Any], wanted: list[Atom]
     ) -> list[Any]:
-        """Evaluate results of the conditional, and inner values."""
+        """Evaluate results of the conditional, inner values, and effects."""
 
         def taken(branch: int, program: Any):
-            outs = dict(zip(equation.outputs, program.outputs, strict=True))
+            inside = _inside(equation, program)
 
-            def asked(w: Value | Inner) -> Atom | None:
-                if isinstance(w, Inner):
-                    return w.atom if w.branch == branch else None
-                return outs[w]
+            def asked(w: Atom) -> Atom | None:
+                elsewhere = isinstance(w, Inner) and w.branch != branch
+                return None if elsewhere else inside(w)
 
             def function(*operands: Any) -> list[Any]:
                 here = [asked(w) for w in wanted]
@@ -234,3 +234,9 @@ class Choice:
 
         branches = [taken(*each) for each in enumerate(self.programs)]
         return jax.lax.switch(values[0], branches, *values[1:])
+
+
+def _inside(equation: Equation, program: Any) -> Callable[[Atom], Atom]:
+    """Return how what is asked of a call is called in the program inside."""
+    own: dict[Any, Atom] = dict(zip(equation.outputs, program.outputs, strict=True))
+    return lambda w: w.atom if isinstance(w, Inner) else own.get(w, w)

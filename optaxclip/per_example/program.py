@@ -22,6 +22,7 @@ from optaxclip.jaxprs import (
 )
 from optaxclip.per_example.blocks import Block, Live, evaluate_live, repeated
 from optaxclip.per_example.calls import (
+    EFFECTS,
     Atom,
     Choice,
     Equation,
@@ -123,13 +124,12 @@ class Program:
         known: dict[Any, Value] = dict(zip(apart, outputs, strict=True))
         return tuple(known.get(atom, atom) for atom in given)
 
-    def needs(
-        self, wanted: Iterable[Atom]
-    ) -> tuple[list[tuple[Equation, list[Value | Inner]]], set[Value]]:
+    def needs(self, wanted: Iterable[Atom]) -> tuple[Live, set[Value]]:
         """Find the equations that must be evaluated, and all values they read."""
+        wanted = list(wanted)
         read: set[Value] = set()
-        asked: dict[int, list[Value | Inner]] = {}
-        ahead = list(wanted)
+        asked: dict[int, list[Atom]] = {}
+        ahead = wanted.copy()
         while ahead:
             atom = ahead.pop()
             if isinstance(atom, Inner):
@@ -138,23 +138,21 @@ class Program:
                 read.add(atom)
             elif isinstance(atom, Reduced):
                 ahead += atom.atoms
-        live: list[tuple[Equation, list[Value | Inner]]] = []
+        live: Live = []
         for equation in reversed(self.equations):
-            outs = [out for out in equation.outputs if out in read]
+            outs: list[Atom] = [out for out in equation.outputs if out in read]
             outs += asked.get(id(equation), [])
-            if outs or equation.effects:
+            outs += [EFFECTS] if equation.effects and EFFECTS in wanted else []
+            if outs:
                 live.append((equation, outs))
                 inputs = equation.inputs
-                if isinstance(equation.call, Loop) and not equation.effects:
+                if isinstance(equation.call, Loop):
                     inputs = equation.call.inputs_for(equation, outs)
                 read.update(v for v in inputs if isinstance(v, Value))
         return live[::-1], read
 
     def evaluate(self, args: Sequence[Any], wanted: Sequence[Atom]) -> list[Any]:
-        """Evaluate the requested atoms; arguments that they do not need may be None.
-
-        What has an effect, such as a print, is left out if it reads such an argument.
-        """
+        """Evaluate the requested atoms; arguments that they do not need may be None."""
         known: dict[Any, Any] = dict(zip(self.inputs, args, strict=True))
         known |= self.constants
 
@@ -175,22 +173,20 @@ def _read(atom: Atom, known: dict[Any, Any]) -> Any:
 
 
 def _run(live: Live, known: dict[Any, Any]) -> None:
-    """Evaluate equations in order; what is computed from None is None."""
+    """Evaluate equations in order; calls, only as far as needed."""
     for equation, outs in live:
         values = [
             known.get(atom) if isinstance(atom, Value) else _read(atom, known)
             for atom in equation.inputs
         ]
-        call, unknown = equation.call, any(value is None for value in values)
-        inside = any(isinstance(out, Inner) for out in outs)
-        partly = unknown or len(outs) < len(equation.outputs)
-        if call is not None and (inside or (partly and isinstance(call, Loop))):
-            found = call.evaluate(equation, values, outs)
-            known |= zip(outs, found, strict=True)
-        elif unknown:
-            known |= dict.fromkeys(equation.outputs)
-        else:
+        has = {*equation.outputs, *([EFFECTS] if equation.effects else [])}
+        # What is unknown is read by nothing that is asked of a call.
+        whole = has == set(outs) and all(value is not None for value in values)
+        if equation.call is None or whole:
             known |= zip(equation.outputs, equation.run(values), strict=True)
+        else:
+            found = equation.call.evaluate(equation, values, outs)
+            known |= zip(outs, found, strict=True)
 
 
 def _equation(

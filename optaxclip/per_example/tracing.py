@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from optaxclip.jaxprs import TracedProgram, evaluate_precisely
 from optaxclip.leaves import counts
 from optaxclip.per_example.batches import Batch, arrays_of, differing, each_leaf
-from optaxclip.per_example.calls import Atom
+from optaxclip.per_example.calls import EFFECTS, Atom
 from optaxclip.per_example.linear import Linear
 from optaxclip.per_example.origins import Origins
 from optaxclip.per_example.plans import NO_PRODUCT, Plan, plan_leaf, plan_steps
@@ -109,7 +109,7 @@ class Traced:
 
         def of_one(own: Any, *example: Any) -> tuple[list[Any], list[Any]]:
             args = arrays_of((params, *example))
-            found = self.program.evaluate(args, [*known, *alike(own)])
+            *found, _ = self.program.evaluate(args, [*known, *alike(own), EFFECTS])
             found = [jnp.asarray(x) for x in found]
             return found[: len(known)], found[len(known) :]
 
