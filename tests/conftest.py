@@ -10,15 +10,12 @@ import os
 import re
 import signal
 
-# Workers as many as cores are enough; with threads of their own, they would only wait
-# for each other. So XLA compiles each program in one part, not in several at a time.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_cpu_parallel_codegen_split_count=1",
-    ]
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+# Workers as many as cores are enough; with threads of their own, they would only wait
+# for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax

@@ -8,6 +8,7 @@ import jax
 # XLA's own passes stay as they are; LLVM optimizes nothing.
 QUICKLY = {
     "xla_backend_optimization_level": 0,
+    "xla_cpu_parallel_codegen_split_count": 1,
     "xla_llvm_disable_expensive_passes": True,
 }
 
