@@ -1,14 +1,21 @@
 """Losses that rematerialize in a scan: clipped in two passes, whatever is in them."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from per_example import clipped_mean, distance, norms_of, random, stacked_gradients
+from per_example import (
+    clipped_mean,
+    distance,
+    norms_of,
+    random,
+    stacked_gradients,
+    temporary_memory,
+)
+from quickly import jit_quickly
 
 import optaxclip
 from optaxclip.per_example import program
@@ -113,7 +120,7 @@ def test_values_are_those_of_every_example_clipped(loss):
     gradients = stacked_gradients(loss, PARAMS, (INPUTS,))
     norms = norms_of(gradients)
     limit = float(np.median(norms))
-    gradient = jax.jit(optaxclip.clipped_value_and_grad(loss, limit))
+    gradient = jit_quickly(optaxclip.clipped_value_and_grad(loss, limit))
     examples, grads = gradient(PARAMS, INPUTS)
     np.testing.assert_allclose(examples.norm, norms, rtol=1e-5)
     assert distance(grads, clipped_mean(gradients, limit)) < 1e-5
@@ -135,7 +142,7 @@ def test_each_leaf_may_have_a_limit_of_its_own(broken):
     norms = [norms_of([g]) for g in gradients]
     limits = [float(np.median(n)) for n in norms]
     given = jax.tree.unflatten(jax.tree.structure(PARAMS), limits)
-    grads = jax.jit(optaxclip.clipped_grad(penalized, given))(PARAMS, x)
+    grads = jit_quickly(optaxclip.clipped_grad(penalized, given))(PARAMS, x)
     factors = [np.minimum(1, c / n) * good for c, n in zip(limits, norms, strict=True)]
     pairs = zip(factors, gradients, strict=True)
     wanted = [np.einsum("n,n...->...", f, g) / 6 for f, g in pairs]
@@ -155,11 +162,6 @@ def large(dtype, penalty=0.0):
 
 
 MANY = {"layers": {"a": 1.0, "b": 2.0, "bias": 0.3}, "head": 0.5}
-
-
-def temporary(function, *args):
-    compiled: Any = jax.jit(function).lower(*args).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.parametrize(
@@ -182,16 +184,16 @@ def test_memory_is_near_that_of_the_plain_gradient(loss, limits):
     def plain(params, x):
         return jnp.mean(jax.vmap(loss, (None, 0))(params, x))
 
-    clipped = temporary(optaxclip.clipped_grad(loss, limits), params, x)
+    clipped = temporary_memory(optaxclip.clipped_grad(loss, limits), params, x)
     # XLA allocates the inputs of the layers for both passes: 1.8 for very many layers.
-    assert clipped < 1.8 * temporary(jax.grad(plain), params, x)
+    assert clipped < 1.8 * temporary_memory(jax.grad(plain), params, x)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1e-3])
 def test_an_example_moves_layers_in_bfloat16_by_no_more_than_its_limit(penalty):
     loss = large(jnp.bfloat16, penalty)
     gradient = optaxclip.clipped_grad(loss, 0.5, denominator=1, dtype=jnp.float32)
-    step = jax.jit(gradient)
+    step = jit_quickly(gradient)
     for i in range(6):
         grads = step(PARAMS, INPUTS, mask=jnp.arange(6) == i)
         leaves = [np.asarray(g, np.float64) for g in jax.tree.leaves(grads)]
@@ -204,7 +206,7 @@ def test_layers_in_bfloat16_are_as_right_as_those_of_jax():
     limit = float(np.median(norms_of(exact)))
     wanted, loss = clipped_mean(exact, limit), large(jnp.bfloat16)
     rounded = clipped_mean(stacked_gradients(loss, PARAMS, (INPUTS,)), limit)
-    grads = jax.jit(optaxclip.clipped_grad(loss, limit))(PARAMS, INPUTS)
+    grads = jit_quickly(optaxclip.clipped_grad(loss, limit))(PARAMS, INPUTS)
     assert distance(grads, wanted) < 1.2 * distance(rounded, wanted)
 
 
@@ -225,14 +227,14 @@ def test_a_penalty_is_not_added_up_over_a_mesh(loss, check_vma):
         check_vma=check_vma,
     )
     wanted = clipped_mean(gradients, limit)
-    assert distance(jax.jit(step)(PARAMS, INPUTS), wanted) < 1e-5
+    assert distance(jit_quickly(step)(PARAMS, INPUTS), wanted) < 1e-5
 
 
 def test_no_device_gathers_the_batch():
     mesh = jax.make_mesh((2,), ("data",), **MESH)
     x = jax.device_put(INPUTS, NamedSharding(mesh, PartitionSpec("data")))
     params = jax.device_put(PARAMS, NamedSharding(mesh, PartitionSpec()))
-    step = jax.jit(optaxclip.clipped_grad(penalized, 1.0))
+    step = jit_quickly(optaxclip.clipped_grad(penalized, 1.0))
     assert "all-gather" not in str(step.lower(params, x).compile().as_text())
 
 
@@ -263,7 +265,7 @@ def test_blocks_that_repeat_are_traced_once(depth, monkeypatch):
     params, x = list(KERNELS["a"]) * (depth // 2), INPUTS
     params = params[:depth]
     gradient = optaxclip.clipped_grad(loss, 1e30)
-    grads = jax.jit(gradient)(params, x)
+    grads = jit_quickly(gradient)(params, x)
     # The forward pass of each, and the backward pass of one.
     assert counted.count("cos") == 24
     wanted = clipped_mean(stacked_gradients(loss, params, (x,)), 1e30)
@@ -281,5 +283,5 @@ def test_blocks_that_repeat_with_other_numbers_are_others(prevent_cse):
 
     params = list(KERNELS["a"])
     wanted = clipped_mean(stacked_gradients(loss, params, (INPUTS,)), 1e30)
-    grads = jax.jit(optaxclip.clipped_grad(loss, 1e30))(params, INPUTS)
+    grads = jit_quickly(optaxclip.clipped_grad(loss, 1e30))(params, INPUTS)
     assert distance(grads, wanted) < 1e-5
