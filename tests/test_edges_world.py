@@ -186,7 +186,7 @@ def test_a_guard_leaks_no_tracer(guard):
     optimizer = guard(optax.sgd(1.0, momentum=0.9))
     state = optimizer.init(PARAMS)
     with jax.checking_leaks():
-        jax.jit(optimizer.update).lower(UPDATES, state, PARAMS)
+        jax.jit(optimizer.update).trace(UPDATES, state, PARAMS)
 
 
 @every_guard
