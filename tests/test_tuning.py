@@ -490,7 +490,7 @@ def test_what_stands_twice_in_a_chain_is_judged_alike():
 @pytest.mark.parametrize("clip", [optaxclip.clip_global_norm, optaxclip.clip_value])
 def test_under_error_feedback_no_limit_is_suggested_as_the_carry_moves_with_it(clip):
     (words,) = verdict_of(optaxclip.error_feedback(clip(0.5))).values()
-    assert "it hands on in later steps what it cuts off" in words
+    assert "what it cuts off goes into the carry, for later steps" in words
     assert "would have clipped" not in words
     assert "would have clipped" in verdict_of(clip(0.5))[clip.__name__]
 

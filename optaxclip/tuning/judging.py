@@ -136,7 +136,7 @@ def _role(share: float, acting: _Acting, steady: bool) -> str:
     if share <= GUARD:
         return "it guards against rare large ones"
     if acting.carries_over:
-        return "it hands on in later steps what it cuts off"
+        return "what it cuts off goes into the carry, for later steps"
     if share <= _RULE:
         return "it does more than guard against rare large ones"
     left = (acting.after > 0).any(axis=1) & (acting.clipped > 0)
