@@ -168,6 +168,13 @@ def test_kernels_that_a_loop_counts_are_right_if_layers_are_computed_again(kind)
     assert distance(grad, clipped_mean(gradients, limit)) < 1e-5
 
 
+@pytest.mark.parametrize("kind", AGAIN)
+def test_only_the_inputs_of_layers_are_held_if_they_are_computed_again(kind):
+    gradient = optaxclip.clipped_grad(AGAIN[kind], 1.0)
+    program = str(jax.make_jaxpr(gradient)(narrow(KERNELS), narrow(X)))
+    assert program.count(f"f32[{LAYERS},{EXAMPLES},{WIDTH}]") <= 1
+
+
 @pytest.mark.parametrize("kind", ["counter", "counter from 1 on", "checkpoint"])
 def test_kernels_that_a_loop_counts_take_the_memory_of_the_batch_gradient(kind):
     loss = KNOWN[kind]

@@ -19,7 +19,12 @@ from optaxclip.per_example.terms import (
     in_order,
     is_zero,
 )
-from optaxclip.per_example.written import part_written, writes, written
+from optaxclip.per_example.written import (
+    part_written,
+    place_of_part,
+    writes,
+    written,
+)
 
 Seen = tuple[Term, bool]  # A term, and whether it is stacked.
 Stacked = tuple[Atom, bool]
@@ -33,15 +38,7 @@ def out_of_loop(
     known: Known,
 ) -> list[Term | None]:
     """Convert the terms of a scan's results, given those of what it starts with."""
-
-    def outside(atom: Atom) -> Stacked:
-        if atom not in known:
-            return loop.outside(equation, atom)
-        value, stacked = known[atom], len(known[atom]) != 1
-        value = value if stacked else value[0]
-        return Fixed(jax.ShapeDtypeStruct(value.shape, value.dtype), value), stacked
-
-    axis = Axis(loop.length)
+    axis, outside = Axis(loop.length), _outside(equation, loop, known)
     found: list[Term | None] = []
     for i, term in enumerate(terms):
         if i >= loop.carried:
@@ -52,15 +49,61 @@ def out_of_loop(
     return found
 
 
-def _summed(
-    term: Term, carry: Atom, start: Term, axis: Axis, outside: Callable
-) -> Term | None:
-    """Convert a sum that grows from step to step."""
-    parts = list(term.operands) if isinstance(term, Sum) else [term]
+def rows_of_tables(
+    equation: Equation,
+    loop: Loop,
+    terms: Sequence[Term],
+    start: Sequence[Term],
+    known: Known,
+) -> dict[int, tuple[Inner, Term, Made]]:
+    """Find the results that are tables, of which each step writes a part.
+
+    Returns:
+      For the index of a result: its parts as a loop would stack them, the term of a
+      part inside of the loop, and how the table is made of the parts.
+    """
+    outside, found = _outside(equation, loop, known), {}
+    for i, carry in enumerate(loop.carries):
+        made = _grown(terms[i], carry) or ()
+        if len(made) != 1 or not writes(made[0]) or not is_zero(start[i]):
+            continue
+        part = made[0].equation.inputs[place_of_part(made[0])]
+        shape = (loop.length, *part.aval.shape)
+        rows = Inner(equation, part, jax.ShapeDtypeStruct(shape, part.aval.dtype))
+        table = written(made[0], Given(rows), loop.length, outside)
+        if table is not None:
+            found[i] = rows, part_written(made[0]), table
+    return found
+
+
+def _outside(equation: Equation, loop: Loop, known: Known) -> Callable[[Atom], Stacked]:
+    def outside(atom: Atom) -> Stacked:
+        if atom not in known:
+            return loop.outside(equation, atom)
+        value, stacked = known[atom], len(known[atom]) != 1
+        value = value if stacked else value[0]
+        return Fixed(jax.ShapeDtypeStruct(value.shape, value.dtype), value), stacked
+
+    return outside
+
+
+def _grown(term: Term, carry: Atom) -> list[Term] | None:
+    """Return what a step adds to a sum that the loop carries."""
+    parts: list[Term] = list(term.operands) if isinstance(term, Sum) else [term]
     mine = [p for p in parts if isinstance(p, Given) and p.carried and p.atom is carry]
     if len(mine) != 1:
         return None
     parts.remove(mine[0])
+    return parts
+
+
+def _summed(
+    term: Term, carry: Atom, start: Term, axis: Axis, outside: Callable
+) -> Term | None:
+    """Convert a sum that grows from step to step."""
+    parts = _grown(term, carry)
+    if parts is None:
+        return None
     found: list[Term] = [start]
     for part in parts:
         seen = _seen(part, axis, outside, stack=False)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from optaxclip.per_example.calls import Atom, Choice, Equation, Fixed, Loop, Value
 from optaxclip.per_example.counters import known_inside, known_of
-from optaxclip.per_example.loops import out_of_branches, out_of_loop
+from optaxclip.per_example.loops import out_of_branches, out_of_loop, rows_of_tables
 from optaxclip.per_example.program import Program
 from optaxclip.per_example.rules import RULES, is_float, is_linear, is_literal_zero
 from optaxclip.per_example.terms import (
@@ -191,6 +191,10 @@ class Origins:
             self.inside[out] = equation, atom, term
             self.stacked[out] = Given(out)
         known = known_inside(equation, loop, self._known)
+        tables = rows_of_tables(equation, loop, terms, start, known)
+        for i, (rows, part, table) in tables.items():
+            self.inside[rows] = equation, rows.atom, part
+            self.stacked[equation.outputs[i]] = table
         return out_of_loop(equation, loop, terms, start, known)
 
     def _of_choice(

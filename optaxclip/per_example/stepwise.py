@@ -85,8 +85,8 @@ class Step:
         shared: Sequence[Atom],
         along: tuple[Array, ...],
     ) -> Inner:
-        def run(*values: Array) -> Array:
-            arrays = [jnp.asarray(x) for x in values]
+        def run(*values: Any) -> Array:
+            arrays = [jnp.asarray(x) for x in values]  # Literals are no arrays yet.
             return of_one(arrays[: len(own)], arrays[len(own) :])
 
         return Inner(self.loop, Reduced((*own, *shared), run, along=along), None)
@@ -103,14 +103,14 @@ def _for_all(
 
     @one.def_vmap
     def _(
-        size: int, batched: Any, own: list[Array], alike: list[Array]
+        size: int, batched: Any, own: list[Array], alike: list[Any]
     ) -> tuple[Array, bool]:
         own = [
             x if has_axis else jnp.broadcast_to(x, (size, *x.shape))
             for x, has_axis in zip(own, batched[0], strict=True)
         ]
         pairs = zip(alike, batched[1], strict=True)
-        alike = [x[0] if has_axis else x for x, has_axis in pairs]
+        alike = [jnp.asarray(x[0] if has_axis else x) for x, has_axis in pairs]
         return of_all(own, alike), by_example
 
     return one

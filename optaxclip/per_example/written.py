@@ -33,7 +33,12 @@ def writes(term: Term) -> TypeGuard[Made]:
 
 def part_written(made: Made) -> Term:
     """Return what is written."""
-    return made.operands[1 if made.equation.name == _SLICE else 2]
+    return made.operands[place_of_part(made)]
+
+
+def place_of_part(made: Made) -> int:
+    """Return which operand is written."""
+    return 1 if made.equation.name == _SLICE else 2
 
 
 def written(
