@@ -354,6 +354,10 @@ CASES = {
     ),
     "better": (told(USUAL, 0.5), ["A limit of 1.9 would", "look again"]),
     "zero": (told(USUAL, 0.0), ["a limit of 0 stops all learning"]),
+    "dropped": (
+        told(USUAL, 0.1, after=np.zeros(100)),
+        ["Nothing is left of any update: all were above its limit."],
+    ),
     "warm-up": (
         told(USUAL[::-1], np.where(np.arange(100) < 50, np.inf, 1.4)),
         ["no limit in the first 50 steps", "20% of the steps: it guards"],
@@ -437,6 +441,13 @@ def test_steps_that_a_guard_skipped_do_not_speak_for_the_limit():
     words = verdict(history)
     assert words["clip"].startswith("It never acts")
     assert "from step 0 on; they were left out" in words["skip_above"]
+
+
+def test_of_a_limit_whose_steps_were_all_skipped_nothing_is_said():
+    history = told(USUAL, 1.5).columns | {"skip_above/skipped": np.ones(100, int)}
+    assert verdict(History.from_scan(history))["clip"] == (
+        "There is no step to judge by: all were skipped, or not finite."
+    )
 
 
 def test_a_guard_with_norms_is_judged_by_what_it_skipped():
@@ -525,6 +536,13 @@ def test_a_sweep_is_what_a_loop_over_limits_and_seeds_gives(chunk):
     assert (swept.best, swept.warnings) == (1.0, ())
 
 
+def test_a_limit_that_is_given_twice_is_tried_once():
+    once = tuning.sweep(u_curve, [0.01, 0.1], 2)
+    twice = tuning.sweep(u_curve, [0.1, 0.01, 0.1], 2)
+    np.testing.assert_array_equal(once.scores, twice.scores)
+    assert once.warnings == twice.warnings != ()
+
+
 def test_a_sweep_compiles_one_program():
     traced = []
 
@@ -591,9 +609,14 @@ def test_the_highest_finite_limit_is_a_warning_and_a_single_one_none():
         ((1.0, [1.0], 2), "train must be a function"),
         (
             (lambda x, key: jnp.ones(3) * x, [1.0], 2),
-            "one number, the score, not an arr",
+            "one real number, the score, not an array of shape",
         ),
-        ((lambda x, key: (x, x), [1.0], 2), "one number, the score, not a tuple"),
+        ((lambda x, key: (x, x), [1.0], 2), "one real number, the score, not a tuple"),
+        (
+            (lambda x, key: jax.lax.complex(x, x), [1.0], 2),
+            "one real number, .* and type complex64",
+        ),
+        ((lambda x, key: x > 1, [1.0], 2), "one real number, .* and type bool"),
         ((u_curve, [], 2), "limits must be a sequence"),
         ((u_curve, 1.0, 2), "limits must be a sequence"),
         ((u_curve, [-1.0], 2), "limits must be at least 0"),

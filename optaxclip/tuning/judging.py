@@ -33,6 +33,8 @@ def clipper_words(track: Track, kept: np.ndarray) -> list[str]:
     before, after, limit, clipped = told
     if before is None or after is None or limit is None or clipped is None:
         return ["Its report lacks norms to judge by."]
+    if not kept.any():
+        return ["There is no step to judge by: all were skipped, or not finite."]
     limited = np.asarray(np.isfinite(limit).any(axis=1))
     if not (kept & limited).any():
         return _unlimited(before[kept])
@@ -58,6 +60,8 @@ def clipper_words(track: Track, kept: np.ndarray) -> list[str]:
 def _plain_case(acting: _Acting) -> str:
     """Say what needs one sentence, if anything."""
     if not acting.after.any() and acting.before.any():
+        if acting.limit.any():
+            return "Nothing is left of any update: all were above its limit."
         if acting.of_params:
             return "Nothing is left of the parameters: a limit of 0 makes them all 0."
         return "Nothing is left of any update: a limit of 0 stops all learning."

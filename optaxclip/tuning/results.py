@@ -15,7 +15,7 @@ class Sweep:
     """The scores of a `sweep`, the lower the better; `print` shows them as a table.
 
     Attributes:
-      limits: the limits, in ascending order.
+      limits: the limits, in ascending order, each once.
       seeds: the seeds.
       scores: limits x seeds; those that are not finite are of runs that diverged.
     """

@@ -57,10 +57,15 @@ def scores_of(
 
 
 def _check_score(scores: Any) -> None:
-    shape = getattr(scores, "shape", None)
-    if shape is None or len(shape) != 1 or not jnp.issubdtype(scores.dtype, jnp.number):
-        what = shown(scores) if shape is None else f"an array of shape {shape[1:]}"
-        raise TypeError(f"train must return one number, the score, not {what}.")
+    if not hasattr(scores, "shape"):
+        what = shown(scores)
+    else:
+        shape, dtype = scores.shape[1:], scores.dtype
+        kinds = jnp.floating, jnp.integer
+        if not shape and any(jnp.issubdtype(dtype, kind) for kind in kinds):
+            return
+        what = f"an array of shape {shape} and type {dtype}"
+    raise TypeError(f"train must return one real number, the score, not {what}.")
 
 
 def _shown(chunks: range, progress: bool) -> Iterator[int]:

@@ -31,8 +31,8 @@ def sweep(
 
     Args:
       train: a whole training run, ``train(limit, key) -> score``, which JAX can trace.
-        The score is one number, the lower the better, such as a loss on held-out data;
-        a run whose score is not finite counts as diverged.
+        The score is one real number, the lower the better, such as a loss on held-out
+        data; a run whose score is not finite counts as diverged.
       limits: the limits, at least 0; infinity trains without clipping.
       seeds: the number of runs for each limit, or the seeds of their keys; the same
         ones for every limit.
@@ -43,8 +43,8 @@ def sweep(
       A `Sweep`, which has all scores and the best limit, and prints as a table.
 
     Raises:
-      TypeError: if `train` does not return one number, or an argument has the wrong
-        type.
+      TypeError: if `train` does not return one real number, or an argument has the
+        wrong type.
       ValueError: if a limit is negative or NaN, or there are none; if the number of
         seeds or `chunk` is below 1.
 
@@ -80,7 +80,7 @@ def sweep(
 
 
 def grid_of(limits: Any) -> np.ndarray:
-    """Return the limits in ascending order."""
+    """Return the limits in ascending order, each once."""
     grid = np.asarray(limits)
     if grid.ndim != 1 or not grid.size:
         raise ValueError(
@@ -88,4 +88,4 @@ def grid_of(limits: Any) -> np.ndarray:
             "[0.1, 0.3, 1.0]."
         )
     check_limit(grid, "limits")
-    return np.sort(grid.astype(np.float64))
+    return np.unique(grid.astype(np.float64))
