@@ -406,3 +406,24 @@ def test_one_pass_as_accelerators_take_it_is_right_at_every_size(order):
     found = jax.vmap(lambda x: optaxclip.tree_norm(x, ord=order))(rows)
     wanted = np.linalg.norm(rows.astype(np.float64), order, axis=1)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_pass_loses_nothing_that_is_not_finite(bad):
+    rows = np.ones((3, 8), np.float32)
+    rows[1, 0] = rows[2, :3] = bad
+
+    @jax.jit
+    @jax.vmap
+    def clipped(x):
+        shrink, found = optaxclip.responses.shrink, []
+        for norm in NORMS.values():
+            clip = optaxclip.clipper(WHOLE, norm, 0.5, shrink)
+            found.append(
+                (optaxclip.tree_norm(x, norm), clip.update(x, clip.init(x))[0])
+            )
+        return found
+
+    for name, (norm, shrunk) in zip(NORMS, clipped(rows), strict=True):
+        assert np.isfinite(norm).tolist() == [True, False, False], name
+        np.testing.assert_array_equal(np.isnan(shrunk).all(axis=1), rows[:, 0] != 1)

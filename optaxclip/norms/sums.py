@@ -93,8 +93,8 @@ class PowerNorm:
         return self._power_of_parts(scaled, x)
 
     def _held_power(self, x: Leaf, scale: Number) -> Number:
-        # Sums at an unsuitable scale are not picked. But their derivative, that of a
-        # square times 0, is only 0 if the number that is squared is finite.
+        # Ordinary numbers overflow when scaled up; that sum is not picked. But its
+        # derivative, that of a square times 0, is only 0 if what is squared is finite.
         def held(part: Number) -> Number:
             return jax.lax.clamp(-largest, part * scale, largest)
 
@@ -130,8 +130,11 @@ class PowerNorm:
         """Sum at all scales, which reads memory only once, and pick one at the end."""
         scales = _Scales.of(groups.dtype, self.order)
         up, down = (
-            functools.partial(self._held_power, scale=jnp.asarray(scale, groups.dtype))
-            for scale in (scales.up, scales.down)
+            functools.partial(power, scale=jnp.asarray(scale, groups.dtype))
+            for power, scale in (
+                (self._held_power, scales.up),
+                (self._scaled_power, scales.down),  # An infinity stays one.
+            )
         )
         sums = groups.sums(self._power, up, down)
         total, scale = map_groups(scales.pick, *sums)
