@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
@@ -18,6 +17,7 @@ from optaxclip.norms import Magnitude, Norm, linf
 from optaxclip.norms.norm import ByNorm, Measure
 from optaxclip.reports import (
     ClipState,
+    check_shapes,
     check_state,
     empty_report,
     next_report,
@@ -192,19 +192,4 @@ class Clip:
             self.known_shapes[seen] = [*shapes, groups.report_shape]
         wanted = self.known_shapes[seen]
         kept = state.threshold, state.measure, state.report.pre_norm
-        given = [jnp.shape(x) for x in jax.tree.leaves(kept)]
-        if given != wanted:
-            raise ValueError(
-                f"{self.name} was given a state {_difference(given, wanted)}; init it "
-                "with params whose floating-point leaves are those of the updates, and "
-                "with the same options."
-            )
-
-
-def _difference(given: list[Any], wanted: list[Any]) -> str:
-    """Tell how two states differ, in few words however many arrays they have."""
-    if len(given) != len(wanted):
-        arrays = "array" if len(given) == 1 else "arrays"
-        return f"of {len(given)} {arrays}, but the updates need {len(wanted)}"
-    first, other = next(p for p in zip(given, wanted, strict=True) if p[0] != p[1])
-    return f"with shapes {first} where the updates need {other}"
+        check_shapes(self.name, kept, wanted)

@@ -42,8 +42,12 @@ def measuring_dtype(leaves: Iterable[Any]) -> np.dtype:
 
 def as_number(limit: ArrayLike) -> Number:
     """Convert any number to an array of at least float32."""
-    # A Python int may be too large for JAX's integer dtypes.
-    number = jnp.asarray(float(limit) if isinstance(limit, int) else limit)
+    # The host's integers may be too large for JAX's.
+    if isinstance(limit, int | np.integer):
+        limit = float(limit)
+    elif isinstance(limit, np.ndarray) and limit.dtype.kind in "iu":
+        limit = limit.astype(np.float64)
+    number = jnp.asarray(limit)
     if not jnp.issubdtype(number.dtype, jnp.inexact):
         number = number.astype(jnp.float32)
     return widen(number)

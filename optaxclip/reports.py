@@ -158,6 +158,26 @@ def check_state(name: str, state: Any, kind: type = ClipState) -> None:
         )
 
 
+def check_shapes(name: str, state: Any, wanted: list[Any]) -> None:
+    """Reject a state whose arrays do not have these shapes."""
+    given = [jnp.shape(x) for x in jax.tree.leaves(state)]
+    if given != wanted:
+        raise ValueError(
+            f"{name} was given a state {_difference(given, wanted)}; init it with "
+            "params whose floating-point leaves are those of the updates, and with the "
+            "same options."
+        )
+
+
+def _difference(given: list[Any], wanted: list[Any]) -> str:
+    """Tell how two states differ, in few words however many arrays they have."""
+    if len(given) != len(wanted):
+        arrays = "array" if len(given) == 1 else "arrays"
+        return f"of {len(given)} {arrays}, but the updates need {len(wanted)}"
+    first, other = next(p for p in zip(given, wanted, strict=True) if p[0] != p[1])
+    return f"with shapes {first} where the updates need {other}"
+
+
 State = TypeVar("State", bound=tuple)
 
 

@@ -435,6 +435,27 @@ MISTAKES = {
         ValueError,
         "scale_by_stable_adam was given a state .*; init it",
     ),
+    "stable_adam with the state of other shapes": (
+        lambda: oc.scale_by_stable_adam().update(
+            jnp.ones((2, 3)), oc.scale_by_stable_adam().init(jnp.ones(3))
+        ),
+        ValueError,
+        r"state with shapes \(3,\) where the updates need \(2, 3\); init it",
+    ),
+    "skip_spikes with the state of another guard": (
+        lambda: oc.skip_spikes(optax.sgd(1.0)).update(
+            PAIR, oc.skip_nonfinite(optax.sgd(1.0)).init(PAIR)
+        ),
+        TypeError,
+        "skip_spikes needs the state .* not a SkipReport",
+    ),
+    "skip_spikes with the state of another window": (
+        lambda: oc.skip_spikes(optax.sgd(1.0)).update(
+            PAIR, oc.skip_spikes(optax.sgd(1.0), window=64).init(PAIR)
+        ),
+        ValueError,
+        r"shapes \(64,\) where the updates need \(128,\); .* the same options",
+    ),
     "stop_on_streak(state, None)": (
         lambda: oc.stop_on_streak(oc.zero_nonfinite().init(PAIR), None),
         TypeError,

@@ -96,6 +96,30 @@ def test_each_clipper_counts_its_own_steps():
     assert optaxclip.report(state)["clip_global_norm/limit"] == 0.5
 
 
+@pytest.mark.parametrize("limit", [2**32, 2**32 + 1, 2**40])
+def test_integers_that_are_too_large_for_jax_are_the_limits_they_are(limit):
+    big, updates = np.int64(limit), np.array([3.0, -4.0], np.float32)
+    for clip in (
+        optaxclip.clip_global_norm(limit),
+        optaxclip.clip_global_norm(big),
+        optaxclip.clip_global_norm(lambda step: big),
+        optaxclip.clip_value(np.array([big, big])),
+        optaxclip.clip_value(9.0, min_value=-limit),
+        optaxclip.clip_value(9.0, min_value=-big),
+        optaxclip.clip_value(9.0, min_value=lambda step: -big),
+    ):
+        np.testing.assert_array_equal(clipped_once(clip, updates), updates)
+
+
+@pytest.mark.parametrize("least", [np.int8(-128), np.int32(-(2**31))])
+def test_a_smallest_value_may_be_the_least_of_its_type(least):
+    updates = np.array([3.0, -4.0, -1e10], np.float32)
+    for bound in (least, lambda step: least):
+        clip = optaxclip.clip_value(9.0, min_value=bound)
+        wanted = [3.0, -4.0, float(least)]
+        np.testing.assert_array_equal(clipped_once(clip, updates), wanted)
+
+
 def test_schedules_of_optax_are_limits():
     schedule = optax.exponential_decay(2.0, 2, 0.5)
     with jax.numpy_dtype_promotion("standard"):

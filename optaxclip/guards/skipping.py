@@ -15,7 +15,7 @@ from optaxclip.guards.holding import held_if
 from optaxclip.guards.streaks import tally
 from optaxclip.leaves import counts
 from optaxclip.numbers import computed_once
-from optaxclip.reports import check_state, state_type
+from optaxclip.reports import check_shapes, check_state, state_type
 from optaxclip.roles import check_name, check_transformation
 from optaxclip.updates import check_updates
 
@@ -86,6 +86,7 @@ def skipping(
     ) -> tuple[PyTree, SkipState]:
         check_updates(name, updates)
         check_state(name, state, SkipState)
+        _check_own(name, state, jax.eval_shape(judge.init, updates))
         bad, memory, report = judge.judge(
             updates, params, state.memory, state.report, extra
         )
@@ -102,6 +103,13 @@ def skipping(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_own(name: str, state: SkipState, first: tuple[Any, Any]) -> None:
+    """Reject the state of another guard, or of one with other options."""
+    check_state(name, state.report, type(first[1]))
+    wanted = [x.shape for x in jax.tree.leaves(first)]
+    check_shapes(name, (state.memory, state.report), wanted)
 
 
 def _zero_if(bad: Bool[Array, ""], updates: PyTree) -> PyTree:

@@ -19,7 +19,7 @@ from optaxclip.clipper import Clip
 from optaxclip.leaves import AxisName, counted, filled, zeros_for
 from optaxclip.norms.norm import ByNorm, measure
 from optaxclip.numbers import Leaf, Number, modulus, multiply, widest
-from optaxclip.reports import ClipState, check_state
+from optaxclip.reports import ClipState, check_shapes, check_state
 from optaxclip.responses.apply import ByResponse
 from optaxclip.thresholds import Limit, as_threshold
 from optaxclip.thresholds.memory import full, increment
@@ -148,6 +148,8 @@ class _StableAdam:
         check_updates(self.clip.name, updates)
         groups = self.clip.scope.arrange(updates)
         self.clip.check(state.clip, groups)
+        shapes = [leaf.shape for leaf in groups.leaves]
+        check_shapes(self.clip.name, (state.mean, state.rms), shapes + shapes)
         number = jax.tree.map(increment, state.number)
         old = map(jax.tree.leaves, (number, state.mean, state.rms))
         new = [

@@ -211,8 +211,8 @@ def as_interval(
         return above
     if callable(min_value):
         check_schedule(min_value, "min_value")
-        below = as_threshold(lambda step: jnp.negative(min_value(step)))
+        below = as_threshold(lambda step: -as_number(_at(min_value, step)))
     else:
         check_lower(min_value, "min_value")
-        below = as_threshold(jnp.negative(min_value))
+        below = as_threshold(-as_number(min_value))
     return TwoSided(below, above)

@@ -134,7 +134,8 @@ def bound_weights(
 
     Place it last in a chain. Where `clip` changes nothing, the update is bitwise
     unchanged. Elsewhere it is rounded so that ``optax.apply_updates``, in the
-    parameter's dtype, gives no number farther from zero than the clipper's.
+    parameter's dtype, gives no number farther from zero than the clipper's, if any
+    update of its dtype does.
 
     Args:
       clip: any clipper of the library, or a chain of them.
@@ -158,7 +159,8 @@ def bound_weights(
     Note:
       If the dtype of the update cannot represent the step, the parameter becomes
       smaller than necessary: a float16 of 6e4 with a limit of 1 becomes 0, since no
-      float16 update leads from 6e4 to 1. The bound holds.
+      float16 update leads from 6e4 to 1. If none leads to within the bound, as when
+      updates are bfloat16 and a parameter is a float32 of 1001.9, it takes two steps.
     """
     check_transformation(clip, "clip")
     return _of_weights(marked(clip, BoundState), name, _Pair.sum, _Pair.reach)
