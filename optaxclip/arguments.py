@@ -210,6 +210,14 @@ def check_loss(loss: Any) -> None:
         )
 
 
+def check_transform(given: Any) -> None:
+    """Reject anything but None and a function of a gradient."""
+    if not (given is None or callable(given)):
+        raise TypeError(
+            f"pre_clipping_transform must be a function, not {shown(given)}."
+        )
+
+
 def check_label(label: Any) -> None:
     """Reject a label that a dict cannot find, such as a list, an array or NaN."""
     try:

@@ -8,10 +8,13 @@ import numpy as np
 import optax
 import pytest
 from trees import assert_same_bits
+from unchecked import unchecked
 
 import optaxclip
 
 nnx = pytest.importorskip("flax.nnx")
+attention: Any = optaxclip.attention  # of which a type checker would refuse mistakes
+HeadShare = attention.HeadShare
 
 TOKENS = np.random.default_rng(0).normal(size=(2, 5, 6)).astype(np.float32)
 
@@ -231,6 +234,99 @@ def test_what_is_missing_or_does_not_fit_is_named():
     for limit in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="max_logit"):
             optaxclip.attention.qk_clip(limit)
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        (["query"], "dict of tuples of HeadShare.* not a list of 1 leaves; see"),
+        (attention.attention_shares, "function attention_shares; call it"),
+        ({0: (HeadShare(0.5),)}, "name projections by strings, not 0;"),
+        ({"query": 0.5}, r"shares\['query'\] must be a tuple .*, not 0.5; write"),
+        ({"query": HeadShare(0.5)}, "not an object of type HeadShare; .* the comma"),
+        ({"query": (0.5,)}, "tuple of HeadShare, not a tuple of 1 leaves; write"),
+        ({"query": None}, "tuple of HeadShare, not None; write"),
+    ],
+)
+def test_shares_that_are_no_dict_of_tuples_are_refused_before_any_step(shares, words):
+    with unchecked(), pytest.raises(TypeError, match=words):
+        attention.qk_clip(shares=shares)
+
+
+def test_shares_of_no_projection_are_refused():
+    with pytest.raises(ValueError, match="shares must name a projection"):
+        attention.qk_clip(shares={})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"power": -1.0}, ValueError, "power must be a number of at least 0, not -1.0"),
+        ({"power": float("nan")}, ValueError, "power must be .* not nan"),
+        ({"power": "half"}, TypeError, "power must be .* not 'half'"),
+        ({"power": np.ones(2)}, ValueError, r"power must be .* of shape \(2,\)"),
+        ({"start": -1}, ValueError, "start must be at least 0, not -1; count"),
+        ({"start": None}, TypeError, "start must be a Python int, not None"),
+        ({"stop": -1}, ValueError, "stop must be at least 0, not -1; .* from the end"),
+        ({"stop": 2.5}, TypeError, "stop must be a Python int, not 2.5"),
+        ({"stop": True}, TypeError, "stop must be a Python int, not True"),
+        ({"start": 4, "stop": 2}, ValueError, "start must be at most stop"),
+    ],
+)
+def test_a_share_of_nonsense_is_refused(options, error, words):
+    with unchecked(), pytest.raises(error, match=words):
+        HeadShare(**{"power": 0.5, **options})
+
+
+@pytest.mark.parametrize(
+    ("features", "error", "words"),
+    [
+        (-1, ValueError, "features must be at least 0, not -1"),
+        (2.5, TypeError, "features must be a Python int, not 2.5"),
+        (None, TypeError, "features must be a Python int, not None"),
+    ],
+)
+def test_features_without_position_are_a_count(features, error, words):
+    with unchecked(), pytest.raises(error, match=words):
+        attention.latent_attention_shares("query", "key", features)
+
+
+@pytest.mark.parametrize("share", [HeadShare(0.5, stop=4), HeadShare(0.5, start=4)])
+def test_a_share_of_more_features_than_a_projection_has_is_named(share):
+    params = {"query": projections(2, 3), "key": projections(2, 3, seed=1)}
+    clip = attention.qk_clip(1.0, shares={"query": (HeadShare(0.5), share)})
+    words = r"shares\['query'\] counts 4 features per head, but the projection has 3;"
+    with pytest.raises(ValueError, match=words):
+        stepped(clip, params, np.array([4.0, 1.0], np.float32))
+
+
+@pytest.mark.parametrize("features", [0, 2, 3])
+def test_all_or_none_of_the_features_may_carry_a_position(features):
+    params = {"query": projections(2, 3), "key": projections(2, 3, seed=1)}
+    shares = attention.latent_attention_shares("query", "key", features)
+    after, _ = stepped(
+        attention.qk_clip(1.0, shares=shares), params, np.array([4.0, 1.0], np.float32)
+    )
+    plain = np.arange(3) < features
+    for name, rest in (("query", 0.25), ("key", 1.0)):
+        factors = np.stack([np.where(plain, 0.5, rest), np.ones(3)])
+        wanted = np.asarray(params[name]["kernel"]) * factors
+        np.testing.assert_allclose(after[name]["kernel"], wanted, rtol=1e-6)
+
+
+def test_a_power_may_be_traced_and_a_projection_may_take_no_share():
+    params = {"query": projections(2, 3), "key": projections(2, 3, seed=1)}
+    sizes = np.array([4.0, 1.0], np.float32)
+
+    def tuned(power):
+        shares = {"query": (HeadShare(power),), "key": ()}
+        return stepped(attention.qk_clip(1.0, shares=shares), params, sizes)[0]
+
+    with unchecked():
+        after = jax.jit(tuned)(0.5)
+    wanted = np.asarray(params["query"]["kernel"]) * [[0.5], [1.0]]
+    np.testing.assert_allclose(after["query"]["kernel"], wanted, rtol=1e-6)
+    assert_same_bits(after["key"], params["key"])
 
 
 def test_a_schedule_drives_the_limit_and_the_state_keeps_its_form():

@@ -435,6 +435,18 @@ MISTAKES = {
         ValueError,
         "scale_by_stable_adam was given a state .*; init it",
     ),
+    "pre_clipping_transform=3": (
+        lambda: oc.clipped_grad(dot, 1.0, pre_clipping_transform=3),
+        TypeError,
+        "pre_clipping_transform must be a function, not 3",
+    ),
+    "a transform that returns nothing": (
+        lambda: oc.clipped_grad(dot, 1.0, pre_clipping_transform=lambda g: None)(
+            jnp.ones(2), BATCH
+        ),
+        TypeError,
+        "must return a tree of floating-point arrays, not None",
+    ),
     "stable_adam with the state of other shapes": (
         lambda: oc.scale_by_stable_adam().update(
             jnp.ones((2, 3)), oc.scale_by_stable_adam().init(jnp.ones(3))

@@ -13,7 +13,13 @@ from jaxtyping import Array, PyTree
 
 from optaxclip import scopes
 from optaxclip.arguments import is_real
-from optaxclip.attention.shares import HeadShare, HeadShares, attention_shares
+from optaxclip.attention.shares import (
+    HeadShare,
+    HeadShares,
+    attention_shares,
+    check_inside,
+    check_shares,
+)
 from optaxclip.clipper import clipper
 from optaxclip.groups import PerGroup
 from optaxclip.leaves import counted, counts, filled
@@ -164,6 +170,7 @@ def _rescaled(
             continue
         home, projection = entry
         given = shares[projection]
+        check_inside(projection, given, leaf.shape[-1])
         if home in shared:
             given = tuple(replace(share, power=1.0) for share in given)
         factor = _factor(leaf, given, gammas[home])
@@ -207,9 +214,10 @@ def qk_clip(
       above their limit.
 
     Raises:
-      TypeError: if `max_logit` has the wrong type.
-      ValueError: if `max_logit` is negative or NaN; in the update, if ``params`` or
-        ``max_logits`` are missing or do not match.
+      TypeError: if `max_logit` or `shares` have the wrong type.
+      ValueError: if `max_logit` is negative or NaN, or `shares` is empty; in the
+        update, if ``params`` or ``max_logits`` are missing or do not match, or `shares`
+        count more features than a projection has.
 
     Examples:
       >>> clip = optaxclip.attention.qk_clip(100.0)
@@ -230,9 +238,8 @@ def qk_clip(
       has no effect if queries and keys are normalized. On a mesh, take the maximum over
       all devices. Averaged copies of the parameters are not rescaled.
     """
-    clip = _shrink_logits(
-        as_threshold(max_logit, "max_logit"),
-        attention_shares() if shares is None else shares,
-        name,
-    )
+    threshold = as_threshold(max_logit, "max_logit")
+    shares = attention_shares() if shares is None else shares
+    check_shares(shares)
+    clip = _shrink_logits(threshold, shares, name)
     return bound_weights(clip, name=name)

@@ -9,7 +9,12 @@ from typing import Any
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import PyTree
 
-from optaxclip.arguments import check_denominator, check_dtype, check_loss
+from optaxclip.arguments import (
+    check_denominator,
+    check_dtype,
+    check_loss,
+    check_transform,
+)
 from optaxclip.leaves import AxisName
 from optaxclip.per_example.differentiated import check_argnums, chosen, woven
 from optaxclip.per_example.limits import arrange, check_limits, check_response
@@ -119,9 +124,8 @@ def clipped_value_and_grad(
       are not finite still count in the default one.
       What is held are the inputs and cotangents of all layers, which `microbatch_size`
       bounds; a loss with ``jax.checkpoint`` takes two passes instead, which hold
-      nothing of a layer. Under ``jit`` a
-      multiple of the number of devices leaves all examples where they are on a mesh,
-      whose axes the loss sees as auto.
+      nothing of a layer. Under ``jit`` a multiple of the number of devices leaves all
+      examples where they are on a mesh, whose axes the loss sees as auto.
       The paper's reference code adds 1e-6 to the norm before it divides; this does not.
     """
     check_loss(loss)
@@ -130,6 +134,7 @@ def clipped_value_and_grad(
     check_argnums(argnums)
     check_denominator(denominator)
     check_dtype(dtype)
+    check_transform(pre_clipping_transform)
     of_one = Loss(woven(loss, argnums), has_aux)
 
     def value_and_grad(

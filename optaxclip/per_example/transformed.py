@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 from optaxclip.mesh import vary, varying_axes
 from optaxclip.numbers import measuring_dtype
 from optaxclip.per_example.sums import Examples, Loss, PerExample
+from optaxclip.sentences import shown
 
 Transform = Callable[[PyTree], PyTree]
 
@@ -45,15 +46,24 @@ def transformed(
         )
         return sum(jax.tree.leaves(terms), jnp.zeros((), dtype)), (value, aux)
 
-    over = varying_axes(examples.mask)
-    factors = jax.tree.map(
-        lambda g: vary(jnp.zeros(g.shape, g.dtype), over),
-        jax.eval_shape(transform, examples.params),
-    )
+    over, shapes = varying_axes(examples.mask), _shapes(transform, examples.params)
+    factors = jax.tree.map(lambda g: vary(jnp.zeros(g.shape, g.dtype), over), shapes)
     axes, batch = (None, *examples.in_axes), (examples.params, *examples.batch)
     return Loss(product, True), examples._replace(
         params=factors, in_axes=axes, batch=batch
     )
+
+
+def _shapes(transform: Transform, params: PyTree) -> PyTree:
+    """Return what is transformed, without its numbers."""
+    found = jax.eval_shape(transform, params)
+    leaves = jax.tree.leaves(found)
+    if not leaves or not all(jnp.issubdtype(x.dtype, jnp.inexact) for x in leaves):
+        raise TypeError(
+            "pre_clipping_transform must return a tree of floating-point arrays, not "
+            f"{shown(found)}."
+        )
+    return found
 
 
 def told_before(told: PerExample) -> PerExample:
