@@ -2,6 +2,7 @@
 
 import inspect
 import reprlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,7 +23,8 @@ def shown(given: Any) -> str:
         return f"the function {name}"
     if isinstance(given, str | bytes | int | float | complex | np.generic | None):
         return _SHORT.repr(given)
-    leaves = jax.tree.leaves(given)
+    # JAX warns of an iterator among leaves, unless it is told to take it for one.
+    leaves = jax.tree.leaves(given, is_leaf=lambda x: isinstance(x, Iterator))
     if len(leaves) == 1 and leaves[0] is given:
         return f"an object of type {name}"
     return f"a {name} of {len(leaves)} leaves"

@@ -12,6 +12,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from unchecked import unchecked
 
 from optaxclip import plotting, tuning
 from optaxclip.tuning import History, Sweep
@@ -258,3 +259,17 @@ def test_matplotlib_is_asked_for_in_one_sentence_and_pyplot_not_at_all(tmp_path)
 def test_what_cannot_be_drawn_is_refused(draw, complaint):
     with pytest.raises(ValueError, match=complaint):
         draw()
+
+
+@pytest.mark.parametrize("given", [None, {"a": 1}, [1.0]])
+@pytest.mark.parametrize(
+    ("draw", "wanted"),
+    [
+        (plotting.plot_history, "history must be a History"),
+        (plotting.plot_groups, "history must be a History"),
+        (plotting.plot_sweep, "sweep must be a Sweep"),
+    ],
+)
+def test_what_is_no_history_or_sweep_is_refused_by_name(draw, wanted, given):
+    with unchecked(), pytest.raises(TypeError, match=f"{wanted}, not (None|a )"):
+        draw(given)

@@ -196,6 +196,14 @@ def test_what_is_no_report_or_another_one_is_refused(report, complaint):
         history.append(report)
 
 
+@pytest.mark.parametrize("key", [1, None, ("a", "b")])
+def test_keys_that_are_not_strings_are_refused_at_once(key):
+    with unchecked(), pytest.raises(TypeError, match="strings as keys, not .*; name"):
+        History().append({key: 2.0})
+    with unchecked(), pytest.raises(TypeError, match="strings as keys, not .*; name"):
+        History.from_scan({key: np.ones(2)})
+
+
 def test_under_jit_a_history_says_what_to_do_instead():
     with pytest.raises(TypeError, match="append it outside"):
         jax.jit(lambda x: History().append({"a/norm": x}))(1.0)
@@ -234,6 +242,36 @@ def test_a_summary_has_each_group_and_shows_the_most_clipped():
 def test_since_a_step_that_there_is_not_is_refused(since):
     with pytest.raises(ValueError, match="below the number of steps, 5"):
         told(np.ones(5), 1.0).summary(since)
+
+
+@pytest.mark.parametrize("since", [1.5, "a", None, True])
+@pytest.mark.parametrize("look", [History.summary, verdict])
+def test_since_what_is_no_number_of_steps_is_refused(look, since):
+    with unchecked(), pytest.raises(TypeError, match=f"an int, not {since!r}; give"):
+        look(told(np.ones(5), 1.0), since=since)
+    with unchecked():
+        assert look(told(np.ones(5), 1.0), since=np.int64(2))
+
+
+def steps_of_nothing():
+    """A generator, of which JAX warns among leaves."""
+    yield {}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (None, "None"),
+        ({"a": 1}, "a dict of 1 leaves"),
+        ([{}], "a list of 0 leaves"),
+        (steps_of_nothing(), "an object of type steps_of_nothing"),
+        ([steps_of_nothing()], "a list of 1 leaves"),
+    ],
+)
+def test_a_verdict_on_what_is_no_history_is_refused(given, shown):
+    with unchecked(), pytest.raises(TypeError, match=f"a History, not {shown}; coll"):
+        verdict(given)
 
 
 def test_an_empty_history_prints():
@@ -329,6 +367,7 @@ def test_a_history_gives_the_norms_of_its_only_clipper(history):
         ([], 0.1, "one number a step"),
         (1.0, 0.1, "one number a step"),
         (np.ones((1, 1, 1)), 0.1, "one number a step"),
+        ([[1.0, 2.0], [3.0]], 0.1, "3 leaves in rows of several lengths; give rows"),
         ([1.0], 10, "below 1"),
         ([1.0], -0.1, "at least 0"),
     ],
@@ -384,11 +423,11 @@ CASES = {
     ),
     "soft": (told(USUAL, 1.9, after=0.9 * USUAL), ["a soft curve"]),
     "numbers": (
-        told(np.full(100, 3.0), 1.0, np.full(100, 0.02)),
+        told(1.5 * USUAL, 1.0, np.full(100, 0.02)),
         [
             "2% of the numbers or units",
             "all the steps: it does more",
-            "3 times as high",
+            "2.85 times as high would have clipped something in 10% of the steps",
         ],
     ),
     "diverged": (
@@ -461,10 +500,10 @@ def test_a_guard_with_norms_is_judged_by_what_it_skipped():
         assert said in verdict(History.from_scan(fields))["skip_above"]
 
 
-def verdict_of(transformation):
-    """What is said after two steps."""
+def verdict_of(transformation, sizes=(1.0, 2.0)):
+    """What is said after some steps."""
     history = History()
-    for report in reports_of(transformation, (1.0, 2.0)):
+    for report in reports_of(transformation, sizes):
         history.append(report)
     return verdict(history)
 
@@ -500,10 +539,50 @@ def test_what_stands_twice_in_a_chain_is_judged_alike():
 
 @pytest.mark.parametrize("clip", [optaxclip.clip_global_norm, optaxclip.clip_value])
 def test_under_error_feedback_no_limit_is_suggested_as_the_carry_moves_with_it(clip):
-    (words,) = verdict_of(optaxclip.error_feedback(clip(0.5))).values()
+    sizes = tuple(range(1, 11))
+    (words,) = verdict_of(optaxclip.error_feedback(clip(0.5)), sizes).values()
     assert "what it cuts off goes into the carry, for later steps" in words
     assert "would have clipped" not in words
-    assert "would have clipped" in verdict_of(clip(0.5))[clip.__name__]
+    assert "would have clipped" in verdict_of(clip(0.5), sizes)[clip.__name__]
+
+
+@pytest.mark.parametrize(
+    ("norms", "limit", "better"),
+    [
+        ([1] * 50 + [5] * 50, 0.5, ""),
+        ([2, 2, 2, 8], 0.5, ""),
+        ([1, 2, 3, 4], 0.5, ""),
+        ([4] * 20, np.inf, ""),
+        ([0] * 10, np.inf, ""),
+        ([1] * 15 + [7], 0.5, "A limit of 1 would have clipped 6.25% of the steps."),
+        ([1.1] * 15 + [7], np.inf, "A limit of 1.1 would clip 6.25% of the steps."),
+        (range(1, 20), 0.5, "A limit of 18 would have clipped 5.26% of the steps."),
+        (np.arange(1000, 1001, 0.1), 0.5, "1000.8 would have clipped 10% of the"),
+    ],
+)
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_a_better_limit_is_told_with_what_it_clips_or_not_at_all(
+    norms, limit, better, kind
+):
+    words = verdict(told(np.array(norms, kind), limit))["clip"]
+    assert better in words
+    assert bool(better) == ("A limit of" in words) == ("look again" in words)
+
+
+@pytest.mark.parametrize(
+    ("norms", "said"),
+    [
+        ([1] * 50 + [5] * 50, "50% of the norms were above 1, and none above 5."),
+        ([2, 2, 2, 8], "25% of the norms were above 2, and none above 8."),
+        ([np.nan, 4, 4], "none of the norms were above 4."),
+        ([0, 0], "all norms were 0."),
+        ([1] * 10 + [2] * 9, "47.4% of the norms were above 1, and none above 2."),
+        (USUAL, "50% of the norms were above 1.495, and 10% above 1.9."),
+    ],
+)
+def test_what_norms_are_typical_is_true_of_ties_and_few_steps(norms, said):
+    watched = History.from_scan({"watch/norm": np.array(norms, float)})
+    assert said in verdict(watched)["watch"]
 
 
 def test_verdicts_begin_where_they_are_told_to():

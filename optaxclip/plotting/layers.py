@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from optaxclip.plotting.canvas import axes_for, count_steps, head
 from optaxclip.tuning import History
-from optaxclip.tuning.columns import later
+from optaxclip.tuning.checks import columns_from
 from optaxclip.tuning.tables import number
 from optaxclip.tuning.tracks import Track, the_track
 
@@ -39,6 +39,7 @@ def plot_groups(
       The axes; ``ax.figure.savefig("groups.png")`` saves a new figure.
 
     Raises:
+      TypeError: if `history` is not a `History`, or `since` not an int.
       ValueError: if the history has no norms before and after clipping under that name,
         or has several names and none is given.
 
@@ -54,7 +55,7 @@ def plot_groups(
       >>> print(ax.get_title(loc="left"))
       clip_tensor_norm: b is clipped most, in 50% of 2 steps
     """
-    name, track = the_track(later(history.columns, since), name)
+    name, track = the_track(columns_from(history, since), name)
     cut = _cut(name, track)
     steps, groups = cut.shape
     ax = axes_for(ax)

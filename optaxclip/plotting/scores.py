@@ -18,6 +18,7 @@ from optaxclip.plotting.canvas import (
     spans_decades,
 )
 from optaxclip.tuning import Sweep
+from optaxclip.tuning.checks import check_sweep
 from optaxclip.tuning.tables import number
 
 
@@ -34,6 +35,9 @@ def plot_sweep(sweep: Sweep, *, ax: Axes | None = None) -> Axes:
     Returns:
       The axes; ``ax.figure.savefig("sweep.png")`` saves a new figure.
 
+    Raises:
+      TypeError: if `sweep` is not a `Sweep`.
+
     Examples:
       >>> import optaxclip.plotting
       >>> train = lambda limit, key: jnp.log(limit) ** 2 + jax.random.uniform(key)
@@ -42,6 +46,7 @@ def plot_sweep(sweep: Sweep, *, ax: Axes | None = None) -> Axes:
       >>> print(ax.get_title(loc="left"))
       Best limit 1: median score 0.641 of 3 runs
     """
+    check_sweep(sweep)
     ax = axes_for(ax)
     places = _place_limits(ax, sweep.limits)
     if np.isfinite(sweep.scores).any():

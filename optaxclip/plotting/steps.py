@@ -17,7 +17,7 @@ from optaxclip.plotting.canvas import (
     spans_decades,
 )
 from optaxclip.tuning import History
-from optaxclip.tuning.columns import later
+from optaxclip.tuning.checks import columns_from
 from optaxclip.tuning.tables import number
 from optaxclip.tuning.tracks import Track, left_out, the_track, tracks_of
 
@@ -47,6 +47,7 @@ def plot_history(
       The axes; ``ax.figure.savefig("history.png")`` saves a new figure.
 
     Raises:
+      TypeError: if `history` is not a `History`, or `since` not an int.
       ValueError: if the history has no norms under that name, or has several names and
         none is given.
 
@@ -61,7 +62,7 @@ def plot_history(
       >>> print(ax.get_title(loc="left"))
       clip_global_norm: 25% of 4 steps clipped
     """
-    columns = later(history.columns, since)
+    columns = columns_from(history, since)
     name, track = the_track(columns, name)
     ax = axes_for(ax)
     steps = since + np.arange(len(track.broken))

@@ -1,10 +1,13 @@
 """The columns of a history: which clipper, field and group each key stands for."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jax.core import Tracer
 
+from optaxclip.arguments import is_real, is_static_int
 from optaxclip.reports import BoundState, CarryState, LengthState, SphereState
+from optaxclip.sentences import shown
 
 Columns = dict[str, np.ndarray]
 
@@ -45,8 +48,32 @@ def heading_of(key: str) -> Heading:
     )
 
 
-def later(columns: Columns, since: int) -> Columns:
+def check_entry(key: Any, value: Any) -> None:
+    """Reject what no column can be made of."""
+    if not isinstance(key, str):
+        raise TypeError(
+            f"report must have strings as keys, not {shown(key)}; name each number, "
+            "such as 'loss'."
+        )
+    if isinstance(value, Tracer):
+        raise TypeError(
+            "report must hold numbers that are known, and is traced; return it from "
+            "the transformed function, and append it outside."
+        )
+    is_flag = getattr(value, "dtype", None) == np.dtype(bool)
+    if not (is_flag or isinstance(value, bool) or is_real(value)):
+        raise TypeError(
+            f"report must hold numbers and arrays, not {shown(value)} at {key}."
+        )
+
+
+def later(columns: Columns, since: Any) -> Columns:
     """Return the steps from `since` on."""
+    if not is_static_int(since):
+        raise TypeError(
+            f"since must be an int, not {shown(since)}; give the number of steps to "
+            "leave out."
+        )
     steps = len(next(iter(columns.values()), ()))
     if not 0 <= since < max(1, steps):
         raise ValueError(

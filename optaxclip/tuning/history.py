@@ -10,11 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from optaxclip.arguments import is_real
 from optaxclip.sentences import shown
-from optaxclip.tuning.columns import Columns, fields_of, groups_of, later, names_in
+from optaxclip.tuning.columns import (
+    Columns,
+    check_entry,
+    fields_of,
+    groups_of,
+    later,
+    names_in,
+)
 from optaxclip.tuning.lines import read_lines, write_lines
 from optaxclip.tuning.totals import Totals, summarize
 
@@ -65,7 +70,8 @@ class History:
           report: what `optaxclip.report` returned, outside of ``jax.jit``.
 
         Raises:
-          TypeError: if the report is not a dict of numbers and arrays, or is traced.
+          TypeError: if the report is not a dict of numbers and arrays under strings,
+            or is traced.
           ValueError: if the report is empty, or not like those before.
         """
         self._check(report, np.shape)
@@ -83,7 +89,7 @@ class History:
           stacked: a report whose arrays have a leading axis of steps.
 
         Raises:
-          TypeError: if the report is not a dict of arrays, or is traced.
+          TypeError: if the report is not a dict of arrays under strings, or is traced.
           ValueError: if an array lacks the axis, or has another number of steps.
 
         Examples:
@@ -151,16 +157,7 @@ class History:
                 f"report must be what optaxclip.report returned, not {shown(report)}."
             )
         for key, value in report.items():
-            if isinstance(value, Tracer):
-                raise TypeError(
-                    "report must hold numbers that are known, and is traced; return it "
-                    "from the transformed function, and append it outside."
-                )
-            is_flag = getattr(value, "dtype", None) == np.dtype(bool)
-            if not (is_flag or isinstance(value, bool) or is_real(value)):
-                raise TypeError(
-                    f"report must hold numbers and arrays, not {shown(value)} at {key}."
-                )
+            check_entry(key, value)
         shapes = {key: shape_of(value) for key, value in report.items()}
         if not shapes:
             raise ValueError(
@@ -229,6 +226,7 @@ class History:
           the median limit; `print` shows a table.
 
         Raises:
+          TypeError: if `since` is not an int.
           ValueError: if there is no step from `since` on.
         """
         return summarize(later(self.columns, since))

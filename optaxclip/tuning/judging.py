@@ -7,10 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from optaxclip.reports import BoundState, CarryState
+from optaxclip.tuning.limits import told_limit
 from optaxclip.tuning.tables import number, share_of, typical
 from optaxclip.tuning.tracks import Track, above
 
 GUARD = 0.3  # the largest share of the steps that counts as rare
+_TENTH = 0.1  # the share that a better limit may clip
 _RULE = 0.5  # the share from which on a limit is the rule, not an exception
 _SAME = 1e-3  # a relative difference that does not count
 _LOOK_AGAIN = "Norms move when the limit does, so look again after a change."
@@ -84,10 +86,11 @@ def _excess(acting: _Acting) -> np.ndarray:
 def _unlimited(norms: np.ndarray) -> list[str]:
     if norms.shape[1] > 1:
         return ["Its limits are infinite: it never acts. suggest_limit gives others."]
-    return [
-        f"Its limit is infinite: it never acts. Here {typical(norms)}; the latter "
-        f"would clip 10% of the steps. {_LOOK_AGAIN}"
-    ]
+    said = f"Its limit is infinite: it never acts. Here {typical(norms)}."
+    limit, share = told_limit(norms, _TENTH)
+    if not share:
+        return [said]
+    return [f"{said} A limit of {limit} would clip {share_of(share)}. {_LOOK_AGAIN}"]
 
 
 def _changes(acting: _Acting) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -114,8 +117,8 @@ def _single(acting: _Acting) -> list[str]:
     if steps == share:
         words = [f"It clipped {share_of(share)}: {_role(share, acting, steady)}."]
         words += _lately(acting.clipped, "the steps")
-        better = f"A limit of {number(float(np.quantile(acting.before, 0.9)))}"
-        would = "clipped 10% of the steps"
+        limit, fewer = told_limit(acting.before, _TENTH)
+        better = f"A limit of {limit} would have clipped {share_of(fewer)}"
     else:
         whole = "the numbers or units"
         role = _role(max(share, min(steps, _RULE)), acting, steady)
@@ -124,11 +127,11 @@ def _single(acting: _Acting) -> list[str]:
             f"{share_of(steps)}: {role}."
         ]
         words += _lately(acting.clipped, whole)
-        times = number(float(np.nanquantile(_excess(acting), 0.9)))
-        better = f"A limit {times} times as high"
-        would = "clipped something in 10% of the steps"
-    if steps > GUARD and _better_is_known(acting):
-        words.append(f"{better} would have {would}. {_LOOK_AGAIN}")
+        times, fewer = told_limit(np.nan_to_num(_excess(acting)), _TENTH)
+        better = f"A limit {times} times as high would have clipped something in "
+        better += share_of(fewer)
+    if steps > GUARD and fewer and _better_is_known(acting):
+        words.append(f"{better}. {_LOOK_AGAIN}")
     return words
 
 

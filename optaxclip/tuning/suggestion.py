@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from optaxclip.arguments import check_decay, check_magnitude
 from optaxclip.sentences import shown
 from optaxclip.tuning.history import History
+from optaxclip.tuning.limits import lowest_limit
 from optaxclip.tuning.tracks import candidates, tracks_of
 
 
@@ -49,8 +50,8 @@ def suggest_limit(
     Raises:
       TypeError: if `norms` are not numbers.
       ValueError: if there are no norms above zero, more of them are not finite than may
-        be clipped, a history has several clippers with norms, or an argument is outside
-        of its range.
+        be clipped, a history has several clippers with norms, rows differ in
+        length, or an argument is outside of its range.
 
     Examples:
       >>> norms = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 1e6]
@@ -82,7 +83,13 @@ def norms_of(given: Any) -> np.ndarray:
             )
         given = tracks[found[0]].before
         given = given[:, 0] if np.shape(given)[1:] == (1,) else given
-    norms = np.asarray(given)
+    try:
+        norms = np.asarray(given)
+    except ValueError:  # NumPy's own message tells of its inner axes.
+        raise ValueError(
+            f"norms must be one number a step, or steps x groups, not {shown(given)} "
+            "in rows of several lengths; give rows of the same length."
+        ) from None
     if norms.dtype.kind not in "iuf" and norms.dtype.name != "bfloat16":
         raise TypeError(f"norms must be numbers, not {shown(given)}.")
     check_magnitude(np.min(norms, initial=0.0, where=~np.isnan(norms)), "norms")
@@ -95,15 +102,9 @@ def norms_of(given: Any) -> np.ndarray:
 
 def _limit(norms: np.ndarray, clipped_fraction: float) -> float:
     """Return the limit of one group."""
-    counted = norms[norms != 0]
-    if not counted.size:
-        return math.inf
-    ascending = np.sort(np.where(np.isfinite(counted), counted, np.inf))
-    # A product such as 0.29 * 100 may lie just below the number that it stands for.
-    above = math.floor(clipped_fraction * len(counted) + 1e-9)
-    limit = float(ascending[len(ascending) - 1 - above])
-    if math.isinf(limit):
-        broken = np.mean(~np.isfinite(counted))
+    limit = lowest_limit(norms, clipped_fraction)
+    if math.isinf(limit) and norms.any():
+        broken = np.mean(~np.isfinite(norms[norms != 0]))
         raise ValueError(
             f"norms are not finite in {broken:.1%} of the steps, more than "
             f"clipped_fraction={clipped_fraction:g} allows to be clipped; skip such "

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from optaxclip.tuning.limits import told_limit
+
 
 def number(value: float) -> str:
     """Write a number with three digits; nothing is known of NaN."""
@@ -28,8 +30,13 @@ def typical(norms: np.ndarray) -> str:
     finite = norms[np.isfinite(norms)]
     if not finite.size:
         return "no norm was finite"
-    half, tenth = (number(float(x)) for x in np.quantile(finite, (0.5, 0.9)))
-    return f"half of the norms were above {half}, and a tenth above {tenth}"
+    if not finite.any():
+        return "all norms were 0"
+    (half, most), (tenth, rare) = (told_limit(finite, share) for share in (0.5, 0.1))
+    said = f"{share_of(most, 'the norms')} were above {half}"
+    if tenth == half:
+        return said
+    return f"{said}, and {f'{100 * rare:.3g}%' if rare else 'none'} above {tenth}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

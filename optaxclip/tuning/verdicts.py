@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 
 from optaxclip.reports import LengthState, SphereState
-from optaxclip.tuning.columns import later
+from optaxclip.tuning.checks import columns_from
 from optaxclip.tuning.history import History
 from optaxclip.tuning.judging import GUARD, clipper_words
 from optaxclip.tuning.tables import share_of, typical
@@ -39,8 +39,9 @@ def verdict(history: History, since: int = 0) -> Verdicts:
     before there is a limit, are left out, as are steps that are not finite or that a
     guard skipped. Where limits come and go, as those of `zclip`, a step without one
     counts as not clipped. Of a limit that moves, no better value is told, nor under
-    `error_feedback`, whose carry changes the norms with the limit. Of singular values,
-    all is said of the largest alone.
+    `error_feedback`, whose carry changes the norms with the limit, nor where steps are
+    so few or so alike that what clips at most a tenth of them clips none. Of singular
+    values, all is said of the largest alone.
 
     Norms move when the limit does. So after a change, train again and look again.
 
@@ -53,6 +54,7 @@ def verdict(history: History, since: int = 0) -> Verdicts:
       bounds parameters, or sets the length of each step, is told by its report.
 
     Raises:
+      TypeError: if `history` is not a `History`, or `since` not an int.
       ValueError: if there is no step from `since` on.
 
     Examples:
@@ -69,7 +71,7 @@ def verdict(history: History, since: int = 0) -> Verdicts:
         matters. A limit of 2.8 would have clipped 10% of the steps. Norms move when
         the limit does, so look again after a change.
     """
-    columns = later(history.columns, since)
+    columns = columns_from(history, since)
     tracks = tracks_of(columns)
     skipped = left_out(tracks)
     words = {
