@@ -27,7 +27,8 @@ def shown(given: Any) -> str:
     leaves = jax.tree.leaves(given, is_leaf=lambda x: isinstance(x, Iterator))
     if len(leaves) == 1 and leaves[0] is given:
         return f"an object of type {name}"
-    return f"a {name} of {len(leaves)} leaves"
+    article = "an" if name[0] in "AEIOUaeiou" else "a"
+    return f"{article} {name} of {len(leaves)} leaves"
 
 
 def uncalled(given: Any) -> str:
