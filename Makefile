@@ -58,7 +58,7 @@ clean:
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each extra. It is older than pyproject.toml when that has changed. Python
-# compiles what it imports; pip would compile all there is, for two thirds of the time.
+# compiles what it imports; pip would compile all modules, in two thirds of its time.
 $(INSTALLED)-%: pyproject.toml $(MADE)
 	@echo "Installing optaxclip[$*] into $(VENV); the first time this takes a minute or two."
 	@$(RUN) -m pip install -qq --no-compile --disable-pip-version-check --editable ".[$*]"

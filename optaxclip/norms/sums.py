@@ -129,13 +129,9 @@ class PowerNorm:
     def _in_one_pass(self, groups: Groups) -> Magnitude:
         """Sum at all scales, which reads memory only once, and pick one at the end."""
         scales = _Scales.of(groups.dtype, self.order)
-        up, down = (
-            functools.partial(power, scale=jnp.asarray(scale, groups.dtype))
-            for power, scale in (
-                (self._held_power, scales.up),
-                (self._scaled_power, scales.down),  # An infinity stays one.
-            )
-        )
+        large, small = (jnp.asarray(x, groups.dtype) for x in (scales.up, scales.down))
+        up = functools.partial(self._held_power, scale=large)
+        down = functools.partial(self._scaled_power, scale=small)  # Infinity stays.
         sums = groups.sums(self._power, up, down)
         total, scale = map_groups(scales.pick, *sums)
         return Magnitude(self._roots(groups, total), scale)

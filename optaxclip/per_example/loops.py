@@ -19,12 +19,7 @@ from optaxclip.per_example.terms import (
     in_order,
     is_zero,
 )
-from optaxclip.per_example.written import (
-    part_written,
-    place_of_part,
-    writes,
-    written,
-)
+from optaxclip.per_example.written import part_written, writes, written
 
 Seen = tuple[Term, bool]  # A term, and whether it is stacked.
 Stacked = tuple[Atom, bool]
@@ -64,15 +59,15 @@ def rows_of_tables(
     """
     outside, found = _outside(equation, loop, known), {}
     for i, carry in enumerate(loop.carries):
-        made = _grown(terms[i], carry) or ()
-        if len(made) != 1 or not writes(made[0]) or not is_zero(start[i]):
+        added = _grown(terms[i], carry) or ()
+        if len(added) != 1 or not writes(added[0]) or not is_zero(start[i]):
             continue
-        part = made[0].equation.inputs[place_of_part(made[0])]
+        part, term = part_written(added[0])
         shape = (loop.length, *part.aval.shape)
         rows = Inner(equation, part, jax.ShapeDtypeStruct(shape, part.aval.dtype))
-        table = written(made[0], Given(rows), loop.length, outside)
+        table = written(added[0], Given(rows), loop.length, outside)
         if table is not None:
-            found[i] = rows, part_written(made[0]), table
+            found[i] = rows, term, table
     return found
 
 
@@ -131,7 +126,8 @@ def _seen(term: Term, axis: Axis | None, outside: Callable, stack: bool) -> Seen
 
 def _written(made: Made, axis: Axis, outside: Callable) -> Seen | None:
     """Convert what each step writes at another place, of which the sum is a table."""
-    seen = _seen(part_written(made), axis, outside, stack=True)
+    _, part = part_written(made)
+    seen = _seen(part, axis, outside, stack=True)
     if seen is None or not seen[1]:
         return None
     table = written(made, seen[0], axis.size, outside)

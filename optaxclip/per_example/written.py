@@ -31,14 +31,10 @@ def writes(term: Term) -> TypeGuard[Made]:
     return not term.levels and is_zero(term.operands[0])
 
 
-def part_written(made: Made) -> Term:
-    """Return what is written."""
-    return made.operands[place_of_part(made)]
-
-
-def place_of_part(made: Made) -> int:
-    """Return which operand is written."""
-    return 1 if made.equation.name == _SLICE else 2
+def part_written(made: Made) -> tuple[Atom, Term]:
+    """Return what is written, and its term."""
+    index = 1 if made.equation.name == _SLICE else 2
+    return made.equation.inputs[index], made.operands[index]
 
 
 def written(
